@@ -1,0 +1,1 @@
+"""gateway: a transparent LAN gateway. Netfilter diverts, Python decides, the kernel moves bytes."""

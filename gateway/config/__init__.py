@@ -1,0 +1,1 @@
+"""The configuration file: YAML with positions to validated, immutable models."""

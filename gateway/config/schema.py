@@ -1,0 +1,275 @@
+"""The configuration as immutable models: every key, its type, default and description.
+
+The descriptions are the reference: ``gateway schema`` prints them for editors,
+and the README's table of keys is checked against them.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from gateway.decision import DIRECT, REJECT
+from gateway.marks import DEFAULT_BASE, DEFAULT_TCP_PORT
+
+
+def _as_tuple(value: object) -> object:
+    """A single value where a list is meant is a list of one: ``port: 443``."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return (value,)
+
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+#: Nothing that could be mistaken for an option, a list or a rule of another tool.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")]
+#: IFNAMSIZ of <linux/if.h> is 16 with the final NUL; ``/`` and blanks are not allowed.
+InterfaceName = Annotated[str, Field(pattern=r"^[^\s/:]{1,15}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+PortRange = Annotated[
+    int | str,
+    Field(description="a port (443) or an inclusive range (8000-8999)"),
+]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_as_tuple)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)]
+InterfaceNames = Annotated[tuple[InterfaceName, ...], BeforeValidator(_as_tuple)]
+PortRanges = Annotated[tuple[PortRange, ...], BeforeValidator(_as_tuple)]
+Protocols = Annotated[tuple[Literal["tcp", "udp", "icmp"], ...], BeforeValidator(_as_tuple)]
+#: A CIDR, an address, or the name of a rule set.
+Destinations = Annotated[tuple[Network | Name, ...], BeforeValidator(_as_tuple)]
+Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
+
+
+class Model(BaseModel):
+    """Base: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Lan(Model):
+    """Whose traffic is diverted."""
+
+    interfaces: InterfaceNames = Field(
+        default=(), description="interfaces of this machine that the LAN's hosts are behind"
+    )
+    subnets: dict[Name, Networks] = Field(
+        default_factory=dict,
+        description="names for parts of the LAN, for use in rules; each a list of CIDRs, v4 and v6",
+    )
+    this_machine: bool = Field(
+        default=False, description="also divert what this machine itself originates"
+    )
+    forwarding: bool = Field(
+        default=True,
+        description="turn IP forwarding on while the gateway is up (flows sent direct need it)",
+    )
+
+
+class Inbound(Model):
+    """How traffic is diverted."""
+
+    tcp: Literal["tproxy", "redirect"] = Field(
+        default="tproxy", description="how TCP reaches the listener"
+    )
+    udp: Literal["off"] = Field(
+        default="off", description="UDP is routed as if we were not there, except what rules reject"
+    )
+    icmp: Literal["direct"] = Field(
+        default="direct",
+        description="ICMP is routed as if we were not there, except what rules reject",
+    )
+    port: Port = Field(default=DEFAULT_TCP_PORT, description="port of the TCP listener")
+    backend: Literal["auto", "iptables", "nftables"] = Field(
+        default="auto", description="the firewall that carries our rules"
+    )
+    classify: Literal["listener"] = Field(
+        default="listener", description="where a flow that the kernel cannot decide is decided"
+    )
+    on_failure: Literal["closed", "open"] = Field(
+        default="closed",
+        description=(
+            "when the gateway is dead: `closed` refuses what rules would proxy, `open` routes it on"
+        ),
+    )
+    host_firewall: Literal["allow", "leave"] = Field(
+        default="allow",
+        description=(
+            "`allow` adds one tagged accept rule for diverted packets to this machine's own input"
+            " firewall, where it would drop them; `leave` only reports it (gateway doctor)"
+        ),
+    )
+
+
+class Timeouts(Model):
+    """Bounds on every wait, in seconds."""
+
+    connect: Seconds = Field(
+        default=10, description="TCP connect plus SOCKS handshake with the upstream"
+    )
+    idle: Seconds = Field(default=3600, description="a flow on which no byte moves is closed")
+    half_closed: Seconds = Field(
+        default=300, description="the same, once one side has ended its direction"
+    )
+
+
+class _Egress(Model):
+    """What every outbound that opens sockets has."""
+
+    route: Literal["auto", "mark", "device"] = Field(
+        default="auto",
+        description=(
+            "how its own packets stay out of the diversion: `mark` (fwmark), `device`"
+            " (SO_BINDTODEVICE, needs `interface`); `auto` takes device where `interface` is"
+            " given and the server is not on this machine, mark otherwise"
+        ),
+    )
+    interface: InterfaceName | None = Field(
+        default=None, description="leave by this interface only"
+    )
+
+
+class Socks5Outbound(_Egress):
+    """A SOCKS5 server (RFC 1928), with or without user and password (RFC 1929)."""
+
+    type: Literal["socks5"]
+    server: str = Field(min_length=1, max_length=255, description="address or name of the server")
+    port: Port = Field(default=1080, description="port of the server")
+    username: str | None = Field(
+        default=None, min_length=1, max_length=255, description="RFC 1929 user"
+    )
+    password: SecretStr | None = Field(
+        default=None, description="RFC 1929 password; best by !env NAME or !file PATH"
+    )
+
+
+class DirectOutbound(_Egress):
+    """Straight to the destination, through this machine's own sockets."""
+
+    type: Literal["direct"]
+    source: Address | None = Field(
+        default=None, description="source address to bind; must be one of this machine's"
+    )
+    preserve_source: bool = Field(
+        default=False, description="the server sees the LAN client's own address"
+    )
+
+
+class RejectOutbound(Model):
+    """Refuse the flow."""
+
+    type: Literal["reject"]
+    answer: Literal["tcp-reset", "icmp", "drop"] = Field(
+        default="tcp-reset",
+        description="what the client sees: a TCP reset, an ICMP error, or silence",
+    )
+
+
+Outbound = Annotated[
+    Socks5Outbound | DirectOutbound | RejectOutbound, Field(discriminator="type")
+]
+
+
+class InlineRuleSet(Model):
+    """A rule set written in the configuration itself."""
+
+    type: Literal["inline"]
+    entries: Networks = Field(description="CIDRs and addresses")
+
+
+class FileRuleSet(Model):
+    """A rule set in a file of its own: YAML with `entries:`, or one entry a line."""
+
+    type: Literal["file"]
+    path: str = Field(description="path, relative to the configuration file")
+
+
+RuleSet = Annotated[InlineRuleSet | FileRuleSet, Field(discriminator="type")]
+
+
+class Rule(Model):
+    """One rule: every key must match (AND), every list is OR; the first match wins."""
+
+    subnet: Names = Field(default=(), description="source is in one of these named subnets")
+    source: Networks = Field(default=(), description="source address is in one of these CIDRs")
+    destination: Destinations = Field(
+        default=(), description="destination is in one of these CIDRs or named rule sets"
+    )
+    port: PortRanges = Field(default=(), description="destination port or range")
+    source_port: PortRanges = Field(default=(), description="source port or range")
+    protocol: Protocols = Field(default=(), description="tcp, udp or icmp")
+    interface: InterfaceNames = Field(default=(), description="arrived on one of these interfaces")
+    rule_set: Names = Field(default=(), description="destination is in one of these rule sets")
+    to: Name = Field(description="an outbound's name, `direct` or `reject`")
+
+    @property
+    def is_catch_all(self) -> bool:
+        """Whether the rule matches every flow, so that none below it can fire."""
+        return not (
+            self.subnet
+            or self.source
+            or self.destination
+            or self.port
+            or self.source_port
+            or self.protocol
+            or self.interface
+            or self.rule_set
+        )
+
+
+class MarkSettings(Model):
+    """Which bits of the packet mark are ours."""
+
+    base: Annotated[int, Field(ge=1, le=0x1000_0000)] = Field(
+        default=DEFAULT_BASE,
+        description="lowest bit of the nibble that the gateway may use; a power of two",
+    )
+
+
+class LogSettings(Model):
+    """What is logged, to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="`info` has one line for each flow that ended"
+    )
+    format: Literal["text", "json"] = Field(
+        default="text", description="`text` for people, `json` for log collectors"
+    )
+
+
+class Config(Model):
+    """The whole file."""
+
+    lan: Lan = Field(description="whose traffic is diverted")
+    inbound: Inbound = Field(default_factory=Inbound, description="how traffic is diverted")
+    outbounds: dict[Name, Outbound] = Field(
+        default_factory=dict,
+        description="ways out, by name; `direct` and `reject` exist without being written",
+    )
+    rule_sets: dict[Name, RuleSet] = Field(
+        default_factory=dict, description="named lists of prefixes; shipped ones need no entry"
+    )
+    rules: tuple[Rule, ...] = Field(
+        min_length=1, description="first match wins; the last rule must match everything"
+    )
+    timeouts: Timeouts = Field(default_factory=Timeouts, description="bounds on every wait")
+    marks: MarkSettings = Field(
+        default_factory=MarkSettings, description="which bits of the packet mark are ours"
+    )
+    log: LogSettings = Field(default_factory=LogSettings, description="what is logged")
+
+    def outbound(self, name: str) -> Socks5Outbound | DirectOutbound | RejectOutbound:
+        """The outbound of that name, the two unwritten ones included.
+
+        Raises ``KeyError`` for an unknown name (the loader refuses such a file).
+        """
+        if name in self.outbounds:
+            return self.outbounds[name]
+        if name == DIRECT:
+            return DirectOutbound(type="direct")
+        if name == REJECT:
+            return RejectOutbound(type="reject")
+        raise KeyError(name)

@@ -1,0 +1,1 @@
+"""The control socket: an aiohttp API and its client."""

@@ -1,0 +1,1 @@
+"""Listeners: accept a diverted flow and recover where it was going."""

@@ -1,0 +1,111 @@
+"""Packet marks, policy-routing numbers and tags: every number that others could collide with.
+
+A mark is always a value *and* a mask: other programs (mesh VPNs, containers,
+multi-WAN) own other bits of the same 32, and we never touch theirs. We own one
+nibble; ``base`` is its lowest bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_BASE = 0x0100_0000
+
+#: ip rules we add have priorities in this range, in the order of the ladder below.
+PRIORITY_FIRST = 8800
+PRIORITY_LAST = 8899
+
+#: ``goto`` over the diversion: reverse-path validation looks a client up with the mark of the
+#: packet and ``iif lo``; were it to meet the local default below, every client would be a martian
+#: wherever another program sets ``src_valid_mark`` (Documentation/networking/ip-sysctl.rst).
+PRIORITY_VALIDATE = 8800
+PRIORITY_DIVERT = 8801
+PRIORITY_DIVERT_OWN = 8802
+PRIORITY_NOP = 8809
+
+TABLE_TPROXY = 8801
+TABLE_TUN = 8802
+
+#: ``rtm_protocol`` of every route and rule that is ours (rtnetlink(7)); found again by it alone.
+ROUTE_PROTOCOL = 0x67
+
+NFT_TABLE = "gateway"
+CHAIN_PREFIX = "GATEWAY_"
+SET_PREFIX = "gw_"
+TAG_PREFIX = "gateway:"
+
+DEFAULT_TCP_PORT = 7895
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A mark under a mask, as ``fwmark VALUE/MASK`` of ip-rule(8) means it."""
+
+    value: int
+    mask: int
+
+    def __post_init__(self) -> None:
+        if self.value & ~self.mask:
+            raise ValueError(f"mark {self.value:#x} has bits outside its mask {self.mask:#x}")
+
+    @property
+    def keep(self) -> int:
+        """The bits of a packet's mark that setting this one must leave alone."""
+        return ~self.mask & 0xFFFF_FFFF
+
+    def __str__(self) -> str:
+        return f"{self.value:#010x}/{self.mask:#010x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The values of our nibble; compared under the whole mask, so they never overlap."""
+
+    base: int = DEFAULT_BASE
+
+    def _mark(self, number: int) -> Mark:
+        return Mark(self.base * number, self.mask)
+
+    @property
+    def mask(self) -> int:
+        """The nibble as a mask."""
+        return self.base * 0xF
+
+    @property
+    def divert(self) -> Mark:
+        """LAN packets that go to a listener."""
+        return self._mark(1)
+
+    @property
+    def bypass(self) -> Mark:
+        """Our own sockets: never diverted."""
+        return self._mark(2)
+
+    @property
+    def direct(self) -> Mark:
+        """Connmark of a flow that was decided direct: it stays direct until it ends."""
+        return self._mark(3)
+
+    @property
+    def tun(self) -> Mark:
+        """Packets that go to the TUN."""
+        return self._mark(4)
+
+    @property
+    def divert_own(self) -> Mark:
+        """Packets of this machine that go to a listener (looped over ``lo`` first).
+
+        Apart from ``divert`` because its ip rule has ``iif lo``, which must never
+        match the divert mark (see ``PRIORITY_VALIDATE``).
+        """
+        return self._mark(5)
+
+    @property
+    def refuse(self) -> Mark:
+        """Packets that rules reject with a TCP reset (ICMP where there is no TCP)."""
+        return self._mark(6)
+
+    @property
+    def refuse_icmp(self) -> Mark:
+        """Packets that rules reject with an ICMP error, TCP included."""
+        return self._mark(7)

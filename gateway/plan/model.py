@@ -1,0 +1,310 @@
+"""The kernel state we want, as values. Nothing here knows nft, iptables or netlink.
+
+A ``Plan`` is everything the gateway adds to a machine. Renderers turn it into
+text, backends into kernel objects; both refuse what they cannot say, so the
+vocabulary is small: what each type below means is all that a backend must do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import blake2s
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal
+
+from gateway.marks import TAG_PREFIX, Mark
+
+Network = IPv4Network | IPv6Network
+
+
+class Family(StrEnum):
+    """Address family of a rule, a set or a route."""
+
+    V4 = "ipv4"
+    V6 = "ipv6"
+
+
+class Backend(StrEnum):
+    """The firewall that carries a plan."""
+
+    NFTABLES = "nftables"
+    IPTABLES = "iptables"
+
+
+# --- matches: all of a rule's matches must hold ---------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InInterface:
+    """Arrived on one of these interfaces (never true in an output chain)."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """Layer-4 protocol is one of these: ``tcp``, ``udp``, ``icmp`` (v4 or v6 by family)."""
+
+    protocols: tuple[Literal["tcp", "udp", "icmp"], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Source or destination is in one of these prefixes (all of one family)."""
+
+    side: Literal["source", "destination"]
+    prefixes: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InSet:
+    """Source or destination is in a set of the plan."""
+
+    side: Literal["source", "destination"]
+    name: str
+    negate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Source or destination port is in one of these inclusive ranges; only beside TCP or UDP."""
+
+    side: Literal["source", "destination"]
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MarkIs:
+    """Packet mark (or connmark) equals ``mark.value`` under ``mark.mask``."""
+
+    mark: Mark
+    of: Literal["packet", "connection"] = "packet"
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationType:
+    """Kernel's address type of the destination (``fib daddr type``, ``addrtype``)."""
+
+    types: tuple[Literal["local", "broadcast", "multicast"], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDirection:
+    """The packet runs against the direction that opened its connection (conntrack)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransparentSocket:
+    """An established or listening transparent socket takes this packet (TCP)."""
+
+
+Match = (
+    InInterface
+    | Transport
+    | Addresses
+    | InSet
+    | Ports
+    | MarkIs
+    | DestinationType
+    | ReplyDirection
+    | TransparentSocket
+)
+
+
+# --- verdicts ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Count the packet and go on with the next rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """End this hook for this packet (as far as this table is concerned)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Drop it, silently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Back to the calling chain; from a hooked chain: on, untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """Into another chain, and come back at its end."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goto:
+    """Into another chain, without coming back to this one."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetMark:
+    """Set our bits of the packet mark (or connmark), keep the others, go on."""
+
+    mark: Mark
+    of: Literal["packet", "connection"] = "packet"
+
+
+@dataclass(frozen=True, slots=True)
+class Tproxy:
+    """Hand the packet to the transparent listener of its family (loopback address, ``port``).
+
+    Where no listener is there, the rule does not match (nft) or drops (xt): the rule that
+    follows it must be what ``on_failure`` says.
+    """
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Rewrite the destination to this machine, ``port`` (nat hooks only)."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Refuse with a TCP reset or an ICMP error (forward and output hooks only)."""
+
+    answer: Literal["tcp-reset", "icmp-port-unreachable", "icmp-admin-prohibited"]
+
+
+Verdict = (
+    Count | Accept | Drop | Return | Jump | Goto | SetMark | Tproxy | Redirect | Reject
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NftRule:
+    """One netfilter rule. ``family`` None: both. ``name`` is stable and unique in its chain."""
+
+    name: str
+    verdict: Verdict
+    matches: tuple[Match, ...] = ()
+    family: Family | None = None
+
+    @property
+    def tag(self) -> str:
+        """The comment that marks the rule as ours: its name and a digest of what it says.
+
+        Two rules with the same tag say the same, so an installed ruleset can be
+        compared with a plan by its comments alone, on both backends.
+        """
+        digest = blake2s(
+            repr((self.matches, self.verdict, self.family)).encode(), digest_size=4
+        ).hexdigest()
+        return f"{TAG_PREFIX}{self.name}:{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where a base chain hangs.
+
+    ``table`` is the iptables table; in nftables, ``mangle`` at ``output`` is a
+    ``route`` chain, ``nat`` a ``nat`` chain, all else ``filter``. ``priority`` is
+    nftables' (iptables has fixed ones; our jump stands first in the built-in chain).
+    """
+
+    point: Literal["prerouting", "output", "forward", "input"]
+    table: Literal["mangle", "nat", "filter"]
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain in order. ``name`` is lower case; iptables shows it as ``GATEWAY_<NAME>``.
+
+    A chain without a hook belongs to the table of the chains that jump to it
+    (``table`` says which, for iptables).
+    """
+
+    name: str
+    table: Literal["mangle", "nat", "filter"]
+    rules: tuple[NftRule, ...]
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSet:
+    """A named set of prefixes, ``gw_...``.
+
+    ``timeout_s``: elements expire unless refreshed (the dead-man set); such a set is
+    planned empty, and its elements are kept alive by the running gateway.
+    """
+
+    name: str
+    family: Family
+    elements: tuple[Network, ...]
+    timeout_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IpRule:
+    """A policy-routing rule (ip-rule(8)), tagged with our protocol number."""
+
+    priority: int
+    family: Family
+    action: Literal["lookup", "goto", "nop", "unreachable"]
+    table: int | None = None
+    goto: int | None = None
+    mark: Mark | None = None
+    iif: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route (ip-route(8)), tagged with our protocol number."""
+
+    family: Family
+    kind: Literal["local", "unicast", "unreachable"]
+    destination: Network
+    device: str
+    table: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A kernel setting by its dotted name, and why it is needed."""
+
+    key: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RulePlacement:
+    """Where one rule of the owner is decided, for ``gateway plan``."""
+
+    index: int
+    rule: str
+    place: Literal["kernel", "listener", "both"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All kernel state that is ours."""
+
+    backend: Backend
+    chains: tuple[Chain, ...] = ()
+    sets: tuple[AddressSet, ...] = ()
+    ip_rules: tuple[IpRule, ...] = ()
+    routes: tuple[Route, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+    placements: tuple[RulePlacement, ...] = field(default=(), compare=False)
+
+
+EMPTY = {backend: Plan(backend) for backend in Backend}

@@ -1,0 +1,1 @@
+"""The owner's rules: matchers, rule sets and the first-match engine. Pure."""

@@ -1,0 +1,1 @@
+"""Byte movers between the two legs of a flow."""
