@@ -72,3 +72,5 @@ class UpstreamFailure(StrEnum):
     DENIED = "denied"
     PROTOCOL = "protocol"
     RESET = "reset"
+    RESOURCES = "resources"
+    REJECTED = "rejected"

@@ -54,3 +54,4 @@ class CloseReason(StrEnum):
     NOT_DIVERTED = "not-diverted"
     NO_RESOURCES = "no-resources"
     SHUTDOWN = "shutdown"
+    INTERNAL_ERROR = "internal-error"

@@ -9,38 +9,72 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SecretStr,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
+from gateway.config.scalars import (
+    INTERFACE_PATTERN,
+    NAME_PATTERN,
+    read_address,
+    read_destination,
+    read_network,
+    read_ports,
+)
 from gateway.decision import DIRECT, REJECT
 from gateway.marks import DEFAULT_BASE, DEFAULT_TCP_PORT
 
 
 def _as_tuple(value: object) -> object:
-    """A single value where a list is meant is a list of one: ``port: 443``."""
     if isinstance(value, list | tuple):
         return tuple(value)
     return (value,)
 
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
+class OneOrMore:
+    """A single value where a list is meant is a list of one: ``port: 443``."""
 
-#: Nothing that could be mistaken for an option, a list or a rule of another tool.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$")]
-#: IFNAMSIZ of <linux/if.h> is 16 with the final NUL; ``/`` and blanks are not allowed.
-InterfaceName = Annotated[str, Field(pattern=r"^[^\s/:]{1,15}$")]
+    def __get_pydantic_core_schema__(
+        self, source: type, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Wrap what is not a list."""
+        return core_schema.no_info_before_validator_function(_as_tuple, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, core: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Tell editors that both forms are legal."""
+        array = handler(core)
+        return {"anyOf": [array["items"], array]}
+
+
+Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(read_address)]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(read_network)]
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+InterfaceName = Annotated[str, Field(pattern=INTERFACE_PATTERN)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 PortRange = Annotated[
     int | str,
+    BeforeValidator(read_ports),
     Field(description="a port (443) or an inclusive range (8000-8999)"),
 ]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_as_tuple)]
-Names = Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)]
-InterfaceNames = Annotated[tuple[InterfaceName, ...], BeforeValidator(_as_tuple)]
-PortRanges = Annotated[tuple[PortRange, ...], BeforeValidator(_as_tuple)]
-Protocols = Annotated[tuple[Literal["tcp", "udp", "icmp"], ...], BeforeValidator(_as_tuple)]
 #: A CIDR, an address, or the name of a rule set.
-Destinations = Annotated[tuple[Network | Name, ...], BeforeValidator(_as_tuple)]
+Destination = Annotated[IPv4Network | IPv6Network | Name, BeforeValidator(read_destination)]
+Networks = Annotated[tuple[Network, ...], OneOrMore()]
+Names = Annotated[tuple[Name, ...], OneOrMore()]
+InterfaceNames = Annotated[tuple[InterfaceName, ...], OneOrMore()]
+PortRanges = Annotated[tuple[PortRange, ...], OneOrMore()]
+Protocols = Annotated[tuple[Literal["tcp", "udp", "icmp"], ...], OneOrMore()]
+Destinations = Annotated[tuple[Destination, ...], OneOrMore()]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 
 
@@ -168,9 +202,7 @@ class RejectOutbound(Model):
     )
 
 
-Outbound = Annotated[
-    Socks5Outbound | DirectOutbound | RejectOutbound, Field(discriminator="type")
-]
+Outbound = Annotated[Socks5Outbound | DirectOutbound | RejectOutbound, Field(discriminator="type")]
 
 
 class InlineRuleSet(Model):
@@ -225,7 +257,7 @@ class MarkSettings(Model):
 
     base: Annotated[int, Field(ge=1, le=0x1000_0000)] = Field(
         default=DEFAULT_BASE,
-        description="lowest bit of the nibble that the gateway may use; a power of two",
+        description="lowest of the four bits that are ours (0x01000000); a power of two",
     )
 
 

@@ -13,6 +13,7 @@ from hashlib import blake2s
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
+from gateway.flow import Protocol
 from gateway.marks import TAG_PREFIX, Mark
 
 Network = IPv4Network | IPv6Network
@@ -44,9 +45,9 @@ class InInterface:
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """Layer-4 protocol is one of these: ``tcp``, ``udp``, ``icmp`` (v4 or v6 by family)."""
+    """Layer-4 protocol is one of these; ICMP is that of the packet's family."""
 
-    protocols: tuple[Literal["tcp", "udp", "icmp"], ...]
+    protocols: tuple[Protocol, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,13 @@ class ReplyDirection:
 
 
 @dataclass(frozen=True, slots=True)
+class Untracked:
+    """Conntrack does not follow the packet; among ICMPv6 that is neighbour discovery."""
+
+
+@dataclass(frozen=True, slots=True)
 class TransparentSocket:
-    """An established or listening transparent socket takes this packet (TCP)."""
+    """A transparent socket takes this packet (TCP), other than a wildcard listener."""
 
 
 Match = (
@@ -108,6 +114,7 @@ Match = (
     | MarkIs
     | DestinationType
     | ReplyDirection
+    | Untracked
     | TransparentSocket
 )
 
@@ -182,9 +189,7 @@ class Reject:
     answer: Literal["tcp-reset", "icmp-port-unreachable", "icmp-admin-prohibited"]
 
 
-Verdict = (
-    Count | Accept | Drop | Return | Jump | Goto | SetMark | Tproxy | Redirect | Reject
-)
+Verdict = Count | Accept | Drop | Return | Jump | Goto | SetMark | Tproxy | Redirect | Reject
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +246,9 @@ class Chain:
 class AddressSet:
     """A named set of prefixes, ``gw_...``.
 
-    ``timeout_s``: elements expire unless refreshed (the dead-man set); such a set is
-    planned empty, and its elements are kept alive by the running gateway.
+    ``timeout_s``: elements expire unless refreshed (the dead-man set). Such a set starts
+    alive, so that a reload by a running gateway diverts without a gap; the running
+    gateway keeps refreshing the elements named here.
     """
 
     name: str
@@ -296,7 +302,11 @@ class RulePlacement:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All kernel state that is ours."""
+    """All kernel state that is ours.
+
+    ``accept_input``: packets with these marks must pass this machine's own input firewall.
+    How to get them through another program's chains is the backend's matter.
+    """
 
     backend: Backend
     chains: tuple[Chain, ...] = ()
@@ -304,6 +314,7 @@ class Plan:
     ip_rules: tuple[IpRule, ...] = ()
     routes: tuple[Route, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
+    accept_input: tuple[Mark, ...] = ()
     placements: tuple[RulePlacement, ...] = field(default=(), compare=False)
 
 

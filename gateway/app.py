@@ -1,0 +1,344 @@
+"""A running gateway: brings everything up in order, keeps it true, takes it down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from gateway import logs
+from gateway.assembly import Assembly, assemble, findings, require_loop_free
+from gateway.changes import changes
+from gateway.config.schema import Timeouts
+from gateway.control.api import ControlServer
+from gateway.control.lock import run_lock
+from gateway.control.running import (
+    FlowRecord,
+    Health,
+    OutboundHealth,
+    PlanReport,
+    ReloadReport,
+)
+from gateway.dispatch import Dispatcher, Flow
+from gateway.errors import GatewayError
+from gateway.inbound.tcp import TcpListener, open_listeners
+from gateway.kernel import deadman, limits
+from gateway.kernel.applier import Applier
+from gateway.kernel.guard import Finding
+from gateway.kernel.reactor import Reactor
+from gateway.kernel.sockets import SocketFactory
+from gateway.kernel.watch import watch
+from gateway.plan.diff import diff
+from gateway.plan.render import render
+from gateway.relay.tcp import Mover
+from gateway.version import VERSION
+from gateway.wiring import own_traffic, routing
+
+log = logging.getLogger(__name__)
+
+#: The dead-man set's elements live five times as long as this (seconds).
+REFRESH_S: Final = 1.0
+#: How often names of upstreams are looked up again (seconds).
+RESOLVE_S: Final = 60.0
+
+
+def run(path: Path, run_dir: Path) -> None:
+    """Run in the foreground until SIGTERM or SIGINT; SIGHUP reloads.
+
+    Raises ``GatewayError`` where it cannot start; nothing is left behind then.
+    """
+    asyncio.run(Gateway(path, run_dir).serve())
+
+
+class Gateway:
+    """One gateway, from start to stop. Implements ``gateway.control.running.Running``.
+
+    ``guarded`` False leaves out the bypass mark and the loop detector. It exists for the
+    lab alone, which shows the loop that they prevent.
+    """
+
+    def __init__(self, path: Path, run_dir: Path, *, guarded: bool = True) -> None:
+        self._path = path
+        self._run_dir = run_dir
+        self._guarded = guarded
+        self._applier = Applier(run_dir)
+        self._state: Literal["starting", "running", "stopping"] = "starting"
+        self._started = time.time()
+        self._stop = asyncio.Event()
+        self._hang_up = asyncio.Event()
+        self._changing = asyncio.Lock()
+        self._listeners: tuple[TcpListener, ...] = ()
+        # Set by ``serve`` before anything may ask for them.
+        self._assembly: Assembly
+        self._found: tuple[Finding, ...]
+        self._reactor: Reactor
+        self._factory: SocketFactory
+        self._dispatcher: Dispatcher
+
+    # --- life ------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Come up, serve until told to stop, go down."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up.set)
+        with run_lock(self._run_dir):
+            self._assembly = await asyncio.to_thread(assemble, self._path)
+            self._found = await asyncio.to_thread(findings, self._assembly)
+            require_loop_free(self._found)
+            logs.configure(self._assembly.config.log.level, self._assembly.config.log.format)
+            limits.raise_descriptor_limit()
+            async with self._data_plane(), self._control(), self._kernel_state():
+                await self._serve()
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(watch(self._network_changed), name="network watch"),
+                tasks.create_task(self._every(REFRESH_S, self._refresh), name="dead-man"),
+                tasks.create_task(self._every(RESOLVE_S, self._resolve), name="resolve"),
+                tasks.create_task(self._time_flows(), name="time-outs"),
+                tasks.create_task(self._reload_on_hang_up(), name="reload"),
+            ]
+            self._state = "running"
+            log.info("ready", extra=logs.fields(**self._summary()))
+            await self._stop.wait()
+            self._state = "stopping"
+            for task in running:
+                task.cancel()
+
+    @asynccontextmanager
+    async def _data_plane(self) -> AsyncIterator[None]:
+        self._reactor = Reactor(asyncio.get_running_loop())
+        self._factory = SocketFactory(self._assembly.marks.bypass if self._guarded else None)
+        mover = Mover(self._reactor)
+        self._dispatcher = Dispatcher(
+            mover,
+            routing(self._assembly, self._found, self._reactor, self._factory),
+            own_traffic(self._assembly),
+            _log_flow,
+            detect_loops=self._guarded,
+        )
+        try:
+            self._listeners = self._open_listeners(self._assembly)
+            yield
+        finally:
+            for listener in self._listeners:
+                listener.close()
+            self._dispatcher.close_all()
+            mover.pipes.close()
+            self._reactor.stop()
+
+    @asynccontextmanager
+    async def _control(self) -> AsyncIterator[None]:
+        server = ControlServer(self, self._run_dir)
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop()
+
+    @asynccontextmanager
+    async def _kernel_state(self) -> AsyncIterator[None]:
+        """Last up, first down: no packet is diverted while nobody listens."""
+        await asyncio.to_thread(self._applier.apply, self._assembly.plan)
+        try:
+            await self._refresh()
+            yield
+        finally:
+            await asyncio.to_thread(self._applier.remove)
+            log.info("stopped: rules, routes and settings are as before")
+
+    def _open_listeners(self, assembly: Assembly) -> tuple[TcpListener, ...]:
+        inbound = assembly.config.inbound
+        return open_listeners(
+            self._reactor,
+            inbound.tcp,
+            inbound.port,
+            self._dispatcher,
+            ipv6=assembly.host.has("ipv6"),
+        )
+
+    # --- keeping it true -------------------------------------------------------------------
+
+    async def _every(self, period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            try:
+                await work()
+            except GatewayError as error:
+                log.warning("%s", error, extra=logs.fields(hint=error.hint))
+
+    async def _refresh(self) -> None:
+        if self._assembly.config.inbound.on_failure == "open":
+            await asyncio.to_thread(deadman.refresh, self._assembly.plan)
+
+    async def _resolve(self) -> None:
+        if self._assembly.named_upstreams:
+            await self._adopt("the addresses of an upstream changed")
+
+    async def _time_flows(self) -> None:
+        while True:
+            timeouts = self._dispatcher.routing.timeouts
+            await asyncio.sleep(_tick(timeouts))
+            now = time.monotonic()
+            self._dispatcher.expire_connects(now)
+            self._dispatcher.expire_idle(now)
+
+    async def _network_changed(self) -> None:
+        try:
+            await self._adopt("links, addresses, routes or rules changed")
+        except GatewayError as error:
+            log.warning("%s", error, extra=logs.fields(hint=error.hint))
+
+    async def _adopt(self, why: str) -> None:
+        """Compile the same configuration for the machine as it is now, and prove it again."""
+        async with self._changing:
+            fresh = await asyncio.to_thread(assemble, self._path)
+            if fresh.config != self._assembly.config:
+                return  # edited, and not reloaded yet: not ours to put in force
+            installed = await asyncio.to_thread(self._applier.snapshot, fresh.backend)
+            difference = diff(installed, fresh.plan)
+            if not difference.empty:
+                log.warning("repairing what is installed", extra=logs.fields(because=why))
+                await asyncio.to_thread(self._applier.apply, fresh.plan)
+            await self._put_in_force(fresh, await asyncio.to_thread(findings, fresh))
+
+    async def _put_in_force(self, fresh: Assembly, found: tuple[Finding, ...]) -> None:
+        for finding in found:
+            if not finding.ok and finding not in self._found:
+                log.error(
+                    "outbound is not loop-free: its flows are refused",
+                    extra=logs.fields(
+                        outbound=finding.egress.outbound,
+                        reason=finding.reason,
+                        route=finding.route,
+                        hint=finding.hint,
+                    ),
+                )
+        self._assembly, self._found = fresh, found
+        self._dispatcher.routing = routing(fresh, found, self._reactor, self._factory)
+        self._dispatcher.own = own_traffic(fresh)
+
+    async def _reload_on_hang_up(self) -> None:
+        while True:
+            await self._hang_up.wait()
+            self._hang_up.clear()
+            try:
+                report = await self.reload()
+            except GatewayError as error:
+                log.error(  # noqa: TRY400 - an expected refusal: a traceback would hide its reason
+                    "reload refused; the old configuration stays in force",
+                    extra=logs.fields(error=error, hint=error.hint),
+                )
+            else:
+                log.info("reloaded", extra=logs.fields(changes="; ".join(report.changes)))
+
+    # --- what others may ask ---------------------------------------------------------------
+
+    async def reload(self) -> ReloadReport:
+        """Read the file again and put it in force; established flows go on.
+
+        Raises ``GatewayError``; the old state is then still in force.
+        """
+        async with self._changing:
+            old = self._assembly
+            fresh = await asyncio.to_thread(assemble, self._path)
+            if fresh.marks != old.marks:
+                raise GatewayError(
+                    "marks.base cannot change while flows carry the old marks",
+                    "restart the gateway",
+                )
+            found = await asyncio.to_thread(findings, fresh)
+            require_loop_free(found)
+            moved = (fresh.config.inbound.tcp, fresh.config.inbound.port) != (
+                old.config.inbound.tcp,
+                old.config.inbound.port,
+            )
+            listeners = self._open_listeners(fresh) if moved else self._listeners
+            try:
+                await asyncio.to_thread(self._applier.apply, fresh.plan)
+            except GatewayError:
+                if moved:
+                    for listener in listeners:
+                        listener.close()
+                raise
+            # Nothing is diverted to the old listeners any more; their flows live on.
+            if moved:
+                for listener in self._listeners:
+                    listener.close()
+                self._listeners = listeners
+            logs.configure(fresh.config.log.level, fresh.config.log.format)
+            await self._put_in_force(fresh, found)
+            return ReloadReport(changes(old.config, fresh.config))
+
+    async def plan(self) -> PlanReport:
+        """The plan in force, and how the kernel differs from it."""
+        plan = self._assembly.plan
+        installed = await asyncio.to_thread(self._applier.snapshot, plan.backend)
+        return PlanReport(render(plan), plan.placements, diff(installed, plan).render())
+
+    def flows(self, recent: int) -> list[FlowRecord]:
+        """Live flows, then at most ``recent`` closed ones, latest first."""
+        closed = list(self._dispatcher.recent)[-recent:] if recent else []
+        return [flow.record() for flow in (*self._dispatcher.live, *reversed(closed))]
+
+    def counters(self) -> dict[str, int]:
+        """Totals since the start."""
+        return dict(self._dispatcher.counters)
+
+    def health(self) -> Health:
+        """The gateway in one look."""
+        config = self._assembly.config
+        return Health(
+            state=self._state,
+            version=VERSION,
+            pid=os.getpid(),
+            config=str(self._path),
+            started=self._started,
+            uptime_s=time.time() - self._started,
+            mode=config.inbound.tcp,
+            backend=self._assembly.backend.value,
+            backend_reason=self._assembly.backend_reason,
+            flows=sum(1 for _ in self._dispatcher.live),
+            outbounds=tuple(
+                OutboundHealth(
+                    name=finding.egress.outbound,
+                    type=config.outbound(finding.egress.outbound).type,
+                    ok=finding.ok,
+                    route=finding.route,
+                    reason=finding.reason,
+                    hint=finding.hint,
+                )
+                for finding in self._found
+            ),
+        )
+
+    def _summary(self) -> dict[str, object]:
+        config = self._assembly.config
+        return {
+            "mode": config.inbound.tcp,
+            "port": config.inbound.port,
+            "backend": self._assembly.backend.value,
+            "rules": len(config.rules),
+            "outbounds": len(config.outbounds),
+            "on_failure": config.inbound.on_failure,
+        }
+
+
+def _log_flow(flow: Flow) -> None:
+    if log.isEnabledFor(logging.INFO):
+        log.info("flow", extra=logs.fields(**logs.flow_line(flow.record()), detail=flow.detail))
+
+
+def _tick(timeouts: Timeouts) -> float:
+    """How often to look (seconds): often enough that no time-out is late by a quarter."""
+    shortest = min(timeouts.connect, timeouts.idle, timeouts.half_closed)
+    return min(max(shortest / 4, 0.05), 5.0)

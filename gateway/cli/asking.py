@@ -1,0 +1,166 @@
+"""Commands that ask a running gateway: ``status``, ``flows`` and ``reload``.
+
+Nothing heavy may be imported at the top: ``status`` is run by monitors, often.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway.cli.options import json_option, run_dir_option
+from gateway.cli.show import amount, columns, print_json, span
+from gateway.control.client import ControlClient, NotRunningError
+from gateway.errors import GatewayError
+
+
+@click.command()
+@run_dir_option
+@json_option
+@click.pass_context
+def status(ctx: click.Context, run_dir: Path, as_json: bool) -> None:
+    r"""Say whether the gateway runs, since when, and whether each way out is safe.
+
+    Exits with 0 when it runs and no outbound would loop, else with 1, so that a monitor
+    can use it. When nothing runs it says whether a dead run left anything in the kernel.
+
+    \b
+    Examples:
+      gateway status
+      gateway status --json | jq .counters
+    """
+    client = ControlClient(run_dir)
+    try:
+        health = client.get("/health")
+    except NotRunningError as error:
+        _show_not_running(error, run_dir, as_json)
+        ctx.exit(1)
+    counters = client.get("/counters")["counters"]
+    if as_json:
+        print_json({"running": True, **health, "counters": counters})
+    else:
+        click.echo(_status_text(health, counters))
+    if not all(outbound["ok"] for outbound in health["outbounds"]):
+        ctx.exit(1)
+
+
+def _show_not_running(error: NotRunningError, run_dir: Path, as_json: bool) -> None:
+    # Here and not above: reading the kernel needs libraries that load slowly.
+    from gateway.cli.leftovers import read_leftovers
+
+    hint = error.hint
+    try:
+        left = read_leftovers(run_dir)
+    except GatewayError as unseen:
+        left, hint = (), f"whether a dead run left anything is not known: {unseen}; {unseen.hint}"
+    if left:
+        hint = "remove it with `gateway down`, or go on with `gateway run`"
+    if as_json:
+        print_json({"running": False, "leftovers": left, "hint": hint})
+        return
+    click.echo(str(error))
+    if left:
+        click.echo("the kernel has state of ours, of a run that was killed or of `gateway up`:")
+        click.echo("\n".join(f"  {line}" for line in left))
+    click.echo(f"hint: {hint}")
+
+
+def _status_text(health: dict[str, Any], counters: dict[str, int]) -> str:
+    about = [
+        ["state", f"{health['state']} for {span(health['uptime_s'])} (process {health['pid']})"],
+        ["version", health["version"]],
+        ["configuration", health["config"]],
+        ["mode", health["mode"]],
+        ["backend", f"{health['backend']}: {health['backend_reason']}"],
+        ["flows", str(health["flows"])],
+    ]
+    parts = [columns(about)]
+    if health["outbounds"]:
+        rows = [["OUTBOUND", "TYPE", "LOOP GUARD"]]
+        rows += [[o["name"], o["type"], _finding(o)] for o in health["outbounds"]]
+        parts.append(columns(rows))
+    if counters:
+        rows = [["COUNTER", "TOTAL"], *([name, str(n)] for name, n in sorted(counters.items()))]
+        parts.append(columns(rows))
+    return "\n\n".join(parts)
+
+
+def _finding(outbound: dict[str, Any]) -> str:
+    if outbound["ok"]:
+        return f"ok: {outbound['route']}" if outbound["route"] else "ok"
+    return f"REFUSED: {outbound['reason']}; {outbound['hint']}"
+
+
+@click.command()
+@run_dir_option
+@click.option(
+    "--recent",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also list the last N flows that ended, and why they did.",
+)
+@json_option
+def flows(run_dir: Path, recent: int, as_json: bool) -> None:
+    r"""List the flows that pass through the listener now.
+
+    Flows that the kernel decides alone (direct, reject) never reach the listener and are
+    not listed; `gateway plan` says which rules those are.
+
+    \b
+    Examples:
+      gateway flows
+      gateway flows --recent 20
+      gateway flows --json | jq '.flows[] | select(.outbound == "home")'
+    """
+    answer = ControlClient(run_dir).get(f"/flows?recent={recent}")
+    if as_json:
+        print_json(answer)
+        return
+    if not answer["flows"]:
+        click.echo("no flows")
+        return
+    head = ["ID", "CLIENT", "DESTINATION", "RULE", "OUTBOUND", "STATE", "UP", "DOWN", "TIME"]
+    click.echo(columns([head, *(_flow_row(flow) for flow in answer["flows"])]))
+
+
+def _flow_row(flow: dict[str, Any]) -> list[str]:
+    return [
+        str(flow["id"]),
+        flow["client"],
+        flow["destination"],
+        flow["rule"],
+        flow["outbound"],
+        flow["close_reason"] or flow["state"],
+        amount(flow["bytes_up"]),
+        amount(flow["bytes_down"]),
+        span(flow["duration_s"]),
+    ]
+
+
+@click.command()
+@run_dir_option
+@json_option
+def reload(run_dir: Path, as_json: bool) -> None:
+    r"""Make the running gateway read its configuration again.
+
+    Flows that are open keep going as they are; new ones follow the new rules. A file with
+    problems changes nothing: they are listed, and the old rules stay in force. SIGHUP does
+    the same, with the answer in the log.
+
+    \b
+    Example:
+      gateway check && gateway reload
+    """
+    try:
+        answer = ControlClient(run_dir).request("POST", "/reload")
+    except NotRunningError:
+        raise
+    except GatewayError as error:
+        raise GatewayError(f"nothing was changed:\n{error}", error.hint) from error
+    if as_json:
+        print_json(answer)
+        return
+    click.echo("\n".join(answer["changes"]) or "nothing to change: the configuration is the same")

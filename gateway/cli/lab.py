@@ -1,0 +1,72 @@
+"""Commands around the lab: ``demo``, ``bench`` and ``test``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from gateway.errors import GatewayError
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@click.command()
+@click.option("--keep", is_flag=True, help="Leave the LAN and the gateway up, to play with.")
+@click.option("--remove", is_flag=True, help="Only remove what an earlier --keep left up.")
+def demo(keep: bool, remove: bool) -> None:
+    r"""Show the gateway at work, in a LAN made of network namespaces on this machine.
+
+    Two clients in two subnets, a router that runs the gateway, and an outside with SOCKS
+    servers. Real traffic goes through, and a table shows for each flow which rule fired
+    and whom the server saw. Afterwards it proves that rules, routes and settings are as
+    before. Needs root; takes under a minute and touches nothing outside its namespaces.
+
+    \b
+    Examples:
+      gateway demo
+      gateway demo --keep
+    """
+    from gateway.lab.demo import demo as run_demo
+
+    run_demo(keep=keep, remove=remove)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    r"""Measure the gateway beside plain forwarding and other proxies, in one run.
+
+    Not there yet in this version.
+
+    \b
+    Example:
+      gateway bench tcp
+    """
+    del arguments
+    raise GatewayError(
+        "this version has no benchmarks", "a later version measures; `gateway demo` shows"
+    )
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def test(arguments: tuple[str, ...]) -> None:
+    r"""Run the test suite; only in a checkout of the source, as root.
+
+    Runs `./gw test` there, which also installs what the tests need. Arguments are given to
+    pytest.
+
+    \b
+    Examples:
+      gateway test
+      gateway test tests/unit -k socks5
+    """
+    launcher = _CHECKOUT / "gw"
+    if not launcher.exists():
+        raise GatewayError(
+            "the tests are not installed with the gateway",
+            "get the source, and run `sudo ./gw test` there",
+        )
+    os.execv(launcher, [str(launcher), "test", *arguments])  # noqa: S606

@@ -1,0 +1,131 @@
+"""What the control API asks of a running gateway, and the values it answers with.
+
+``gateway.app`` implements ``Running``; nothing here opens a socket or knows HTTP, so
+that the command line can read these values without loading the server's libraries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from gateway.flow import CloseReason, Endpoint
+from gateway.plan.model import RulePlacement
+
+
+class FlowState(StrEnum):
+    """Where a flow is in its life. The values stand in the API: do not rename them."""
+
+    CONNECTING = "connecting"
+    RELAYING = "relaying"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecord:
+    """One flow that went through the listener, live or closed.
+
+    ``id`` is unique within one run of the gateway. ``rule`` is the rule that fired, as a
+    person wrote it. ``interface`` is empty where no rule asks for it. ``started`` is Unix
+    time in seconds; ``duration_s`` counts to now, or to the end of a closed flow.
+    ``bytes_up`` left the client, ``bytes_down`` reached it. ``close_reason`` is None while
+    the flow lives; ``detail`` says more where there is more to say (an upstream's answer).
+    """
+
+    id: int
+    client: Endpoint
+    destination: Endpoint
+    rule: str
+    outbound: str
+    interface: str
+    started: float
+    state: FlowState
+    bytes_up: int
+    bytes_down: int
+    duration_s: float
+    close_reason: CloseReason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundHealth:
+    """What the loop guard last found about one outbound.
+
+    ``route`` is the kernel's answer where its packets would go; ``reason`` and ``hint``
+    are empty while all is well.
+    """
+
+    name: str
+    type: str
+    ok: bool
+    route: str = ""
+    reason: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The gateway in one look. ``started`` is Unix time in seconds; ``uptime_s`` seconds."""
+
+    state: Literal["starting", "running", "stopping"]
+    version: str
+    pid: int
+    config: str
+    started: float
+    uptime_s: float
+    mode: Literal["tproxy", "redirect"]
+    backend: Literal["nftables", "iptables"]
+    backend_reason: str
+    flows: int
+    outbounds: tuple[OutboundHealth, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """The kernel state that is wanted, as text, and how what is installed differs from it.
+
+    ``difference`` is empty where nothing differs.
+    """
+
+    text: str
+    placements: tuple[RulePlacement, ...]
+    difference: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """What a reload changed, one sentence each; empty where the file says the same as before."""
+
+    changes: tuple[str, ...]
+
+
+class Running(Protocol):
+    """A running gateway, as the control API sees it. Called on the event loop only."""
+
+    def health(self) -> Health:
+        """Its state now."""
+        ...
+
+    def flows(self, recent: int) -> list[FlowRecord]:
+        """Live flows, and after them at most ``recent`` closed ones, latest first."""
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """Totals since the start, by name."""
+        ...
+
+    async def plan(self) -> PlanReport:
+        """The plan in force. Awaited, because it reads back what the kernel has.
+
+        Raises ``GatewayError`` where that cannot be read.
+        """
+        ...
+
+    async def reload(self) -> ReloadReport:
+        """Read the configuration again and put it in force without dropping a flow.
+
+        Raises ``ConfigError`` or another ``GatewayError``; the old state is then still
+        in force.
+        """
+        ...

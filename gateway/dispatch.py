@@ -1,0 +1,283 @@
+"""The pipeline on one screen: accepted, decided, connected, relayed, closed."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from gateway.config.schema import Timeouts
+from gateway.control.running import FlowRecord, FlowState
+from gateway.decision import Decision
+from gateway.errors import UpstreamFailure
+from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
+from gateway.kernel.reactor import ERROR, HANGUP
+from gateway.kernel.sockets import arrival_interface, reset_on_close
+from gateway.outbound.base import Attempt, Outbound
+from gateway.policy.engine import Policy
+from gateway.relay.tcp import Mover, Relay
+
+#: Closed flows that are kept to be looked at.
+RECENT: Final = 1000
+
+_REASONS: Final = {
+    UpstreamFailure.REFUSED: CloseReason.UPSTREAM_REFUSED,
+    UpstreamFailure.UNREACHABLE: CloseReason.UPSTREAM_UNREACHABLE,
+    UpstreamFailure.TIMEOUT: CloseReason.CONNECT_TIMEOUT,
+    UpstreamFailure.DENIED: CloseReason.UPSTREAM_DENIED,
+    UpstreamFailure.PROTOCOL: CloseReason.UPSTREAM_PROTOCOL,
+    UpstreamFailure.RESET: CloseReason.UPSTREAM_RESET,
+    UpstreamFailure.RESOURCES: CloseReason.NO_RESOURCES,
+    UpstreamFailure.REJECTED: CloseReason.REJECTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What a reload swaps as a whole: the policy, and the outbounds its decisions name."""
+
+    policy: Policy
+    outbounds: Mapping[str, Outbound]
+    timeouts: Timeouts
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTraffic:
+    """What tells the loop detector that a flow is one of our own.
+
+    ``addresses`` of this machine, as text. ``diverted``: this machine's own traffic is
+    diverted on purpose, so that an own address as source is no proof by itself.
+    """
+
+    addresses: frozenset[str] = frozenset()
+    diverted: bool = False
+
+
+class Flow:
+    """One flow, from accept to close: the watcher of its client until the relay takes over."""
+
+    __slots__ = (
+        "_attempt", "_client", "_dispatcher", "_own_port", "_relay", "bytes_down", "bytes_up",
+        "decision", "detail", "ended", "facts", "id", "quiet_since", "reason", "seen", "started",
+        "started_at",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        flow_id: int,
+        client: socket.socket,
+        facts: FlowFacts,
+        decision: Decision,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._client = client
+        self._attempt: Attempt | None = None
+        self._relay: Relay | None = None
+        self._own_port: Endpoint | None = None
+        self.id = flow_id
+        self.facts = facts
+        self.decision = decision
+        self.detail = ""
+        self.started = time.monotonic()
+        self.started_at = time.time()
+        self.ended = 0.0
+        self.reason: CloseReason | None = None
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.seen = 0
+        self.quiet_since = self.started
+
+    def open(self, outbound: Outbound, *, track: bool) -> None:
+        """Begin the second leg. ``track``: let the loop detector know its port."""
+        self._attempt = outbound.open(self.facts, self)
+        if track and self._attempt is not None:
+            self._own_port = self._attempt.local
+            self._dispatcher.own_ports.add(self._own_port)
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """The client, before it is relayed: only its end matters."""
+        del fd
+        if events & (HANGUP | ERROR):
+            self.close(CloseReason.CLIENT_RESET)
+
+    def abort(self) -> None:
+        """End after a bug."""
+        self.close(CloseReason.INTERNAL_ERROR)
+
+    def connected(self, upstream: socket.socket, surplus: bytes) -> None:
+        """Relay from here on."""
+        self._attempt = None
+        self._relay = Relay(
+            self._dispatcher.mover, self._client, upstream, surplus, self._relay_closed
+        )
+        self._dispatcher.relaying(self)
+        self._relay.start()
+
+    def failed(self, failure: UpstreamFailure, detail: str) -> None:
+        """Give the client what it would have met: the flow ends with a reset."""
+        self._attempt = None
+        self.detail = detail
+        self.close(_REASONS[failure])
+
+    def close(self, reason: CloseReason) -> None:
+        """End the flow, whatever it is doing."""
+        if self._relay is not None:
+            self._relay.close(reason)
+            return
+        if self._attempt is not None:
+            self._attempt.cancel()
+        reset_on_close(self._client)
+        self._dispatcher.mover.reactor.close(self._client)
+        self._closed(reason)
+
+    def check_idle(self, now: float, timeouts: Timeouts) -> None:
+        """Close a flow that moved nothing for too long; costs the flow nothing per byte."""
+        relay = self._relay
+        if relay is None:
+            return
+        moved = relay.up.moved + relay.down.moved
+        if moved != self.seen:
+            self.seen = moved
+            self.quiet_since = now
+        elif now - self.quiet_since >= (
+            timeouts.half_closed if relay.half_closed else timeouts.idle
+        ):
+            relay.close(CloseReason.IDLE_TIMEOUT)
+
+    def record(self) -> FlowRecord:
+        """The flow as others see it."""
+        relay = self._relay
+        if self.reason is not None:
+            state, end = FlowState.CLOSED, self.ended
+        else:
+            state = FlowState.CONNECTING if relay is None else FlowState.RELAYING
+            end = time.monotonic()
+        return FlowRecord(
+            id=self.id,
+            client=self.facts.source,
+            destination=self.facts.destination,
+            rule=self.decision.rule,
+            outbound=self.decision.outbound,
+            interface=self.facts.interface,
+            started=self.started_at,
+            state=state,
+            bytes_up=self.bytes_up if relay is None else relay.up.moved,
+            bytes_down=self.bytes_down if relay is None else relay.down.moved,
+            duration_s=end - self.started,
+            close_reason=self.reason,
+        )
+
+    def _relay_closed(self, reason: CloseReason) -> None:
+        assert self._relay is not None
+        self.bytes_up = self._relay.up.moved
+        self.bytes_down = self._relay.down.moved
+        self._relay = None
+        self._closed(reason)
+
+    def _closed(self, reason: CloseReason) -> None:
+        self._attempt = None
+        self.ended = time.monotonic()
+        self.reason = reason
+        if self._own_port is not None:
+            self._dispatcher.own_ports.discard(self._own_port)
+        self._dispatcher.closed(self)
+
+
+class Dispatcher:
+    """Takes accepted flows through the pipeline; owns them until they close.
+
+    ``detect_loops`` False exists for the lab alone, which shows the loop.
+    """
+
+    def __init__(
+        self,
+        mover: Mover,
+        routing: Routing,
+        own: OwnTraffic,
+        on_closed: Callable[[Flow], None],
+        *,
+        detect_loops: bool = True,
+    ) -> None:
+        self.mover = mover
+        self.routing = routing
+        self.own = own
+        self.own_ports: set[Endpoint] = set()
+        self.counters: Counter[str] = Counter()
+        self.recent: deque[Flow] = deque(maxlen=RECENT)
+        self._on_closed = on_closed
+        self._detect_loops = detect_loops
+        self._connecting: dict[int, Flow] = {}  # in order of start, so in order of time-out
+        self._relaying: dict[int, Flow] = {}
+        self._next_id = 1
+
+    @property
+    def live(self) -> Iterable[Flow]:
+        """Flows that have not closed, oldest first within each stage."""
+        return (*self._relaying.values(), *self._connecting.values())
+
+    def accepted(self, client: socket.socket, source: Endpoint, destination: Endpoint) -> None:
+        """Decide a flow and begin its second leg."""
+        routing = self.routing
+        self.counters["flows_accepted"] += 1
+        interface = arrival_interface(client) if routing.policy.needs_interface else ""
+        facts = FlowFacts(Protocol.TCP, source, destination, interface)
+        decision = routing.policy.decide(facts)
+        flow = Flow(self, self._next_id, client, facts, decision)
+        self._next_id += 1
+        self._connecting[flow.id] = flow
+        self.mover.reactor.watch(client.fileno(), flow)
+        if source.host in self.own.addresses and self._is_loop(source):
+            flow.detail = "an outbound's own packets were diverted"
+            flow.close(CloseReason.LOOP)
+            return
+        flow.open(routing.outbounds[decision.outbound], track=self.own.diverted)
+
+    def refused(self, reason: Literal["not-diverted", "no-resources"], source: Endpoint) -> None:
+        """Count a connection that never became a flow."""
+        del source
+        self.counters[f"refused_{reason}"] += 1
+
+    def relaying(self, flow: Flow) -> None:
+        """A flow's second leg is up."""
+        del self._connecting[flow.id]
+        self._relaying[flow.id] = flow
+
+    def closed(self, flow: Flow) -> None:
+        """A flow has ended; both its sockets are given up."""
+        if self._relaying.pop(flow.id, None) is None:
+            self._connecting.pop(flow.id, None)
+        self.counters[f"closed_{flow.reason}"] += 1
+        self.counters["bytes_up"] += flow.bytes_up
+        self.counters["bytes_down"] += flow.bytes_down
+        self.recent.append(flow)
+        self._on_closed(flow)
+
+    def expire_connects(self, now: float) -> None:
+        """Close flows whose second leg took too long. ``now``: ``time.monotonic``."""
+        limit = now - self.routing.timeouts.connect
+        for flow in list(self._connecting.values()):
+            if flow.started > limit:
+                return
+            flow.detail = "the upstream did not answer in time"
+            flow.close(CloseReason.CONNECT_TIMEOUT)
+
+    def expire_idle(self, now: float) -> None:
+        """Close flows that have been quiet too long. ``now``: ``time.monotonic``."""
+        timeouts = self.routing.timeouts
+        for flow in list(self._relaying.values()):
+            flow.check_idle(now, timeouts)
+
+    def close_all(self) -> None:
+        """End every flow, because the gateway ends."""
+        for flow in self.live:
+            flow.close(CloseReason.SHUTDOWN)
+
+    def _is_loop(self, source: Endpoint) -> bool:
+        """Whether a flow from one of our addresses is one that an outbound opened."""
+        if not self._detect_loops:
+            return False
+        return not self.own.diverted or source in self.own_ports

@@ -1,0 +1,165 @@
+"""The TCP listeners: accept what the kernel diverted, and recover where it was going."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from gateway.errors import CapabilityError
+from gateway.flow import Endpoint
+from gateway.kernel.reactor import Reactor
+from gateway.kernel.sockets import (
+    accept,
+    local_endpoint,
+    nat_destination,
+    open_listener,
+    reset_on_close,
+)
+
+#: Accepted per wake-up, so that a burst of new flows cannot starve the established ones.
+BATCH: Final = 64
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+#: IPv4, IPv6. TPROXY's are loopback addresses: nobody in the LAN can dial those.
+_LISTEN_ON = {"tproxy": ("127.0.0.1", "::1"), "redirect": ("0.0.0.0", "::")}  # noqa: S104
+
+
+class Acceptor(Protocol):
+    """Who takes accepted flows."""
+
+    def accepted(self, client: socket.socket, source: Endpoint, destination: Endpoint) -> None:
+        """A diverted flow; the socket is the acceptor's from here on."""
+
+    def refused(self, reason: Literal["not-diverted", "no-resources"], source: Endpoint) -> None:
+        """A connection that was closed at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diversion:
+    """How flows reach a listener, and so how it learns where they were going."""
+
+    mode: Literal["tproxy", "redirect"]
+
+    def destination(self, client: socket.socket) -> Endpoint | None:
+        """The original destination; None for a client that dialled the listener itself."""
+        local = local_endpoint(client)
+        if self.mode == "tproxy":
+            # TPROXY leaves the destination as the socket's own address. The listener's loopback
+            # address can only be one that somebody dialled.
+            return None if local.host in _LISTEN_ON["tproxy"] else local
+        try:
+            original = nat_destination(client)
+        except OSError:
+            return None  # conntrack does not know the flow: nothing was rewritten
+        return None if original == local else original
+
+
+class TcpListener:
+    """One listening socket in the reactor."""
+
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, diversion: Diversion, acceptor: Acceptor
+    ) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._diversion = diversion
+        self._acceptor = acceptor
+        # Given up for a moment when descriptors run out, to accept and close what waits: with
+        # edges, a queue that is not drained would never be heard of again.
+        self._spare: int | None = _reserve()
+        reactor.watch(sock.fileno(), self)
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Accept until the queue is empty, a batch at a time."""
+        del events
+        for _ in range(BATCH):
+            try:
+                client, source = accept(self._sock)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED and not self._shed():
+                    return
+                # Anything else is the network's error on a connection that is gone (accept(2),
+                # "Error handling"): the next one may be well.
+                continue
+            self._take(client, source)
+        self._reactor.again(fd)
+
+    def abort(self) -> None:
+        """Go on: what failed was one flow's fault, and the listener must outlive it."""
+        self._reactor.again(self._sock.fileno())
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._reactor.close(self._sock)
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+
+    def _take(self, client: socket.socket, source: Endpoint) -> None:
+        try:
+            destination = self._diversion.destination(client)
+        except OSError:
+            client.close()  # reset before we looked
+            return
+        if destination is None:
+            reset_on_close(client)
+            client.close()
+            self._acceptor.refused("not-diverted", source)
+            return
+        self._acceptor.accepted(client, source, destination)
+
+    def _shed(self) -> bool:
+        """Refuse one waiting connection for want of descriptors. False: not even that."""
+        if self._spare is None:
+            self._spare = _reserve()
+        if self._spare is None:
+            # Descriptors of others, not ours, will be freed: look again when the loop comes round.
+            self._reactor.again(self._sock.fileno())
+            return False
+        os.close(self._spare)
+        self._spare = None
+        try:
+            client, source = accept(self._sock)
+        except OSError:
+            return True
+        reset_on_close(client)
+        client.close()
+        self._spare = _reserve()
+        self._acceptor.refused("no-resources", source)
+        return True
+
+
+def _reserve() -> int | None:
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def open_listeners(
+    reactor: Reactor,
+    mode: Literal["tproxy", "redirect"],
+    port: int,
+    acceptor: Acceptor,
+    *,
+    ipv6: bool,
+) -> tuple[TcpListener, ...]:
+    """The listeners of a diversion mode, one per family.
+
+    Raises ``CapabilityError`` where one cannot be opened; none is left open then.
+    """
+    socks: list[socket.socket] = []
+    try:
+        for host in _LISTEN_ON[mode][: 2 if ipv6 else 1]:
+            socks.append(open_listener(host, port, transparent=mode == "tproxy"))  # noqa: PERF401
+    except CapabilityError:
+        for sock in socks:
+            sock.close()
+        raise
+    diversion = Diversion(mode)
+    return tuple(TcpListener(reactor, sock, diversion, acceptor) for sock in socks)

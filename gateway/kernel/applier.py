@@ -1,0 +1,195 @@
+"""The only code that changes the kernel: makes a plan so, and takes all that is ours away.
+
+Order up: settings, sets, routes and ip rules, chains last, so that no packet is diverted to
+where nothing takes it. What the plan does not want goes after that, in the reverse order.
+Every change carries its inverse; an error midway takes this call's changes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from gateway.errors import ApplyError, GatewayError
+from gateway.kernel import deadman, host_firewall, ipset, iptables, nftables, routes, sysctl
+from gateway.kernel.privilege import require_net_admin
+from gateway.kernel.step import Step, Steps
+from gateway.kernel.sysctl import SysctlJournal
+from gateway.plan.model import AddressSet, Backend, IpRule, Plan, Route, Sysctl
+from gateway.plan.snapshot import Snapshot
+
+_Entry = TypeVar("_Entry", IpRule, Route)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a call changed, in order (empty where all was so already), and what to know of it."""
+
+    steps: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Applier:
+    """Applies plans to the current network namespace.
+
+    ``run_dir`` keeps the previous values of sysctls; all else is found by its tag. The
+    methods block for up to seconds: call them from a thread that runs no event loop.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._journal = SysctlJournal(run_dir)
+
+    def apply(self, plan: Plan) -> Report:
+        """Make what is ours exactly this plan, whatever of ours was there before.
+
+        Raises ``ApplyError`` with the machine as it was before the call (what could not be
+        put back is in its notes), ``CapabilityError`` without the privilege.
+        """
+        require_net_admin()
+        made = Steps()
+        try:
+            for step in self._install(plan):
+                made.record(step)
+            for part in self._withdrawals(plan):
+                for step in part:
+                    made.record(step)
+            deadman.refresh(plan)
+        except (GatewayError, OSError) as error:
+            hint = error.hint if isinstance(error, GatewayError) else ""
+            failed = ApplyError(f"nothing was changed: {error}", hint)
+            for failure in made.revert():
+                failed.add_note(f"could not be put back: {failure}")
+            raise failed from error
+        return Report(made.descriptions, host_firewall.warnings(plan.accept_input))
+
+    def remove(self) -> Report:
+        """Take away all that is ours: of any run, of either backend.
+
+        Goes on after a failure. Raises ``ApplyError`` that names all that is left.
+        """
+        require_net_admin()
+        made = Steps()
+        failures = []
+        for part in self._withdrawals(None):
+            try:
+                for step in part:
+                    made.record(step)
+            except (GatewayError, OSError) as error:
+                failures.append(str(error))
+        if failures:
+            raise ApplyError(
+                f"not all could be removed: {'; '.join(failures)}",
+                hint="run `gateway down` again, or reboot: none of it is permanent",
+            )
+        return Report(made.descriptions)
+
+    def snapshot(self, backend: Backend) -> Snapshot:
+        """What is installed of ours, as this backend shows it."""
+        require_net_admin()
+        if backend is Backend.NFTABLES:
+            chains, sets = nftables.read()
+        else:
+            chains, sets = iptables.read(), ipset.read()
+        routing = routes.read()
+        return Snapshot(
+            chains=chains,
+            sets={name: frozenset(found.elements) for name, found in sets.items()},
+            ip_rules=routing.ip_rules,
+            routes=routing.routes,
+            sysctls=sysctl.read_matching(sysctl.PLANNED),
+            restore=self._journal.previous(),
+        )
+
+    def _install(self, plan: Plan) -> Iterator[Step | None]:
+        """Add and change; yields each change once it is made."""
+        for setting in plan.sysctls:
+            yield self._set(setting)
+        if plan.backend is Backend.IPTABLES:
+            yield from _put_sets(plan.sets)
+        installed = routes.read()
+        yield from _add(plan.routes, installed.routes)
+        yield from _add(plan.ip_rules, installed.ip_rules)
+        yield from host_firewall.apply(plan.accept_input)
+        yield nftables.apply(plan) if plan.backend is Backend.NFTABLES else iptables.apply(plan)
+
+    def _withdrawals(self, kept: Plan | None) -> tuple[Iterator[Step | None], ...]:
+        """Take away what ``kept`` does not want; each part can fail without the others."""
+        return (
+            _withdraw_chains(kept),
+            host_firewall.apply(kept.accept_input if kept else ()),
+            _withdraw_sets(kept),
+            _withdraw_routing(kept),
+            self._withdraw_sysctls(kept),
+        )
+
+    def _set(self, setting: Sysctl) -> Step | None:
+        before = sysctl.read(setting.key)
+        known = setting.key in self._journal.previous()
+        if not self._journal.set(setting):
+            return None
+
+        def undo() -> None:
+            if known and before is not None:
+                self._journal.set(Sysctl(setting.key, before, setting.reason))
+            else:
+                self._journal.restore(setting.key)
+
+        return Step(f"sysctl {setting.key}={setting.value}", undo)
+
+    def _withdraw_sysctls(self, kept: Plan | None) -> Iterator[Step]:
+        wanted = {setting.key for setting in kept.sysctls} if kept else set()
+        for key in reversed(self._journal.previous()):
+            if key not in wanted:
+                ours = Sysctl(key, sysctl.read(key) or "", "taken back")
+                if self._journal.restore(key):
+                    yield Step(f"sysctl {key} restored", partial(self._journal.set, ours))
+
+
+def _add(wanted: tuple[_Entry, ...], installed: frozenset[_Entry]) -> Iterator[Step]:
+    for entry in wanted:
+        if entry not in installed:
+            routes.add([entry])
+            yield Step(routes.describe(entry, "add"), partial(routes.remove, [entry]))
+
+
+def _put_sets(wanted: tuple[AddressSet, ...]) -> Iterator[Step]:
+    installed = ipset.read()
+    for address_set in wanted:
+        before = installed.get(address_set.name)
+        if before is not None and ipset.same(before, address_set):
+            continue
+        ipset.put([address_set])
+        undo = (
+            partial(ipset.put, [before]) if before else partial(ipset.destroy, [address_set.name])
+        )
+        yield Step(f"set {address_set.name} filled", undo)
+
+
+def _withdraw_chains(kept: Plan | None) -> Iterator[Step | None]:
+    if kept is None or kept.backend is not Backend.NFTABLES:
+        yield nftables.remove()
+    if kept is None or kept.backend is not Backend.IPTABLES:
+        yield iptables.remove()
+
+
+def _withdraw_sets(kept: Plan | None) -> Iterator[Step]:
+    wanted = kept.sets if kept and kept.backend is Backend.IPTABLES else ()
+    names = {address_set.name for address_set in wanted}
+    for name, old in ipset.read().items():
+        if name not in names:
+            ipset.destroy([name])
+            yield Step(f"set {name} destroyed", partial(ipset.put, [old]))
+
+
+def _withdraw_routing(kept: Plan | None) -> Iterator[Step]:
+    installed = routes.read()
+    unwanted: list[IpRule | Route] = [
+        *sorted(installed.ip_rules - set(kept.ip_rules if kept else ()), key=repr),
+        *sorted(installed.routes - set(kept.routes if kept else ()), key=repr),
+    ]
+    for entry in unwanted:
+        routes.remove([entry])
+        yield Step(routes.describe(entry, "del"), partial(routes.add, [entry]))

@@ -1,0 +1,139 @@
+"""Address sets of the iptables backend, through ``ipset restore`` and ``ipset save``.
+
+A set is filled under another name and swapped in, so a packet sees the old list or the new
+one, never a part (ipset(8), swap). Ours are all those whose name starts with ``gw_``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from ipaddress import ip_network
+
+from gateway.errors import ApplyError, CapabilityError
+from gateway.marks import SET_PREFIX
+from gateway.plan.model import AddressSet, Family, Network
+from gateway.plan.render_iptables import create_set
+
+_DRAFT = f"{SET_PREFIX}draft"
+_FAMILIES = {Family.V4: "inet", Family.V6: "inet6"}
+_NO_KERNEL_SUPPORT = "Cannot open session to kernel"
+
+
+def read() -> dict[str, AddressSet]:
+    """Our sets in the kernel, by name; none where ipset is not there at all.
+
+    Raises ``ApplyError``.
+    """
+    return {name: parse_save(_run("save", name)) for name in _names()}
+
+
+def put(sets: Iterable[AddressSet]) -> None:
+    """Create the sets, or replace what they hold. Raises ``ApplyError``."""
+    wanted = tuple(sets)
+    if wanted:
+        _run("restore", text="".join(f"{line}\n" for line in restore_lines(wanted, _names())))
+
+
+def same(one: AddressSet, other: AddressSet) -> bool:
+    """Whether they hold the same; elements that expire come and go, and are not compared."""
+    return (one.family, one.timeout_s) == (other.family, other.timeout_s) and (
+        one.timeout_s is not None or set(one.elements) == set(other.elements)
+    )
+
+
+def refresh(sets: Iterable[AddressSet]) -> None:
+    """Restart the time-outs of the sets' elements. Raises ``ApplyError``."""
+    lines = [f"add {wanted.name} {element}" for wanted in sets for element in wanted.elements]
+    _run("restore", "-exist", text="\n".join(lines) + "\n")
+
+
+def destroy(names: Iterable[str]) -> None:
+    """Destroy these sets; no rule may refer to them any more. Raises ``ApplyError``."""
+    lines = [f"destroy {name}" for name in names]
+    if lines:
+        _run("restore", text="\n".join(lines) + "\n")
+
+
+def restore_lines(sets: Iterable[AddressSet], existing: frozenset[str]) -> Iterator[str]:
+    """The ``ipset restore`` input that makes the sets so, where ``existing`` are there already."""
+    if _DRAFT in existing:
+        yield f"destroy {_DRAFT}"
+    for wanted in sets:
+        if wanted.name not in existing:
+            yield create_set(wanted)
+        yield create_set(replace(wanted, name=_DRAFT))
+        for element in _storable(wanted.elements):
+            yield f"add {_DRAFT} {element}"
+        yield f"swap {_DRAFT} {wanted.name}"
+        yield f"destroy {_DRAFT}"
+
+
+def parse_save(text: str) -> AddressSet:
+    """One set as ``ipset save`` prints it. Raises ``ApplyError`` for what is not one of ours."""
+    name = ""
+    options: dict[str, str] = {}
+    elements: list[Network] = []
+    try:
+        for line in text.splitlines():
+            match line.split():
+                case ["create", name, "hash:net", *pairs]:
+                    options = dict(zip(pairs[::2], pairs[1::2], strict=True))
+                case ["add", _, element, *_]:
+                    elements.append(ip_network(element))
+                case _:
+                    raise ValueError(line)
+        family = {word: family for family, word in _FAMILIES.items()}[options["family"]]
+        timeout = int(options["timeout"]) if "timeout" in options else None
+    except (ValueError, KeyError) as error:
+        raise ApplyError(
+            f"the set {name or text!r} has our prefix but is not one of ours: {error}",
+            hint="find its owner, or remove it with `ipset destroy`",
+        ) from error
+    return AddressSet(name, family, tuple(elements if timeout else _joined(elements)), timeout)
+
+
+def _storable(elements: Iterable[Network]) -> Iterator[Network]:
+    """hash:net cannot hold a /0."""
+    for element in elements:
+        if element.prefixlen == 0:
+            yield from element.subnets()
+        else:
+            yield element
+
+
+def _joined(elements: list[Network]) -> list[Network]:
+    """Undo ``_storable``."""
+    halves = [element for element in elements if element.prefixlen == 1]
+    if len(halves) < 2:
+        return elements
+    return [element for element in elements if element.prefixlen != 1] + [halves[0].supernet()]
+
+
+def _names() -> frozenset[str]:
+    try:
+        listed = _run("list", "-name")
+    except CapabilityError:
+        return frozenset()
+    return frozenset(name for name in listed.split() if name.startswith(SET_PREFIX))
+
+
+def _run(*arguments: str, text: str = "") -> str:
+    try:
+        done = subprocess.run(
+            ["ipset", *arguments], input=text, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise CapabilityError(
+            "ipset is not installed",
+            hint="apt-get install ipset, or set inbound.backend: nftables",
+        ) from error
+    if done.returncode == 0:
+        return done.stdout
+    message = done.stderr.strip()
+    if _NO_KERNEL_SUPPORT in message:
+        raise CapabilityError(
+            "this kernel has no ip_set", hint="modprobe ip_set, or set inbound.backend: nftables"
+        )
+    raise ApplyError(f"ipset {arguments[0]} failed: {message}", hint="run as root (CAP_NET_ADMIN)")

@@ -1,0 +1,117 @@
+"""The iptables backend: legacy tables, changed by one short-lived worker for each family."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateway.errors import ApplyError
+from gateway.kernel.iptables_worker import REPLY, REQUEST, Reply, Request, present_tables
+from gateway.kernel.step import Step
+from gateway.plan.model import Family, Plan
+from gateway.plan.snapshot import ChainKey
+from gateway.plan.xt import XtTable, xt_tables
+
+_WORKER_TIMEOUT_S = 60.0
+#: Where the worker finds this package, in a checkout too.
+_PACKAGE_ROOT = Path(__file__).parents[2]
+
+Chains = dict[ChainKey, tuple[str, ...]]
+Tables = tuple[XtTable, ...]
+
+
+def apply(plan: Plan) -> Step | None:
+    """Make the chains as planned; None where they are so already.
+
+    Raises ``ApplyError``; the chains of both families are then as they were.
+    """
+    return _apply({family: xt_tables(plan, family) for family in Family}, "chains loaded")
+
+
+def remove() -> Step | None:
+    """Take away every chain and jump of ours; None where there is none. Raises ``ApplyError``."""
+    return _apply(dict.fromkeys(Family, ()), "chains deleted")
+
+
+def read() -> Chains:
+    """The tags of each chain of ours, and those of our jumps under the built-in chains."""
+    requests = [Request(family, "read") for family in Family if present_tables(family)]
+    found: Chains = {}
+    for request, reply in zip(requests, run(requests), strict=True):
+        _raise_if_failed([reply])
+        family = request.family
+        for table in reply.tables:
+            for chain in table.chains:
+                tags = tuple(rule.tag for rule in chain.rules)
+                found[ChainKey(table.name, chain.name, family.value)] = tags
+                if chain.hook:
+                    jump = ChainKey(table.name, chain.hook, family.value)
+                    found[jump] = (*found.get(jump, ()), chain.jump.tag)
+    return found
+
+
+def run(requests: Sequence[Request]) -> list[Reply]:
+    """One worker for each request, side by side; replies in the same order."""
+    workers = [_start(request) for request in requests]
+    return [_finish(worker) for worker in workers]
+
+
+def _apply(wanted: dict[Family, Tables], what: str) -> Step | None:
+    requests = [
+        Request(family, "apply", tables)
+        for family, tables in wanted.items()
+        if tables or present_tables(family)
+    ]
+    replies = run(requests)
+    before = {
+        request.family: reply.tables
+        for request, reply in zip(requests, replies, strict=True)
+        if reply.changed
+    }
+
+    def undo() -> None:
+        _raise_if_failed(run([Request(family, "apply", old) for family, old in before.items()]))
+
+    try:
+        _raise_if_failed(replies)
+    except ApplyError as error:
+        try:
+            undo()
+        except ApplyError as second:
+            error.add_note(f"and taking it back failed: {second}")
+        raise
+    return Step(f"iptables: {what}", undo) if before else None
+
+
+def _raise_if_failed(replies: Sequence[Reply]) -> None:
+    failed = [reply for reply in replies if reply.error]
+    if failed:
+        raise ApplyError("; ".join(reply.error for reply in failed), hint=failed[0].hint)
+
+
+def _start(request: Request) -> tuple[subprocess.Popen[bytes], bytes]:
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "gateway.kernel.iptables_worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(_PACKAGE_ROOT)},
+    )
+    return worker, REQUEST.dump_json(request)
+
+
+def _finish(started: tuple[subprocess.Popen[bytes], bytes]) -> Reply:
+    worker, request = started
+    with worker:
+        try:
+            output, errors = worker.communicate(request, timeout=_WORKER_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            return Reply(error=f"the iptables worker did not answer in {_WORKER_TIMEOUT_S:.0f} s")
+    if worker.returncode != 0:
+        said = errors.decode(errors="replace").strip().splitlines()
+        return Reply(error=f"the iptables worker failed: {said[-1] if said else 'no message'}")
+    return REPLY.validate_json(output)

@@ -1,0 +1,123 @@
+"""An edge-triggered epoll instance nested in the asyncio loop (epoll(7)).
+
+The data plane's sockets live here, without transports, streams or tasks; asyncio
+keeps timers, control and everything that is not per byte. One wake-up of the
+loop serves every socket that is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+
+IN = select.EPOLLIN
+OUT = select.EPOLLOUT
+READ_HANGUP = select.EPOLLRDHUP
+HANGUP = select.EPOLLHUP
+ERROR = select.EPOLLERR
+URGENT = select.EPOLLPRI
+
+_EVENTS = IN | OUT | READ_HANGUP | URGENT | select.EPOLLET
+_BATCH = 256
+
+
+class Watcher(Protocol):
+    """What the reactor calls.
+
+    ``on_ready`` may be called without cause (an edge that was already consumed), so
+    it must bear ``BlockingIOError``. It is called once per edge: whoever stops
+    before the socket is drained asks for ``Reactor.again``.
+    """
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Serve ``fd``; ``events`` are EPOLL* bits, 0 for a call that ``again`` asked for."""
+
+    def abort(self) -> None:
+        """End now: ``on_ready`` raised, which is a bug; no other flow may suffer from it."""
+
+
+class Reactor:
+    """Watches file descriptors, each once for its whole life."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._watchers: dict[int, Watcher] = {}
+        self._again: dict[int, None] = {}  # a set that keeps the order of asking
+        self._closing: list[socket.socket] = []
+        self._in_batch = False
+        loop.add_reader(self._epoll.fileno(), self._serve)
+
+    def watch(self, fd: int, watcher: Watcher) -> None:
+        """Call ``watcher`` for every edge of ``fd`` from now on."""
+        self._watchers[fd] = watcher
+        self._epoll.register(fd, _EVENTS)
+
+    def hand_over(self, fd: int, watcher: Watcher) -> None:
+        """Give a watched ``fd`` to another watcher; edges seen so far are not repeated."""
+        self._watchers[fd] = watcher
+
+    def again(self, fd: int) -> None:
+        """Call the watcher of ``fd`` once more, behind everything that is ready now.
+
+        However often it was asked for: calls that multiplied would starve the others.
+        """
+        if not self._again:
+            self._loop.call_soon(self._serve_again)
+        self._again[fd] = None
+
+    def close(self, sock: socket.socket) -> None:
+        """Forget and close a socket.
+
+        Within a batch the descriptor itself is closed at the batch's end: its number
+        must not be reused while an event for the old socket may still be in the batch.
+        """
+        self._watchers.pop(sock.fileno(), None)
+        if self._in_batch:
+            self._closing.append(sock)
+        else:
+            sock.close()
+
+    def stop(self) -> None:
+        """Leave the loop. Sockets that are still watched stay open: they are their owners'."""
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        self._watchers.clear()
+
+    def _serve(self) -> None:
+        self._dispatch(self._epoll.poll(0, _BATCH))
+
+    def _serve_again(self) -> None:
+        fds, self._again = self._again, {}
+        self._dispatch([(fd, 0) for fd in fds])
+
+    def _dispatch(self, events: list[tuple[int, int]]) -> None:
+        watchers = self._watchers
+        self._in_batch = True
+        for fd, bits in events:
+            watcher = watchers.get(fd)
+            if watcher is None:
+                continue
+            try:
+                watcher.on_ready(fd, bits)
+            except Exception:
+                log.exception("bug: a watcher failed; its flow is ended")
+                self._abort(watcher)
+        self._in_batch = False
+        if self._closing:
+            for sock in self._closing:
+                sock.close()
+            self._closing.clear()
+
+    @staticmethod
+    def _abort(watcher: Watcher) -> None:
+        try:
+            watcher.abort()
+        except Exception:
+            # The rest of the batch must be served: its edges will not be told again.
+            log.exception("bug: nor could it be ended")

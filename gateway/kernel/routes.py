@@ -1,0 +1,191 @@
+"""Policy routing through rtnetlink: our ip rules and routes, told apart by ``ROUTE_PROTOCOL``.
+
+pyroute2 ignores keywords that it does not know, and some that it does, so what was set is
+always read back and compared. Its ``IPRoute`` runs an event loop of its own: call these
+functions from a thread that has none running (``asyncio.to_thread``).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from gateway.errors import ApplyError
+from gateway.marks import ROUTE_PROTOCOL, Mark
+from gateway.plan.model import Family, IpRule, Route
+from gateway.plan.render_ip import route_line, rule_line
+
+_AF = {Family.V4: 2, Family.V6: 10}
+_FAMILY = {number: family for family, number in _AF.items()}
+_DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
+
+# FR_ACT_* of <linux/fib_rules.h>
+_ACTIONS = {"lookup": 1, "goto": 2, "nop": 3, "unreachable": 7}
+_ACTION_NAMES = {number: name for name, number in _ACTIONS.items()}
+# RTN_* and RT_SCOPE_* of <linux/rtnetlink.h>; IPv6 routes have no scope.
+_KINDS = {"unicast": 1, "local": 2, "unreachable": 7}
+_KIND_NAMES = {number: name for name, number in _KINDS.items()}
+_SCOPES = {"unicast": 253, "local": 254, "unreachable": 0}
+
+_GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
+
+Entry = IpRule | Route
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """The ip rules and routes in the kernel that carry our protocol number."""
+
+    ip_rules: frozenset[IpRule]
+    routes: frozenset[Route]
+
+
+def read() -> Installed:
+    """What of ours is installed, both families, all tables."""
+    with IPRoute() as netlink:
+        return _read(netlink)
+
+
+def add(entries: Iterable[Entry]) -> None:
+    """Add them in order, and read them back.
+
+    Raises ``ApplyError`` where the kernel refuses one or did not take it as it was meant;
+    those that went before stay (the caller undoes).
+    """
+    wanted = tuple(entries)
+    if not wanted:
+        return
+    with IPRoute() as netlink:
+        for entry in wanted:
+            _change(netlink, "add", entry)
+        found = _read(netlink)
+    missing = set(wanted) - found.ip_rules - found.routes
+    if missing:
+        raise ApplyError(
+            "the kernel took it otherwise: "
+            + "; ".join(sorted(describe(entry, "add") for entry in missing)),
+            hint="compare with `ip rule` and `ip route show table all`",
+        )
+
+
+def remove(entries: Iterable[Entry]) -> None:
+    """Remove them in order; one that is gone already is no error. Raises ``ApplyError``."""
+    unwanted = tuple(entries)
+    if not unwanted:
+        return
+    with IPRoute() as netlink:
+        for entry in unwanted:
+            _change(netlink, "del", entry)
+
+
+def describe(entry: Entry, verb: str) -> str:
+    """The command of ip(8) that would do the same; ``verb`` is ``add`` or ``del``."""
+    return route_line(entry, verb) if isinstance(entry, Route) else rule_line(entry, verb)
+
+
+def _change(netlink: IPRoute, command: str, entry: Entry) -> None:
+    try:
+        if isinstance(entry, Route):
+            netlink.route(command, **_route_message(netlink, entry))
+        else:
+            netlink.rule(command, **_rule_message(entry))
+    except NetlinkError as error:
+        if command == "del" and error.code in _GONE:
+            return
+        raise ApplyError(
+            f"{describe(entry, command)}: {error.args[-1]}",
+            hint=_cure(error.code),
+        ) from error
+
+
+def _cure(code: int) -> str:
+    if code == errno.EPERM:
+        return "run as root (CAP_NET_ADMIN)"
+    if code in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+        return "this kernel has no IPv6 or no policy routing (CONFIG_IP_MULTIPLE_TABLES)"
+    return "check that the interface exists and is up (`ip link`; `lo` too)"
+
+
+def _rule_message(rule: IpRule) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "family": _AF[rule.family],
+        "priority": rule.priority,
+        "action": _ACTIONS[rule.action],
+        "protocol": ROUTE_PROTOCOL,
+    }
+    if rule.table is not None:
+        message["table"] = rule.table
+    if rule.goto is not None:
+        message["goto"] = rule.goto
+    if rule.mark is not None:
+        message |= {"fwmark": rule.mark.value, "fwmask": rule.mark.mask}
+    if rule.iif is not None:
+        message["iifname"] = rule.iif
+    return message
+
+
+def _route_message(netlink: IPRoute, route: Route) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "family": _AF[route.family],
+        "type": _KINDS[route.kind],
+        "dst": str(route.destination),
+        "table": route.table,
+        "proto": ROUTE_PROTOCOL,
+        "scope": _SCOPES[route.kind] if route.family is Family.V4 else 0,
+    }
+    if route.kind != "unreachable":
+        found = netlink.link_lookup(ifname=route.device)
+        if not found:
+            raise ApplyError(
+                f"{describe(route, 'add')}: there is no interface {route.device}",
+                hint="`ip link` lists the interfaces of this machine",
+            )
+        message["oif"] = found[0]
+    return message
+
+
+def _read(netlink: IPRoute) -> Installed:
+    names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+    rules, routes = set(), set()
+    for family in _AF.values():
+        for message in netlink.get_rules(family=family):
+            if message.get_attr("FRA_PROTOCOL") == ROUTE_PROTOCOL:
+                rules.add(_rule(message))
+        for message in netlink.get_routes(family=family):
+            if message["proto"] == ROUTE_PROTOCOL:
+                routes.add(_route(message, names))
+    return Installed(frozenset(rules), frozenset(routes))
+
+
+def _rule(message: Any) -> IpRule:
+    action: Any = _ACTION_NAMES.get(message["action"], "lookup")
+    value = message.get_attr("FRA_FWMARK")
+    return IpRule(
+        priority=message.get_attr("FRA_PRIORITY") or 0,
+        family=_FAMILY[message["family"]],
+        action=action,
+        table=message.get_attr("FRA_TABLE") if action == "lookup" else None,
+        goto=message.get_attr("FRA_GOTO"),
+        mark=None if value is None else Mark(value, message.get_attr("FRA_FWMASK") or 0xFFFF_FFFF),
+        iif=message.get_attr("FRA_IIFNAME"),
+    )
+
+
+def _route(message: Any, names: dict[int, str]) -> Route:
+    family = _FAMILY[message["family"]]
+    destination = message.get_attr("RTA_DST")
+    prefix = f"{destination}/{message['dst_len']}" if destination else _DEFAULT[family]
+    kind: Any = _KIND_NAMES.get(message["type"], "unicast")
+    return Route(
+        family=family,
+        kind=kind,
+        destination=ip_network(prefix),
+        device=names.get(message.get_attr("RTA_OIF"), "lo"),
+        table=message.get_attr("RTA_TABLE"),
+    )

@@ -1,0 +1,243 @@
+"""Every socket of the data plane is opened here, and nowhere else.
+
+One factory makes the outbound ones, so that none can miss the bypass mark: a
+single unmarked socket is a routing loop. The constants of <linux/in.h> and
+<linux/netfilter_ipv4.h> that Python does not export live here too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from gateway.errors import CapabilityError
+from gateway.flow import Endpoint
+from gateway.marks import Mark
+
+IP_TRANSPARENT = 19
+IP_PKTINFO = 8
+IP_PKTOPTIONS = 9
+IP_BIND_ADDRESS_NO_PORT = 24
+IPV6_TRANSPARENT = 75
+IPV6_2292PKTOPTIONS = 6
+IPV6_RECVPKTINFO = 49
+IPV6_PKTINFO = 50
+SO_ORIGINAL_DST = 80
+IP6T_SO_ORIGINAL_DST = 80
+
+BACKLOG = 4096
+
+_LINGER_RESET = struct.pack("ii", 1, 0)
+_IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """How an outbound's sockets leave: by device, from a source address, or as someone else.
+
+    ``transparent`` binds ``source`` even where it is not an address of this machine.
+    """
+
+    device: str | None = None
+    source: str | None = None
+    transparent: bool = False
+
+
+def family_of(host: str) -> Literal[socket.AddressFamily.AF_INET, socket.AddressFamily.AF_INET6]:
+    """Address family of an address in text form."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+class SocketFactory:
+    """Opens every socket that leaves this machine, with the bypass mark on it.
+
+    ``mark`` None exists for the lab alone, which shows the loop that it prevents.
+    """
+
+    def __init__(self, mark: Mark | None) -> None:
+        self._mark = mark
+
+    def connect_tcp(self, remote: Endpoint, egress: Egress) -> socket.socket:
+        """Begin a TCP connect to an address (not a name); never blocks (connect(2), EINPROGRESS).
+
+        Raises ``OSError`` where the kernel refuses at once (no route, no such device,
+        no descriptors).
+        """
+        family = family_of(remote.host)
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self._prepare(sock, family, egress)
+            _set_stream_options(sock)
+            code = sock.connect_ex(remote)
+            if code and code not in _IN_PROGRESS:
+                raise OSError(code, os.strerror(code))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _prepare(self, sock: socket.socket, family: int, egress: Egress) -> None:
+        # The mark first: from here on no packet of this socket can be diverted.
+        if self._mark is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark.value)
+        if egress.device is not None:
+            sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_BINDTODEVICE, egress.device.encode() + b"\0"
+            )
+        if egress.source is not None:
+            if egress.transparent:
+                _set_transparent(sock, family)
+            # The port is chosen at connect(2): many flows may share a source port.
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((egress.source, 0))
+
+
+def resolve(host: str) -> tuple[str, ...]:
+    """Addresses of an upstream, in the resolver's order; none where it does not resolve now.
+
+    Blocks. The resolver's own queries are not marked: upstreams given by address are the
+    ones that need nobody.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return ()
+    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def open_listener(host: str, port: int, *, transparent: bool) -> socket.socket:
+    """A non-blocking TCP listener for diverted flows on ``host`` and ``port``.
+
+    Raises ``CapabilityError`` where the port is taken or the privilege is missing.
+    """
+    family = family_of(host)
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _set_stream_options(sock)  # inherited by what is accepted: fewer system calls per flow
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        if transparent:
+            _set_transparent(sock, family)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _listener_error(host, port, error) from error
+    return sock
+
+
+def _listener_error(host: str, port: int, error: OSError) -> CapabilityError:
+    where = Endpoint(host, port)
+    if error.errno == errno.EADDRINUSE:
+        return CapabilityError(
+            f"cannot listen on {where}: the port is taken",
+            f"stop the other program (ss -ltnp 'sport = :{port}' names it), or set inbound.port",
+        )
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return CapabilityError(
+            f"cannot listen on {where}: {error.strerror}",
+            "run as root, or with CAP_NET_ADMIN or CAP_NET_RAW",
+        )
+    return CapabilityError(f"cannot listen on {where}: {error.strerror}")
+
+
+def _set_stream_options(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Urgent data is passed on as part of the stream; otherwise recv(2) leaves its byte out.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+def _set_transparent(sock: socket.socket, family: int) -> None:
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+
+
+def endpoint(address: tuple[str, int] | tuple[str, int, int, int]) -> Endpoint:
+    """A socket address as an ``Endpoint``, without the zone of a link-local one."""
+    host = address[0]
+    return Endpoint(host.partition("%")[0] if "%" in host else host, address[1])
+
+
+def accept(listener: socket.socket) -> tuple[socket.socket, Endpoint]:
+    """Accept one connection, non-blocking, with its peer.
+
+    ``socket.accept`` builds two objects and looks at the default time-out: this is
+    the same call at about half its cost. Raises ``OSError`` as accept(2) does.
+    """
+    fd, address = listener._accept()  # type: ignore[attr-defined]
+    sock = socket.socket(listener.family, socket.SOCK_STREAM, 0, fileno=fd)
+    sock.setblocking(False)
+    return sock, endpoint(address)
+
+
+def local_endpoint(sock: socket.socket) -> Endpoint:
+    """The local address: of a flow that TPROXY diverted, its original destination."""
+    return endpoint(sock.getsockname())
+
+
+def nat_destination(sock: socket.socket) -> Endpoint:
+    """Where a redirected flow was going before NAT rewrote it (``SO_ORIGINAL_DST``).
+
+    Raises ``OSError`` where conntrack does not know the flow.
+    """
+    if sock.family == socket.AF_INET6:
+        raw = sock.getsockopt(socket.IPPROTO_IPV6, IP6T_SO_ORIGINAL_DST, 28)
+        return Endpoint(
+            socket.inet_ntop(socket.AF_INET6, raw[8:24]), int.from_bytes(raw[2:4], "big")
+        )
+    raw = sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16)
+    return Endpoint(socket.inet_ntop(socket.AF_INET, raw[4:8]), int.from_bytes(raw[2:4], "big"))
+
+
+def arrival_interface(sock: socket.socket) -> str:
+    """Name of the interface that the flow's SYN came in on; empty where unknown.
+
+    A TCP socket keeps it as the packet information of its last "datagram"
+    (ip(7) ``IP_PKTOPTIONS``; for IPv6 RFC 2292 section 4).
+    """
+    if sock.family == socket.AF_INET6:
+        raw = sock.getsockopt(socket.IPPROTO_IPV6, IPV6_2292PKTOPTIONS, 256)
+        wanted, index_at = IPV6_PKTINFO, 16  # struct in6_pktinfo: the address comes first
+    else:
+        raw = sock.getsockopt(socket.IPPROTO_IP, IP_PKTOPTIONS, 256)
+        wanted, index_at = IP_PKTINFO, 0
+    for kind, data in _ancillary(raw):
+        if kind == wanted:
+            (index,) = struct.unpack_from("i", data, index_at)
+            try:
+                return socket.if_indextoname(index)
+            except OSError:
+                return ""  # gone since
+    return ""
+
+
+def _ancillary(raw: bytes) -> Iterable[tuple[int, bytes]]:
+    """Control messages as cmsg(3) lays them out: size_t length, int level, int type, data."""
+    at, header = 0, struct.calcsize("Nii")
+    while at + header <= len(raw):
+        length, _level, kind = struct.unpack_from("Nii", raw, at)
+        if length < header:
+            return
+        yield kind, raw[at + header : at + length]
+        at += (length + 7) & ~7
+
+
+def pending_error(sock: socket.socket) -> int:
+    """``SO_ERROR``: how a non-blocking connect ended; 0 for well (or not yet)."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Make close(2) send a RST instead of a FIN (socket(7), ``SO_LINGER`` of 0)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)

@@ -1,0 +1,98 @@
+"""The gateway under test: always a real process in the router's namespace."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import gateway
+from gateway.control.client import ControlClient
+from gateway.errors import GatewayError
+from gateway.lab.machine import Machine
+from gateway.lab.process import Process
+
+START_TIMEOUT_S = 30.0
+RECENT = 10_000
+
+#: Where a child finds this very package, whether it is installed or a checkout.
+PACKAGE_PARENT = str(Path(gateway.__file__).resolve().parent.parent)
+ENVIRONMENT = {"PYTHONPATH": PACKAGE_PARENT, "PYTHONUNBUFFERED": "1"}
+
+
+def gateway_command(*arguments: str) -> list[str]:
+    """The ``gateway`` command of this checkout; run it with ``ENVIRONMENT``."""
+    return [sys.executable, "-m", "gateway", *arguments]
+
+
+class GatewayProcess:
+    """``gateway run`` on a machine, with a run directory of its own."""
+
+    def __init__(
+        self, machine: Machine, name: str, directory: Path, config: str | Mapping[str, Any]
+    ) -> None:
+        self.run_dir = directory
+        self.config_path = directory / "gateway.yaml"
+        self.configure(config)
+        self.control = ControlClient(directory)
+        command = gateway_command(
+            "run", "--config", str(self.config_path), "--run-dir", str(self.run_dir)
+        )
+        self.process: Process = machine.start(name, command, ENVIRONMENT)
+
+    def configure(self, config: str | Mapping[str, Any]) -> None:
+        """Write another configuration; it is read at the next reload."""
+        text = config if isinstance(config, str) else yaml.safe_dump(dict(config), sort_keys=False)
+        self.config_path.write_text(text, encoding="utf-8")
+
+    def wait_ready(self) -> None:
+        """Until it says that it runs. Raises ``LabError`` with its log when it ends instead."""
+        self.process.wait_until(self._running, "the gateway to be ready", START_TIMEOUT_S)
+
+    def _running(self) -> bool:
+        with suppress(GatewayError):
+            return bool(self.control.get("/health")["state"] == "running")
+        return False
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
+    def log(self) -> list[str]:
+        """The lines it has logged so far."""
+        return self.process.log
+
+    def flows(self, recent: int = RECENT) -> list[dict[str, Any]]:
+        """Live flows and then closed ones, latest first, as the control API has them."""
+        flows: list[dict[str, Any]] = self.control.get(f"/flows?recent={recent}")["flows"]
+        return flows
+
+    def counters(self) -> dict[str, int]:
+        """Totals since its start."""
+        counters: dict[str, int] = self.control.get("/counters")["counters"]
+        return counters
+
+    def placements(self) -> list[dict[str, Any]]:
+        """Where each rule is decided, as ``gateway plan`` says."""
+        placements: list[dict[str, Any]] = self.control.get("/plan")["placements"]
+        return placements
+
+    def reload(self, config: str | Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Reload, with a new configuration if given. Raises ``GatewayError`` if refused."""
+        if config is not None:
+            self.configure(config)
+        return self.control.request("POST", "/reload")
+
+    def stop(self) -> int:
+        """SIGTERM, as an init system stops it; its exit status."""
+        return self.process.stop()
+
+    def kill(self) -> int:
+        """SIGKILL: nothing of it can clean up."""
+        return self.process.kill()

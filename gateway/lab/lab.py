@@ -1,0 +1,240 @@
+"""The lab: machines out of network namespaces, the servers in them, and the gateway under test.
+
+Nothing outside its own namespaces is touched. Their names carry the process id of the
+owner, so that labs run side by side, and what a killed owner left can be found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from gateway.lab import upstreams
+from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess
+from gateway.lab.machine import Machine
+from gateway.lab.namespaces import FILES, PREFIX, ip, listed, remove
+from gateway.lab.process import LabError, Process
+from gateway.lab.topology import Topology
+
+_serial = itertools.count()
+
+#: Before any link is made: addresses are usable at once, and nothing is learnt or forwarded
+#: that a test did not ask for.
+_SYSCTLS = (
+    "net.ipv4.ip_forward=0",
+    "net.ipv6.conf.all.forwarding=0",
+    "net.ipv6.conf.default.accept_dad=0",
+    "net.ipv6.conf.default.accept_ra=0",
+    "net.ipv4.conf.all.rp_filter=0",
+    "net.ipv4.conf.default.rp_filter=0",
+)
+
+
+class Lab:
+    """A context manager: built on entry, gone without a trace on exit.
+
+    ``keep`` names it so that no sweep removes it: an owner that ends without leaving the
+    context leaves it up, until ``Lab.remove_kept``.
+    """
+
+    def __init__(self, topology: Topology | None = None, *, keep: bool = False) -> None:
+        self.topology = topology or Topology.load()
+        owner = "keep" if keep else f"{os.getpid()}-{next(_serial)}"
+        self._stem = f"{PREFIX}-{owner}-"
+        self.directory = FILES / self._stem.removesuffix("-")
+        self.machines = {
+            name: Machine(spec, self._stem + name, self.directory)
+            for name, spec in self.topology.machines.items()
+        }
+        self._gateways = itertools.count()
+        self.embedded: Process | None = None
+
+    # --- building and removing -----------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """Build it. Raises ``LabError`` without root or ``ip``, leaving nothing behind."""
+        if os.geteuid() != 0:
+            raise LabError("the lab needs root: it makes network namespaces", "run it with sudo")
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove it."""
+        self.close()
+
+    def _build(self) -> None:
+        self.directory.mkdir(mode=0o755)
+        machines = self.machines.values()
+        ip(f"netns add {machine.namespace}" for machine in machines)
+        for machine in machines:
+            machine.run(["sysctl", "-q", "-w", *_SYSCTLS])
+        ip(self._cables())
+        for machine in machines:
+            ip(self._addresses(machine), machine.namespace)
+        for machine in machines:
+            machine.wait_settled()
+
+    def _cables(self) -> Iterable[str]:
+        for network in self.topology.networks:
+            ends = self.topology.cable(network)
+            (left, right) = (
+                f"name {link.name} netns {self._stem}{machine.name}" for machine, link in ends
+            )
+            yield f"link add {left} type veth peer {right}"
+
+    def _addresses(self, machine: Machine) -> Iterable[str]:
+        yield "link set lo up"
+        for link in machine.spec.links:
+            yield f"link set {link.name} up"
+            for address in link.addresses:
+                yield f"address add {address} dev {link.name}"
+        if machine is self.internet:
+            for extra in self.topology.internet_addresses:
+                yield f"address add {extra} dev {machine.spec.link('wan').name}"
+        for route in machine.spec.routes:
+            yield f"route add {route.to} via {route.via}"
+
+    def close(self) -> None:
+        """End its processes, remove its namespaces and files."""
+        present = listed()
+        for machine in self.machines.values():
+            if machine.namespace in present:
+                machine.stop_all()
+                ip([f"netns del {machine.namespace}"])
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @staticmethod
+    def sweep() -> list[str]:
+        """Remove labs whose owners are dead; the namespaces that are gone."""
+        return remove(lambda owner: owner != "keep" and not Path(f"/proc/{owner}").exists())
+
+    @staticmethod
+    def remove_kept() -> list[str]:
+        """Remove a lab that was built with ``keep``; the namespaces that are gone."""
+        return remove(lambda owner: owner == "keep")
+
+    # --- machines and servers ------------------------------------------------------------
+
+    @property
+    def router(self) -> Machine:
+        """Where the gateway runs."""
+        return self.machines["router"]
+
+    @property
+    def internet(self) -> Machine:
+        """Where the servers are."""
+        return self.machines["internet"]
+
+    def client(self, name: str) -> Machine:
+        """A LAN host: ``desk`` or ``kid``. Raises ``KeyError`` for another name."""
+        return self.machines[name]
+
+    def start_servers(self) -> Process:
+        """HTTP, echo, banner and half-close on every address, and SOCKS on ``home`` and ``work``.
+
+        The ports are in ``gateway.lab.serve``. The process' log has its records.
+        """
+        command = [sys.executable, "-m", "gateway.lab.serve"]
+        process = self.internet.start("servers", command, ENVIRONMENT)
+        process.wait_until(lambda: '{"event": "ready"}' in process.log, "the servers to listen")
+        self.embedded = process
+        return process
+
+    def socks_records(self, event: str = "connect") -> list[dict[str, Any]]:
+        """What the embedded SOCKS servers were asked: ``accept``, ``connect`` or ``end``.
+
+        Each has ``server`` and ``peer``; a ``connect`` has ``host`` and ``port`` too.
+        """
+        if self.embedded is None:
+            return []
+        records = [json.loads(line) for line in self.embedded.log if line.startswith("{")]
+        return [record for record in records if record["event"] == event]
+
+    def start_upstream(self, kind: str, upstream: str = "spare") -> Process:
+        """A real SOCKS server: ``microsocks``, ``danted``, ``sing-box`` or ``ssh``."""
+        directory = self.directory / kind
+        directory.mkdir()
+        return upstreams.STARTERS[kind](self.internet, self.topology.upstreams[upstream], directory)
+
+    # --- the gateway ---------------------------------------------------------------------
+
+    def config(
+        self, *rules: Mapping[str, Any], outbounds: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """A configuration for the router with these rules.
+
+        Without ``outbounds`` it has ``home`` and ``work``, the embedded SOCKS servers.
+        """
+        lan = [link for link in self.router.spec.links if link.network != "wan"]
+        return {
+            "lan": {
+                "interfaces": [link.name for link in lan],
+                "subnets": {
+                    link.network: [str(n) for n in self.topology.networks[link.network]]
+                    for link in lan
+                },
+            },
+            "inbound": {},
+            "outbounds": dict(outbounds or {name: self.socks(name) for name in ("home", "work")}),
+            "rules": [dict(rule) for rule in rules],
+        }
+
+    def socks(self, upstream: str, family: Literal[4, 6] = 4) -> dict[str, Any]:
+        """The ``outbounds:`` entry for a SOCKS server of the topology."""
+        server = self.topology.upstreams[upstream]
+        host = server.addresses.ipv4 if family == 4 else server.addresses.ipv6
+        entry: dict[str, Any] = {"type": "socks5", "server": host, "port": server.port}
+        if server.username is not None:
+            entry |= {"username": server.username, "password": server.password}
+        return entry
+
+    def start_gateway(
+        self,
+        config: Mapping[str, Any] | str,
+        *,
+        backend: str | None = None,
+        mode: str | None = None,
+        machine: Machine | None = None,
+        wait: bool = True,
+    ) -> GatewayProcess:
+        """Run the gateway on the router (or ``machine``) until it is ready.
+
+        ``backend`` and ``mode`` (``tproxy``, ``redirect``) override the configuration,
+        which must then be a mapping. Raises ``LabError`` with its log when it ends instead.
+        """
+        name = f"gateway{next(self._gateways)}"
+        directory = self.directory / name
+        directory.mkdir(mode=0o700)
+        if backend or mode:
+            config = _with_inbound(config, backend, mode)
+        process = GatewayProcess(machine or self.router, name, directory, config)
+        if wait:
+            process.wait_ready()
+        return process
+
+
+def _with_inbound(
+    config: Mapping[str, Any] | str, backend: str | None, mode: str | None
+) -> dict[str, Any]:
+    """A copy of ``config`` with the given keys of ``inbound`` set."""
+    if isinstance(config, str):
+        raise TypeError("a configuration that is text takes no overrides")
+    chosen = {"backend": backend, "tcp": mode}
+    overrides = {key: value for key, value in chosen.items() if value is not None}
+    return {**config, "inbound": {**config.get("inbound", {}), **overrides}}

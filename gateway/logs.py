@@ -1,0 +1,165 @@
+"""Structured logging on standard error: one line is one event with named values.
+
+The message of a record is the event, a constant text; what varies goes into
+``extra=fields(client=..., port=...)``. So lines can be searched, and repeats counted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from gateway.control.running import FlowRecord
+
+REPEAT_LIMIT = 5
+REPEAT_WINDOW_S = 10.0
+
+
+def configure(level: str, form: Literal["text", "json"]) -> None:
+    """Send every record of this process at ``level`` or above to standard error.
+
+    May be called again after a reload; it replaces what it set up before. ``level`` and
+    ``form`` are the configuration's ``log.level`` and ``log.format``.
+    """
+    handler = QuietHandler()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in [one for one in root.handlers if isinstance(one, QuietHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def fields(**values: object) -> dict[str, object]:
+    """Values of an event, for the ``extra`` of a logging call."""
+    return {"fields": values}
+
+
+def flow_line(flow: FlowRecord) -> dict[str, object]:
+    """The values of the one line that each ended flow gets."""
+    return {
+        "flow": flow.id,
+        "client": str(flow.client),
+        "destination": str(flow.destination),
+        "rule": flow.rule,
+        "outbound": flow.outbound,
+        "up": flow.bytes_up,
+        "down": flow.bytes_down,
+        "seconds": round(flow.duration_s, 3),
+        "reason": "" if flow.close_reason is None else str(flow.close_reason),
+        **({"detail": flow.detail} if flow.detail else {}),
+    }
+
+
+def _values(record: logging.LogRecord) -> dict[str, object]:
+    found: dict[str, object] = getattr(record, "fields", {})
+    return found
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class TextFormatter(logging.Formatter):
+    """``time level event key=value ...``, and a traceback below where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One event as text."""
+        head = f"{_time(record)} {record.levelname.lower()} {_bare(record.getMessage())}"
+        pairs = [f"{key}={_quoted(str(value))}" for key, value in _values(record).items()]
+        line = " ".join([head, *pairs])
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``time``, ``level``, ``event``, and the event's values."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One event as JSON."""
+        line: dict[str, object] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **_values(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _bare(text: str) -> str:
+    """``text`` on one line: what a peer sent must not be able to forge a line of its own."""
+    return text if text.isprintable() else json.dumps(text)
+
+
+def _quoted(text: str) -> str:
+    plain = text.isprintable() and not any(mark in text for mark in ' "=')
+    return text if plain and text else json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+@dataclass(slots=True)
+class _Window:
+    """Repeats of one event since ``start`` (Unix time in seconds)."""
+
+    start: float
+    seen: int
+    last: logging.LogRecord
+
+
+class Repeats:
+    """Decides which warnings are shown: of each event, five in ten seconds.
+
+    A routing loop makes thousands of equal warnings in a second; they must not fill the disk.
+    """
+
+    def __init__(self, limit: int = REPEAT_LIMIT, window_s: float = REPEAT_WINDOW_S) -> None:
+        self._limit = limit
+        self._window_s = window_s
+        self._windows: dict[tuple[str, str], _Window] = {}
+
+    def admit(self, record: logging.LogRecord) -> bool:
+        """Whether to show ``record``."""
+        if record.levelno < logging.WARNING:
+            return True
+        window = self._windows.setdefault(
+            (record.name, str(record.msg)), _Window(record.created, 0, record)
+        )
+        window.seen += 1
+        window.last = record
+        return window.seen <= self._limit
+
+    def summaries(self, now: float) -> list[logging.LogRecord]:
+        """Close windows that ended before ``now`` (Unix time): one record for what each hid."""
+        ended = [
+            key for key, window in self._windows.items() if now - window.start > self._window_s
+        ]
+        closed = [self._windows.pop(key) for key in ended]
+        return [self._summary(window) for window in closed if window.seen > self._limit]
+
+    def _summary(self, window: _Window) -> logging.LogRecord:
+        hidden = window.seen - self._limit
+        summary = logging.makeLogRecord(window.last.__dict__)
+        summary.exc_info = None
+        summary.__dict__.update(
+            fields(**_values(window.last), hidden=hidden, within_s=self._window_s)
+        )
+        return summary
+
+
+class QuietHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to standard error, and counts repeated warnings instead of writing them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._repeats = Repeats()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write ``record`` unless it repeats too often; first what earlier windows hid."""
+        for summary in self._repeats.summaries(record.created):
+            super().emit(summary)
+        if self._repeats.admit(record):
+            super().emit(record)

@@ -1,0 +1,133 @@
+"""What every outbound is: something that opens the second leg of a flow."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Protocol
+
+from gateway.errors import UpstreamFailure
+from gateway.flow import Endpoint, FlowFacts
+from gateway.kernel.reactor import OUT, Reactor
+from gateway.kernel.sockets import Egress, SocketFactory, local_endpoint, pending_error
+
+_FAILURES = {
+    errno.ECONNREFUSED: UpstreamFailure.REFUSED,
+    errno.ETIMEDOUT: UpstreamFailure.TIMEOUT,
+    errno.ECONNRESET: UpstreamFailure.RESET,
+    errno.EPIPE: UpstreamFailure.RESET,
+    errno.EMFILE: UpstreamFailure.RESOURCES,
+    errno.ENFILE: UpstreamFailure.RESOURCES,
+    errno.ENOBUFS: UpstreamFailure.RESOURCES,
+    errno.ENOMEM: UpstreamFailure.RESOURCES,
+}
+
+
+class Requester(Protocol):
+    """Who asked for a leg. Exactly one of the two is called, once, unless cancelled before."""
+
+    def connected(self, upstream: socket.socket, surplus: bytes) -> None:
+        """The leg is up, still watched by the reactor; ``surplus`` came with its handshake."""
+
+    def failed(self, failure: UpstreamFailure, detail: str) -> None:
+        """There is no leg; its socket is closed."""
+
+
+class Attempt(Protocol):
+    """A leg that is being opened."""
+
+    @property
+    def local(self) -> Endpoint:
+        """Our own end of the leg: the loop detector looks for it."""
+
+    def cancel(self) -> None:
+        """Give up, close, call nobody."""
+
+
+class Outbound(Protocol):
+    """A way out, by name."""
+
+    @property
+    def name(self) -> str:
+        """The name that rules use."""
+
+    def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
+        """Begin to open a leg for a flow. None: it failed at once, ``failed`` was called."""
+
+
+def failure_of(error: OSError) -> UpstreamFailure:
+    """What an error of connect(2), send(2) or recv(2) means to the client."""
+    return _FAILURES.get(error.errno or 0, UpstreamFailure.UNREACHABLE)
+
+
+class ConnectAttempt:
+    """A TCP connect in progress; base of all that goes on talking once it is connected.
+
+    A subclass that has a handshake overrides ``_on_connected`` and ``_on_readable``.
+    """
+
+    __slots__ = ("_connecting", "_reactor", "_requester", "_sock")
+
+    def __init__(self, reactor: Reactor, requester: Requester, sock: socket.socket) -> None:
+        self._reactor = reactor
+        self._requester = requester
+        self._sock = sock
+        self._connecting = True
+        reactor.watch(sock.fileno(), self)
+
+    @property
+    def local(self) -> Endpoint:
+        """Our own end: connect(2) has chosen address and port already."""
+        return local_endpoint(self._sock)
+
+    def cancel(self) -> None:
+        """Give up, close, call nobody."""
+        self._reactor.close(self._sock)
+
+    def abort(self) -> None:
+        """End after a bug in the handshake."""
+        self._fail(UpstreamFailure.PROTOCOL, "internal error")
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Finish the connect, then let the handshake go on."""
+        del fd
+        try:
+            if self._connecting:
+                if not events & OUT:
+                    return
+                code = pending_error(self._sock)
+                if code:
+                    raise OSError(code, os.strerror(code))
+                self._connecting = False
+                self._on_connected()
+            else:
+                self._on_readable()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(failure_of(error), error.strerror or str(error))
+
+    def _on_connected(self) -> None:
+        self._succeed(b"")
+
+    def _on_readable(self) -> None:
+        """Nothing is expected from the peer before it is connected."""
+
+    def _succeed(self, surplus: bytes) -> None:
+        self._requester.connected(self._sock, surplus)
+
+    def _fail(self, failure: UpstreamFailure, detail: str) -> None:
+        self._reactor.close(self._sock)
+        self._requester.failed(failure, detail)
+
+
+def open_socket(
+    factory: SocketFactory, remote: Endpoint, egress: Egress, requester: Requester
+) -> socket.socket | None:
+    """A socket that has begun to connect; None where it failed at once (requester was told)."""
+    try:
+        return factory.connect_tcp(remote, egress)
+    except OSError as error:
+        requester.failed(failure_of(error), error.strerror or str(error))
+        return None

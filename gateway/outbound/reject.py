@@ -1,0 +1,28 @@
+"""``reject``: no second leg at all.
+
+What rules reject by address, port or interface is refused in the kernel, before
+a handshake, with the answer the owner chose. A flow that gets as far as a
+listener is connected already, so a reset is all that is left to answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.errors import UpstreamFailure
+from gateway.flow import FlowFacts
+from gateway.outbound.base import Requester
+
+
+@dataclass(frozen=True, slots=True)
+class RejectOutbound:
+    """Refuses every flow; it stands in, too, for an outbound that must not be used now."""
+
+    name: str
+    failure: UpstreamFailure = UpstreamFailure.REJECTED
+    detail: str = ""
+
+    def open(self, facts: FlowFacts, requester: Requester) -> None:
+        """Fail at once."""
+        del facts
+        requester.failed(self.failure, self.detail)

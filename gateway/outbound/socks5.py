@@ -1,0 +1,76 @@
+"""``socks5``: through a SOCKS5 server (RFC 1928, RFC 1929)."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from gateway.errors import UpstreamFailure
+from gateway.flow import Endpoint, FlowFacts
+from gateway.kernel.reactor import Reactor
+from gateway.kernel.sockets import Egress, SocketFactory
+from gateway.outbound.base import Attempt, ConnectAttempt, Requester, open_socket
+from gateway.wire.socks5 import ClientHandshake, Credentials, Socks5Error
+
+#: A handshake's bytes fit many times over; what a server sends behind it is read too.
+_READ_BYTES = 16 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Socks5Outbound:
+    """One SOCKS5 server, at one address."""
+
+    name: str
+    reactor: Reactor
+    factory: SocketFactory
+    server: Endpoint
+    egress: Egress
+    credentials: Credentials | None = None
+
+    def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
+        """Begin to connect to the server, and through it to the flow's destination."""
+        sock = open_socket(self.factory, self.server, self.egress, requester)
+        if sock is None:
+            return None
+        handshake = ClientHandshake(facts.destination, self.credentials)
+        return _Socks5Attempt(self.reactor, requester, sock, handshake)
+
+
+class _Socks5Attempt(ConnectAttempt):
+    """Connect, then the handshake.
+
+    What is sent is a few dozen bytes into an empty send buffer, so a short write
+    cannot happen on a socket that works.
+    """
+
+    __slots__ = ("_handshake",)
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        requester: Requester,
+        sock: socket.socket,
+        handshake: ClientHandshake,
+    ) -> None:
+        super().__init__(reactor, requester, sock)
+        self._handshake = handshake
+
+    def _on_connected(self) -> None:
+        self._sock.send(self._handshake.greeting())
+
+    def _on_readable(self) -> None:
+        while True:
+            data = self._sock.recv(_READ_BYTES)
+            if not data:
+                self._fail(UpstreamFailure.RESET, "the server closed during the handshake")
+                return
+            try:
+                answer = self._handshake.feed(data)
+            except Socks5Error as error:
+                self._fail(error.failure, str(error))
+                return
+            if self._handshake.established:
+                self._succeed(self._handshake.surplus)
+                return
+            if answer:
+                self._sock.send(answer)

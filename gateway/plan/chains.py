@@ -1,0 +1,271 @@
+"""The chains around the owner's rules: who enters them, and what their answers do.
+
+::
+
+    prerouting ─ lan ─ decide ─┬─ divert      mark, then the listener
+                               ├─ direct      connmark: routed on, for good
+                               ├─ refuse      mark: reset or ICMP error in forward
+                               └─ drop
+    output ─ decide_own ─┬─ divert_own  mark, then over lo to prerouting (own_loop)
+                         └─ as above
+
+What is not diverted leaves our chains as it came, so whatever else filters on this
+machine still sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, Literal
+
+from gateway.flow import Protocol
+from gateway.marks import SET_PREFIX, Mark, Marks
+from gateway.plan.model import (
+    Accept,
+    AddressSet,
+    Chain,
+    Count,
+    DestinationType,
+    Drop,
+    Family,
+    Goto,
+    Hook,
+    InInterface,
+    InSet,
+    Jump,
+    MarkIs,
+    Network,
+    NftRule,
+    Ports,
+    Redirect,
+    Reject,
+    ReplyDirection,
+    Return,
+    SetMark,
+    Tproxy,
+    TransparentSocket,
+    Transport,
+    Untracked,
+)
+from gateway.plan.policy_rules import DIRECT, REFUSE, REFUSE_ICMP, address_match
+
+DIVERT: Final = "divert"
+DIVERT_OWN: Final = "divert_own"
+
+EVERYTHING: Final[dict[Family, Network]] = {
+    Family.V4: IPv4Network("0.0.0.0/0"),
+    Family.V6: IPv6Network("::/0"),
+}
+
+#: Just before the priorities that others use (mangle -150, dstnat -100, filter 0): a port that
+#: another program publishes by DNAT is ours first, and a packet is marked before it is filtered.
+_PRIORITY: Final = {"mangle": -155, "nat": -105, "filter": -5}
+_ALIVE: Final = {Family.V4: f"{SET_PREFIX}alive4", Family.V6: f"{SET_PREFIX}alive6"}
+#: How long the diversion outlives the gateway, where it fails open; refreshed each second.
+ALIVE_TIMEOUT_S: Final = 5
+
+_TCP: Final = Transport((Protocol.TCP,))
+_ICMP: Final = Transport((Protocol.ICMP,))
+_NOT_FORWARDED: Final = DestinationType(("local", "broadcast", "multicast"))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The choices that shape the chains.
+
+    ``lan``: interfaces whose traffic is diverted; ``own``: this machine's too.
+    ``upstreams``: SOCKS servers that live in the LAN, by family. ``preserve_source``: some
+    outbound uses its client's address, so replies to it must come to our sockets.
+    """
+
+    marks: Marks
+    port: int
+    tproxy: bool
+    fail_open: bool
+    lan: tuple[str, ...]
+    own: bool
+    families: tuple[Family, ...]
+    upstreams: dict[Family, tuple[Network, ...]]
+    preserve_source: bool = False
+
+    @property
+    def shortcut(self) -> bool:
+        """Whether packets of established transparent sockets are looked for."""
+        return bool(self.lan) and (self.tproxy or self.preserve_source)
+
+
+def alive_sets(shape: Shape) -> list[AddressSet]:
+    """The dead-man sets. Halves of all addresses: hash:net has no prefix of length 0."""
+    if not shape.fail_open:
+        return []
+    return [
+        AddressSet(_ALIVE[f], f, tuple(EVERYTHING[f].subnets()), ALIVE_TIMEOUT_S)
+        for f in shape.families
+    ]
+
+
+def prerouting(shape: Shape) -> list[Chain]:
+    """The way in for packets that arrive, with the chains that it needs besides ``decide``."""
+    marks = shape.marks
+    rules = [NftRule("bypass", Accept(), (MarkIs(marks.bypass),))]
+    chains = []
+    if shape.own and shape.tproxy:
+        own = (InInterface(("lo",)), MarkIs(marks.divert_own))
+        rules.append(NftRule("own-loop", Goto("own_loop"), own))
+        refuse = NftRule("no-listener", Drop())
+        chains.append(Chain("own_loop", "mangle", (*_to_listener(shape), refuse)))
+    if shape.shortcut:
+        # On every interface: replies to a socket with its client's address come from the WAN.
+        rules.append(NftRule("established", Goto("established"), (_TCP, TransparentSocket())))
+        mark = NftRule("mark", SetMark(marks.divert))
+        chains.append(Chain("established", "mangle", (mark, NftRule("accept", Accept()))))
+    if shape.lan:
+        rules.append(NftRule("lan", Jump("lan"), (InInterface(shape.lan),)))
+        chains.append(_lan(shape))
+    if not chains:
+        return []
+    return [_base("prerouting", "prerouting", "mangle", rules), *chains]
+
+
+def output(shape: Shape) -> list[Chain]:
+    """The way in for what this machine sends itself."""
+    if not shape.own:
+        return []
+    rules = [NftRule("bypass", Accept(), (MarkIs(shape.marks.bypass),))]
+    if Family.V6 in shape.families:
+        # A rule that rejects everything must not cut this machine off from its neighbours.
+        rules.append(NftRule("discovery", Return(), (_ICMP, Untracked()), Family.V6))
+    rules += _left_alone(shape, shape.marks.divert_own, DIVERT_OWN)
+    rules.append(NftRule("decide", Goto("decide_own")))
+    return [_base("output", "output", "mangle", rules)]
+
+
+def answers(shape: Shape, used: set[str]) -> list[Chain]:
+    """The chains that carry out what rules say, those in ``used`` only.
+
+    Their end returns to the caller of the policy.
+    """
+    marks = shape.marks
+    chains = [
+        _divert(shape, DIVERT, marks.divert),
+        _divert(shape, DIVERT_OWN, marks.divert_own),
+        Chain(DIRECT, "mangle", (NftRule("keep", SetMark(marks.direct, "connection")),)),
+        Chain(REFUSE, "mangle", (NftRule("mark", SetMark(marks.refuse)),)),
+        Chain(REFUSE_ICMP, "mangle", (NftRule("mark", SetMark(marks.refuse_icmp)),)),
+    ]
+    return [chain for chain in chains if chain.name in used]
+
+
+def redirects(shape: Shape, used: set[str]) -> list[Chain]:
+    """REDIRECT of marked packets: nat hooks see the first packet of a flow only."""
+    if shape.tproxy:
+        return []
+    ways: list[tuple[Literal["prerouting", "output"], str, Mark]] = [
+        ("prerouting", DIVERT, shape.marks.divert),
+        ("output", DIVERT_OWN, shape.marks.divert_own),
+    ]
+    return [
+        _base(
+            f"nat_{point}",
+            point,
+            "nat",
+            [NftRule("redirect", Redirect(shape.port), (_TCP, MarkIs(mark)))],
+        )
+        for point, name, mark in ways
+        if name in used
+    ]
+
+
+def refusals(shape: Shape, used: set[str]) -> list[Chain]:
+    """Answers to refused packets: REJECT works in forward and output only, so marks lead there."""
+    rules = []
+    if REFUSE in used:
+        refused = MarkIs(shape.marks.refuse)
+        rules += [
+            NftRule("tcp", Reject("tcp-reset"), (_TCP, refused)),
+            NftRule("other", Reject("icmp-port-unreachable"), (refused,)),
+        ]
+    if REFUSE_ICMP in used:
+        refused = MarkIs(shape.marks.refuse_icmp)
+        rules.append(NftRule("icmp", Reject("icmp-admin-prohibited"), (refused,)))
+    points: list[Literal["forward", "output"]] = []
+    if rules and shape.lan:
+        points.append("forward")
+    if rules and shape.own:
+        points.append("output")
+    return [_base(f"filter_{point}", point, "filter", rules) for point in points]
+
+
+def accepted_input(marks: Sequence[Mark]) -> list[Chain]:
+    """Diverted packets past a host firewall in the same tables (iptables only).
+
+    They keep their original destination port, so no port rule of the firewall fits them.
+    """
+    rules = [NftRule(f"accept-{mark.value:#x}", Accept(), (MarkIs(mark),)) for mark in marks]
+    return [_base("filter_input", "input", "filter", rules)] if rules else []
+
+
+def _base(
+    name: str,
+    point: Literal["prerouting", "output", "forward", "input"],
+    table: Literal["mangle", "nat", "filter"],
+    rules: Sequence[NftRule],
+) -> Chain:
+    return Chain(name, table, tuple(rules), Hook(point, table, _PRIORITY[table]))
+
+
+def _lan(shape: Shape) -> Chain:
+    dialled = (
+        _TCP,
+        DestinationType(("local",)),
+        Ports("destination", ((shape.port, shape.port),)),
+    )
+    rules = [
+        NftRule("to-listener", Count(), dialled),
+        *_left_alone(shape, shape.marks.divert, DIVERT),
+    ]
+    for family, prefixes in shape.upstreams.items():
+        match = address_match("source", prefixes)
+        rules.append(NftRule(f"upstream-{family}", Return(), match, family))
+    return Chain("lan", "mangle", (*rules, NftRule("decide", Goto("decide"))))
+
+
+def _left_alone(shape: Shape, mark: Mark, divert: str) -> list[NftRule]:
+    """What no rule of the owner is asked about."""
+    rules = [
+        NftRule("reply", Return(), (ReplyDirection(),)),
+        NftRule("not-forwarded", Return(), (_NOT_FORWARDED,)),
+        # A flow that was routed cannot be taken over later, whatever a reload says.
+        NftRule("direct", Return(), (MarkIs(shape.marks.direct, "connection"),)),
+    ]
+    if not shape.tproxy:
+        # Nor can one that is redirected be let go; the shortcut does this for TPROXY.
+        rules.append(NftRule("redirected", Goto(divert), (MarkIs(mark, "connection"),)))
+    return rules
+
+
+def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
+    """Mark TCP for the listener; other protocols are not carried and leave at the end."""
+    rules = []
+    if shape.fail_open:
+        for family in shape.families:
+            dead = (InSet("source", _ALIVE[family], negate=True),)
+            rules.append(NftRule(f"dead-{family}", Return(), dead, family))
+    # The mark stands before tproxy: without a listener nft goes on with the next rule, and an
+    # unmarked packet would be routed on to its destination, past the proxy.
+    rules.append(NftRule("mark", SetMark(mark), (_TCP,)))
+    if not shape.tproxy:
+        rules.append(NftRule("keep", SetMark(mark, "connection"), (_TCP,)))
+    elif name == DIVERT:
+        rules += _to_listener(shape)
+        if shape.fail_open:
+            rules.append(NftRule("unmark", SetMark(Mark(0, mark.mask)), (_TCP,)))
+        else:
+            rules.append(NftRule("no-listener", Drop(), (_TCP,)))
+    return Chain(name, "mangle", tuple(rules))
+
+
+def _to_listener(shape: Shape) -> list[NftRule]:
+    return [NftRule(f"tproxy-{f}", Tproxy(shape.port), (_TCP,), f) for f in shape.families]

@@ -1,0 +1,45 @@
+"""Policy routing and sysctls as arguments of ip(8) and sysctl(8), one line each."""
+
+from __future__ import annotations
+
+from gateway.marks import ROUTE_PROTOCOL
+from gateway.plan.model import Family, IpRule, Plan, Route, Sysctl
+
+_OPTION = {Family.V4: "-4", Family.V6: "-6"}
+
+
+def render_ip(plan: Plan) -> str:
+    """The lines that add it all, in the order in which they are to run."""
+    lines = [
+        *map(sysctl_line, plan.sysctls),
+        *(route_line(route, "add") for route in plan.routes),
+        *(rule_line(rule, "add") for rule in plan.ip_rules),
+    ]
+    return "".join(line + "\n" for line in lines)
+
+
+def rule_line(rule: IpRule, verb: str) -> str:
+    """``ip rule VERB ...`` (ip-rule(8)); ``verb`` is ``add`` or ``del``."""
+    words = ["ip", _OPTION[rule.family], "rule", verb, "priority", str(rule.priority)]
+    if rule.iif is not None:
+        words += ["iif", rule.iif]
+    if rule.mark is not None:
+        words += ["fwmark", str(rule.mark)]
+    words += ["protocol", f"{ROUTE_PROTOCOL:#x}", rule.action]
+    target = rule.table if rule.action == "lookup" else rule.goto
+    if target is not None:
+        words.append(str(target))
+    return " ".join(words)
+
+
+def route_line(route: Route, verb: str) -> str:
+    """``ip route VERB ...`` (ip-route(8)); ``verb`` is ``add`` or ``del``."""
+    return (
+        f"ip {_OPTION[route.family]} route {verb} {route.kind} {route.destination}"
+        f" dev {route.device} table {route.table} proto {ROUTE_PROTOCOL:#x}"
+    )
+
+
+def sysctl_line(sysctl: Sysctl) -> str:
+    """``sysctl -w KEY=VALUE`` (sysctl(8)), with the reason as a comment."""
+    return f"sysctl -w {sysctl.key}={sysctl.value}  # {sysctl.reason}"

@@ -1,0 +1,82 @@
+"""What a plan asks of routing: the ladder of ip rules, the local table, and sysctls."""
+
+from __future__ import annotations
+
+from gateway.config.schema import Lan
+from gateway.marks import (
+    PRIORITY_DIVERT,
+    PRIORITY_DIVERT_OWN,
+    PRIORITY_NOP,
+    PRIORITY_VALIDATE,
+    TABLE_TPROXY,
+)
+from gateway.plan.chains import EVERYTHING, Shape
+from gateway.plan.host import HostFacts
+from gateway.plan.model import IpRule, Route, Sysctl
+
+
+def ip_rules(shape: Shape) -> tuple[IpRule, ...]:
+    """The ladder, per family; see ``gateway.marks`` for why each rung is where it is."""
+    if not _needs_local_table(shape):
+        return ()
+    divert, own = shape.marks.divert, shape.marks.divert_own
+    rules = []
+    for family in shape.families:
+        rules += [
+            IpRule(PRIORITY_VALIDATE, family, "goto", goto=PRIORITY_NOP, mark=divert, iif="lo"),
+            IpRule(PRIORITY_DIVERT, family, "lookup", table=TABLE_TPROXY, mark=divert),
+        ]
+        if shape.own and shape.tproxy:
+            rules.append(
+                IpRule(
+                    PRIORITY_DIVERT_OWN, family, "lookup", table=TABLE_TPROXY, mark=own, iif="lo"
+                )
+            )
+        rules.append(IpRule(PRIORITY_NOP, family, "nop"))
+    return tuple(rules)
+
+
+def routes(shape: Shape) -> tuple[Route, ...]:
+    """Everything is local in our table: a diverted packet is delivered, not forwarded."""
+    if not _needs_local_table(shape):
+        return ()
+    return tuple(Route(f, "local", EVERYTHING[f], "lo", TABLE_TPROXY) for f in shape.families)
+
+
+def sysctls(lan: Lan, host: HostFacts) -> tuple[Sysctl, ...]:
+    """Forwarding, and what turning it on would otherwise break; in the order to set them.
+
+    A dot in an interface's name is written ``/``, as sysctl(8) has it.
+    """
+    if not lan.interfaces or not lan.forwarding:
+        return ()
+    wanted = [Sysctl("net.ipv4.ip_forward", "1", "flows sent direct are forwarded")]
+    one_armed = sorted({r.interface for r in host.default_routes} & set(lan.interfaces))
+    if one_armed:
+        # The kernel sends redirects where either of "all" and the interface's own says so.
+        wanted.append(
+            Sysctl("net.ipv4.conf.all.send_redirects", "0", "a redirect leads clients past us")
+        )
+    wanted += [
+        Sysctl(_of_interface("ipv4", name, "send_redirects"), "0", "it leads to the same router")
+        for name in one_armed
+    ]
+    if not host.has("ipv6"):
+        return tuple(wanted)
+    learnt = sorted({r.interface for r in host.default_routes if r.from_ra})
+    wanted += [
+        Sysctl(
+            _of_interface("ipv6", name, "accept_ra"), "2", "a forwarding host ignores RAs otherwise"
+        )
+        for name in learnt
+    ]
+    wanted.append(Sysctl("net.ipv6.conf.all.forwarding", "1", "flows sent direct are forwarded"))
+    return tuple(wanted)
+
+
+def _needs_local_table(shape: Shape) -> bool:
+    return shape.shortcut or (shape.own and shape.tproxy)
+
+
+def _of_interface(family: str, interface: str, key: str) -> str:
+    return f"net.{family}.conf.{interface.replace('.', '/')}.{key}"

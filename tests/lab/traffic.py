@@ -1,0 +1,225 @@
+"""What the lab tests send from its machines, and how they look at what became of it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+from pyroute2 import netns
+
+from gateway.lab.gateway_process import GatewayProcess
+from gateway.lab.lab import Lab
+from gateway.lab.machine import Machine
+from gateway.lab.process import LabError, wait_until
+from gateway.lab.topology import Pair
+
+T = TypeVar("T")
+Family = Literal[4, 6]
+
+TIMEOUT_S = 20.0
+
+#: curl's exit statuses (curl(1)) that tests look for.
+CURL_REFUSED, CURL_TIMEOUT, CURL_RESET = 7, 28, 56
+
+
+@contextmanager
+def running(lab: Lab, config: Mapping[str, Any] | str, **options: Any) -> Iterator[GatewayProcess]:
+    """A gateway on the router for a while; then the router must be as it was before.
+
+    ``options`` are those of ``Lab.start_gateway``.
+    """
+    before = lab.router.snapshot()
+    gateway = lab.start_gateway(config, **options)
+    try:
+        yield gateway
+    finally:
+        status = gateway.stop() if gateway.process.alive else None
+    assert status in (0, None), "\n".join(gateway.log)
+    lab.router.assert_unchanged(before)
+
+
+# --- addresses -------------------------------------------------------------------------------
+
+
+def of_family(pair: Pair, family: Family) -> str:
+    """One of the two addresses."""
+    return pair.ipv4 if family == 4 else pair.ipv6
+
+
+def target(lab: Lab, family: Family, name: str = "web") -> str:
+    """The address of a host on the internet."""
+    return of_family(lab.topology.targets[name], family)
+
+
+def targets(lab: Lab, *names: str) -> list[str]:
+    """Both addresses of hosts on the internet, for a rule's ``destination``."""
+    return [address for name in names for address in lab.topology.targets[name]]
+
+
+def address(machine: Machine, family: Family, network: str | None = None) -> str:
+    """A machine's own address: of its link in ``network``, or of its last link."""
+    link = machine.spec.link(network) if network else machine.spec.links[-1]
+    return of_family(link.pair, family)
+
+
+def upstream(lab: Lab, name: str) -> set[str]:
+    """The addresses that a SOCKS server connects on from."""
+    return set(lab.topology.upstreams[name].addresses)
+
+
+# --- sockets ---------------------------------------------------------------------------------
+
+
+def within(machine: Machine, work: Callable[[], T]) -> T:
+    """What ``work`` returns inside the machine's network namespace.
+
+    A socket belongs to the namespace that it was made in for good, so only making it
+    needs this. Namespaces are each thread's own (setns(2)), hence the thread.
+    """
+
+    def entered() -> T:
+        netns.setns(machine.namespace, flags=0)
+        return work()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(entered).result()
+
+
+def new_socket(machine: Machine, host: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A socket of the machine, for the family of ``host``; its waits are bounded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = within(machine, lambda: socket.socket(family, kind))
+    sock.settimeout(TIMEOUT_S)
+    return sock
+
+
+def dial(
+    machine: Machine, host: str, port: int, *, source: tuple[str, int] | None = None
+) -> socket.socket:
+    """A TCP connection from the machine. Raises ``OSError`` as connect(2) does."""
+    sock = new_socket(machine, host)
+    try:
+        if source is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(source)
+        sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def listen(machine: Machine, host: str, port: int) -> socket.socket:
+    """A listening socket on the machine; the kernel accepts for it until its backlog is full."""
+    sock = new_socket(machine, host)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, port))
+    sock.listen(64)
+    return sock
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Everything up to the peer's end."""
+    parts = []
+    while part := sock.recv(1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def read(sock: socket.socket, count: int) -> bytes:
+    """Exactly so many bytes."""
+    data = bytearray()
+    while len(data) < count:
+        part = sock.recv(count - len(data))
+        assert part, f"the peer ended after {len(data)} of {count} bytes"
+        data += part
+    return bytes(data)
+
+
+# --- curl ------------------------------------------------------------------------------------
+
+
+def url(host: str, path: str, port: int = 80) -> str:
+    """An HTTP address."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}{path}"
+
+
+def curl(
+    machine: Machine, address: str, *options: str, timeout_s: float = TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    """curl on the machine; ``returncode`` says how it ended."""
+    command = ["curl", "-sSgf", "-m", f"{timeout_s:g}", *options, address]
+    return machine.run(command, check=False)
+
+
+def peer_seen(machine: Machine, host: str, port: int = 80, timeout_s: float = TIMEOUT_S) -> str:
+    """The address that an HTTP server of the lab sees when the machine asks it.
+
+    Raises ``LabError`` with curl's words where there is no answer.
+    """
+    done = curl(machine, url(host, "/whoami", port), timeout_s=timeout_s)
+    if done.returncode:
+        raise LabError(f"{machine.spec.name} asked {host}: {done.stderr.strip()}")
+    return str(json.loads(done.stdout)["peer"])
+
+
+# --- what the gateway says -------------------------------------------------------------------
+
+
+def flow_of(gateway: GatewayProcess, port: int) -> dict[str, Any]:
+    """The record of the closed flow whose client had this port."""
+    found: list[dict[str, Any]] = []
+
+    def closed() -> bool:
+        found[:] = [
+            flow
+            for flow in gateway.flows()
+            if flow["client"].endswith(f":{port}") and flow["state"] == "closed"
+        ]
+        return bool(found)
+
+    wait_until(closed, f"the flow from port {port} to be recorded")
+    return found[0]
+
+
+def wait_counter(gateway: GatewayProcess, name: str, least: int = 1) -> None:
+    """Until a counter has got so far."""
+    wait_until(lambda: gateway.counters().get(name, 0) >= least, f"{name} to reach {least}")
+
+
+class Witness:
+    """Counts, on a machine, the packets that carry the address of another.
+
+    One table of its own, at the first hook that a packet meets.
+    """
+
+    def __init__(self, machine: Machine, *sources: str) -> None:
+        self._machine = machine
+        rules = "\n".join(
+            f"{'ip6' if ':' in source else 'ip'} saddr {source} counter" for source in sources
+        )
+        machine.run(
+            ["nft", "-f", "-"],
+            stdin="table inet witness\ndelete table inet witness\n"
+            "table inet witness {\nchain seen {\n"
+            f"type filter hook prerouting priority -400\n{rules}\n}}\n}}\n",
+        )
+
+    @property
+    def packets(self) -> int:
+        """How many there were."""
+        command = ["nft", "-j", "list", "table", "inet", "witness"]
+        listing = json.loads(self._machine.run(command).stdout)["nftables"]
+        return sum(
+            part["counter"]["packets"]
+            for item in listing
+            if "rule" in item
+            for part in item["rule"]["expr"]
+            if "counter" in part
+        )

@@ -1,0 +1,128 @@
+"""Checks across keys: one table, each row one mistake and what is said of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.config.check import check
+from gateway.config.findings import show_path
+from gateway.config.schema import Config
+
+SOCKS = {"type": "socks5", "server": "203.0.113.5"}
+LAN = {
+    "interfaces": ["eth1"],
+    "subnets": {"kids": ["192.168.20.0/24", "fd00:20::/64"], "four": ["10.4.0.0/16"]},
+}
+DEFAULT = {"to": "direct"}
+
+
+def findings(**changes: Any) -> list[tuple[str, str, str]]:
+    data = {"lan": LAN, "outbounds": {"home": SOCKS}, "rules": [DEFAULT]} | changes
+    found = check(Config.model_validate(data), frozenset({"private"}))
+    return [(show_path(each.path), each.message, each.cure) for each in found]
+
+
+def rules(*rules: dict[str, Any]) -> dict[str, Any]:
+    return {"rules": [*rules, DEFAULT]}
+
+
+def outbound(**keys: Any) -> dict[str, Any]:
+    return {"outbounds": {"out": keys}}
+
+
+LEGAL: list[dict[str, Any]] = [
+    {},
+    {"lan": {"this_machine": True}},
+    {"lan": {"this_machine": True}, **outbound(**SOCKS)},
+    rules({"subnet": "kids", "destination": ["private", "10.0.0.0/8"], "to": "home"}),
+    rules({"subnet": "kids", "source": "192.168.20.5", "to": "reject"}),
+    rules({"source": "10.0.0.0/8", "destination": ["::/0", "private"], "to": "home"}),
+    rules({"source": ["10.0.0.0/8", "fd00::/8"], "destination": "::/0", "to": "home"}),
+    rules({"protocol": ["tcp", "udp"], "port": "80-90", "interface": "eth1", "to": "home"}),
+    rules({"rule_set": "private", "to": "home"}),
+    outbound(**SOCKS, username="u", password="p" * 255),
+    outbound(**{**SOCKS, "server": "127.0.0.1"}),
+    outbound(**{**SOCKS, "server": "socks.a-b.example."}),
+    outbound(**{**SOCKS, "server": "2001:db8::5"}),
+    outbound(type="direct", source="192.0.2.1"),
+    outbound(type="direct", preserve_source=True),
+    outbound(type="direct", route="device", interface="wg0"),
+    {"outbounds": {"direct": {"type": "direct", "interface": "wg0"}}},
+    {"marks": {"base": 0x1000_0000}},
+]
+
+
+@pytest.mark.parametrize("changes", LEGAL, ids=str)
+def test_legal(changes: dict[str, Any]) -> None:
+    assert findings(**changes) == []
+
+
+ILLEGAL: list[tuple[dict[str, Any], str, str, str]] = [
+    ({"lan": {}}, "lan.interfaces", "nobody's traffic", "this_machine: true"),
+    ({"lan": {"interfaces": ["e"], "subnets": {"a": []}}}, "lan.subnets.a", "empty", "CIDRs"),
+    (rules({"source": [], "to": "home"}), "rules[0].source", "empty list", "leave the key out"),
+    (
+        {"lan": {"interfaces": "e", "subnets": {"a": "10.0.0.0/8", "b": ["::/8", "10.1.0.0/16"]}}},
+        "lan.subnets.b[1]", "b (10.1.0.0/16) overlaps a (10.0.0.0/8)", "one subnet only",
+    ),
+    ({"outbounds": {"direct": SOCKS}}, "outbounds.direct", "kept for", "another name"),
+    ({"outbounds": {"reject": {"type": "direct"}}}, "outbounds.reject", "kept for", "another"),
+    (outbound(type="direct", route="device"), "outbounds.out.route", "device", "interface"),
+    (outbound(**SOCKS, route="device"), "outbounds.out.route", "device", "interface"),
+    (
+        outbound(type="direct", source="192.0.2.1", preserve_source=True),
+        "outbounds.out.source", "preserved", "remove",
+    ),
+    (outbound(**SOCKS, username="u"), "outbounds.out.username", "without a password", "!env"),
+    (outbound(**SOCKS, password="p"), "outbounds.out.password", "without a user", "username"),
+    (outbound(**SOCKS, username="u", password=""), "outbounds.out.password", "1 to 255", ""),
+    (outbound(**SOCKS, username="u", password="é" * 128), "outbounds.out.password", "255", ""),
+    (outbound(**SOCKS, username="é" * 128, password="p"), "outbounds.out.username", "255", ""),
+    (
+        outbound(**{**SOCKS, "server": "203.0.113.5:1080"}),
+        "outbounds.out.server", "neither an address", "port",
+    ),
+    (outbound(**{**SOCKS, "server": "10.0.0.300"}), "outbounds.out.server", "neither", "port"),
+    (outbound(**{**SOCKS, "server": "a b"}), "outbounds.out.server", "neither", "port"),
+    ({"marks": {"base": 0x300_0000}}, "marks.base", "power of two", "0x2000000"),
+    (rules({"destination": "x", "to": "hom"}), "rules[0].to", "unknown outbound",
+     "did you mean home? outbounds: direct, home, reject"),
+    (rules({"subnet": ["kids", "Kid"], "to": "home"}), "rules[0].subnet[1]", "unknown subnet",
+     "did you mean kids?"),
+    (rules({"destination": ["::/0", "privat"], "to": "home"}), "rules[0].destination[1]",
+     "unknown rule set", "did you mean private?"),
+    (rules({"rule_set": "cn", "to": "home"}), "rules[0].rule_set[0]", "unknown rule set",
+     "rule sets: private"),
+    (rules({"interface": "eth0", "to": "home"}), "rules[0].interface[0]", "nothing arrives",
+     "did you mean eth1?"),
+    (rules({"protocol": "icmp", "port": 1, "to": "home"}), "rules[0].port", "no ports", "own"),
+    (rules({"protocol": ["tcp", "icmp"], "source_port": 1, "to": "home"}), "rules[0].source_port",
+     "no ports", "own"),
+    (rules({"subnet": "kids", "source": "10.0.0.0/8", "to": "home"}), "rules[0].source",
+     "never matches", "two rules"),
+    (rules({"source": "10.0.0.0/8", "destination": "::/0", "to": "home"}), "rules[0].destination",
+     "no address family", "IPv6 with IPv6"),
+    (rules({"subnet": "four", "destination": "::/0", "to": "home"}), "rules[0].destination",
+     "no address family", "IPv6 with IPv6"),
+    ({"rules": [{"port": 1, "to": "home"}]}, "rules[0]", "last rule", "{to: direct}"),
+    (rules(DEFAULT), "rules[1]", "never reached: rules[0]", "above rules[0]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "path", "message", "cure"), ILLEGAL, ids=str)
+def test_illegal(changes: dict[str, Any], path: str, message: str, cure: str) -> None:
+    found = [each for each in findings(**changes) if each[0] == path]
+    assert len(found) == 1, findings(**changes)
+    assert message in found[0][1]
+    assert cure in found[0][2]
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1", "::1", "localhost", "LOCALHOST.", "127.9.9.9"])
+def test_own_traffic_and_a_proxy_on_this_machine_would_loop(server: str) -> None:
+    lan = {"interfaces": ["eth1"], "this_machine": True}
+    (found,) = findings(lan=lan, **outbound(**{**SOCKS, "server": server}))
+    assert found[0] == "outbounds.out.server"
+    assert "diverted to itself" in found[1]
+    assert "namespace" in found[2]
