@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from gateway import logs
-from gateway.assembly import Assembly, assemble, findings, require_loop_free
+from gateway.assembly import Assembly, assemble, findings, reassemble, require_loop_free
 from gateway.changes import changes
-from gateway.config.schema import Timeouts
 from gateway.control.api import ControlServer
 from gateway.control.lock import run_lock
 from gateway.control.running import (
@@ -25,27 +24,23 @@ from gateway.control.running import (
     PlanReport,
     ReloadReport,
 )
-from gateway.dispatch import Dispatcher, Flow
+from gateway.dataplane import GUARDED, DataPlane, Safety
 from gateway.errors import GatewayError
-from gateway.inbound.tcp import TcpListener, open_listeners
 from gateway.kernel import deadman, limits
 from gateway.kernel.applier import Applier
 from gateway.kernel.guard import Finding
-from gateway.kernel.reactor import Reactor
-from gateway.kernel.sockets import SocketFactory
 from gateway.kernel.watch import watch
 from gateway.plan.diff import diff
 from gateway.plan.render import render
-from gateway.relay.tcp import Mover
 from gateway.version import VERSION
-from gateway.wiring import own_traffic, routing
 
 log = logging.getLogger(__name__)
 
 #: The dead-man set's elements live five times as long as this (seconds).
 REFRESH_S: Final = 1.0
-#: How often names of upstreams are looked up again (seconds).
-RESOLVE_S: Final = 60.0
+#: How often all is looked at without an event (seconds): legacy iptables has none, and names of
+#: upstreams may come to mean other addresses.
+RECONCILE_S: Final = 300.0
 
 
 def run(path: Path, run_dir: Path) -> None:
@@ -57,29 +52,22 @@ def run(path: Path, run_dir: Path) -> None:
 
 
 class Gateway:
-    """One gateway, from start to stop. Implements ``gateway.control.running.Running``.
+    """One gateway, from start to stop. Implements ``gateway.control.running.Running``."""
 
-    ``guarded`` False leaves out the bypass mark and the loop detector. It exists for the
-    lab alone, which shows the loop that they prevent.
-    """
-
-    def __init__(self, path: Path, run_dir: Path, *, guarded: bool = True) -> None:
+    def __init__(self, path: Path, run_dir: Path, safety: Safety = GUARDED) -> None:
         self._path = path
         self._run_dir = run_dir
-        self._guarded = guarded
+        self._safety = safety
         self._applier = Applier(run_dir)
         self._state: Literal["starting", "running", "stopping"] = "starting"
         self._started = time.time()
         self._stop = asyncio.Event()
         self._hang_up = asyncio.Event()
         self._changing = asyncio.Lock()
-        self._listeners: tuple[TcpListener, ...] = ()
         # Set by ``serve`` before anything may ask for them.
         self._assembly: Assembly
         self._found: tuple[Finding, ...]
-        self._reactor: Reactor
-        self._factory: SocketFactory
-        self._dispatcher: Dispatcher
+        self._plane: DataPlane
 
     # --- life ------------------------------------------------------------------------------
 
@@ -103,8 +91,8 @@ class Gateway:
             running = [
                 tasks.create_task(watch(self._network_changed), name="network watch"),
                 tasks.create_task(self._every(REFRESH_S, self._refresh), name="dead-man"),
-                tasks.create_task(self._every(RESOLVE_S, self._resolve), name="resolve"),
-                tasks.create_task(self._time_flows(), name="time-outs"),
+                tasks.create_task(self._every(RECONCILE_S, self._adopt), name="reconcile"),
+                tasks.create_task(self._plane.time_flows(), name="time-outs"),
                 tasks.create_task(self._reload_on_hang_up(), name="reload"),
             ]
             self._state = "running"
@@ -116,25 +104,12 @@ class Gateway:
 
     @asynccontextmanager
     async def _data_plane(self) -> AsyncIterator[None]:
-        self._reactor = Reactor(asyncio.get_running_loop())
-        self._factory = SocketFactory(self._assembly.marks.bypass if self._guarded else None)
-        mover = Mover(self._reactor)
-        self._dispatcher = Dispatcher(
-            mover,
-            routing(self._assembly, self._found, self._reactor, self._factory),
-            own_traffic(self._assembly),
-            _log_flow,
-            detect_loops=self._guarded,
-        )
+        self._plane = DataPlane(self._assembly, self._found, self._safety)
         try:
-            self._listeners = self._open_listeners(self._assembly)
+            self._plane.listen(self._assembly)
             yield
         finally:
-            for listener in self._listeners:
-                listener.close()
-            self._dispatcher.close_all()
-            mover.pipes.close()
-            self._reactor.stop()
+            self._plane.close()
 
     @asynccontextmanager
     async def _control(self) -> AsyncIterator[None]:
@@ -150,68 +125,42 @@ class Gateway:
         """Last up, first down: no packet is diverted while nobody listens."""
         await asyncio.to_thread(self._applier.apply, self._assembly.plan)
         try:
-            await self._refresh()
             yield
         finally:
             await asyncio.to_thread(self._applier.remove)
             log.info("stopped: rules, routes and settings are as before")
-
-    def _open_listeners(self, assembly: Assembly) -> tuple[TcpListener, ...]:
-        inbound = assembly.config.inbound
-        return open_listeners(
-            self._reactor,
-            inbound.tcp,
-            inbound.port,
-            self._dispatcher,
-            ipv6=assembly.host.has("ipv6"),
-        )
 
     # --- keeping it true -------------------------------------------------------------------
 
     async def _every(self, period_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(period_s)
-            try:
-                await work()
-            except GatewayError as error:
-                log.warning("%s", error, extra=logs.fields(hint=error.hint))
+            await self._attempt(work)
 
-    async def _refresh(self) -> None:
-        if self._assembly.config.inbound.on_failure == "open":
-            await asyncio.to_thread(deadman.refresh, self._assembly.plan)
-
-    async def _resolve(self) -> None:
-        if self._assembly.named_upstreams:
-            await self._adopt("the addresses of an upstream changed")
-
-    async def _time_flows(self) -> None:
-        while True:
-            timeouts = self._dispatcher.routing.timeouts
-            await asyncio.sleep(_tick(timeouts))
-            now = time.monotonic()
-            self._dispatcher.expire_connects(now)
-            self._dispatcher.expire_idle(now)
-
-    async def _network_changed(self) -> None:
+    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what may fail for the machine's reasons; the next time may be better."""
         try:
-            await self._adopt("links, addresses, routes or rules changed")
+            await work()
         except GatewayError as error:
             log.warning("%s", error, extra=logs.fields(hint=error.hint))
 
-    async def _adopt(self, why: str) -> None:
-        """Compile the same configuration for the machine as it is now, and prove it again."""
-        async with self._changing:
-            fresh = await asyncio.to_thread(assemble, self._path)
-            if fresh.config != self._assembly.config:
-                return  # edited, and not reloaded yet: not ours to put in force
-            installed = await asyncio.to_thread(self._applier.snapshot, fresh.backend)
-            difference = diff(installed, fresh.plan)
-            if not difference.empty:
-                log.warning("repairing what is installed", extra=logs.fields(because=why))
-                await asyncio.to_thread(self._applier.apply, fresh.plan)
-            await self._put_in_force(fresh, await asyncio.to_thread(findings, fresh))
+    async def _refresh(self) -> None:
+        # Beside a change, not after it: a slow one must not let the kernel take us for dead.
+        await asyncio.to_thread(deadman.refresh, self._assembly.plan)
 
-    async def _put_in_force(self, fresh: Assembly, found: tuple[Finding, ...]) -> None:
+    async def _network_changed(self) -> None:
+        await self._attempt(self._adopt)
+
+    async def _adopt(self) -> None:
+        """Compile the same configuration for the machine as it is now; repair, and prove again."""
+        async with self._changing:
+            fresh = await asyncio.to_thread(reassemble, self._assembly)
+            report = await asyncio.to_thread(self._applier.apply, fresh.plan)
+            if report.steps:
+                log.warning("repaired", extra=logs.fields(steps="; ".join(report.steps)))
+            self._put_in_force(fresh, await asyncio.to_thread(findings, fresh))
+
+    def _put_in_force(self, fresh: Assembly, found: tuple[Finding, ...]) -> None:
         for finding in found:
             if not finding.ok and finding not in self._found:
                 log.error(
@@ -224,8 +173,7 @@ class Gateway:
                     ),
                 )
         self._assembly, self._found = fresh, found
-        self._dispatcher.routing = routing(fresh, found, self._reactor, self._factory)
-        self._dispatcher.own = own_traffic(fresh)
+        self._plane.adopt(fresh, found)
 
     async def _reload_on_hang_up(self) -> None:
         while True:
@@ -258,25 +206,14 @@ class Gateway:
                 )
             found = await asyncio.to_thread(findings, fresh)
             require_loop_free(found)
-            moved = (fresh.config.inbound.tcp, fresh.config.inbound.port) != (
-                old.config.inbound.tcp,
-                old.config.inbound.port,
-            )
-            listeners = self._open_listeners(fresh) if moved else self._listeners
+            self._plane.listen(fresh)
             try:
                 await asyncio.to_thread(self._applier.apply, fresh.plan)
             except GatewayError:
-                if moved:
-                    for listener in listeners:
-                        listener.close()
+                self._plane.adopt(old, self._found)
                 raise
-            # Nothing is diverted to the old listeners any more; their flows live on.
-            if moved:
-                for listener in self._listeners:
-                    listener.close()
-                self._listeners = listeners
             logs.configure(fresh.config.log.level, fresh.config.log.format)
-            await self._put_in_force(fresh, found)
+            self._put_in_force(fresh, found)
             return ReloadReport(changes(old.config, fresh.config))
 
     async def plan(self) -> PlanReport:
@@ -287,12 +224,11 @@ class Gateway:
 
     def flows(self, recent: int) -> list[FlowRecord]:
         """Live flows, then at most ``recent`` closed ones, latest first."""
-        closed = list(self._dispatcher.recent)[-recent:] if recent else []
-        return [flow.record() for flow in (*self._dispatcher.live, *reversed(closed))]
+        return self._plane.flows(recent)
 
     def counters(self) -> dict[str, int]:
         """Totals since the start."""
-        return dict(self._dispatcher.counters)
+        return self._plane.counters()
 
     def health(self) -> Health:
         """The gateway in one look."""
@@ -307,7 +243,7 @@ class Gateway:
             mode=config.inbound.tcp,
             backend=self._assembly.backend.value,
             backend_reason=self._assembly.backend_reason,
-            flows=sum(1 for _ in self._dispatcher.live),
+            flows=self._plane.live_count,
             outbounds=tuple(
                 OutboundHealth(
                     name=finding.egress.outbound,
@@ -331,14 +267,3 @@ class Gateway:
             "outbounds": len(config.outbounds),
             "on_failure": config.inbound.on_failure,
         }
-
-
-def _log_flow(flow: Flow) -> None:
-    if log.isEnabledFor(logging.INFO):
-        log.info("flow", extra=logs.fields(**logs.flow_line(flow.record()), detail=flow.detail))
-
-
-def _tick(timeouts: Timeouts) -> float:
-    """How often to look (seconds): often enough that no time-out is late by a quarter."""
-    shortest = min(timeouts.connect, timeouts.idle, timeouts.half_closed)
-    return min(max(shortest / 4, 0.05), 5.0)

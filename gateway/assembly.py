@@ -59,14 +59,6 @@ class Assembly:
         """The bits of the packet mark that this configuration gives us."""
         return Marks(self.config.marks.base)
 
-    @property
-    def named_upstreams(self) -> bool:
-        """Whether some server is given by a name, whose addresses may change."""
-        return any(
-            isinstance(outbound, Socks5Outbound) and not _is_address(outbound.server)
-            for outbound in self.config.outbounds.values()
-        )
-
 
 def assemble(
     path: Path, backend: Literal["auto", "iptables", "nftables"] | None = None
@@ -78,14 +70,30 @@ def assemble(
     loaded = load(path)
     config = loaded.config
     policy = compile_policy(config, load_rule_sets(loaded))
-    host = probe_host(backend or config.inbound.backend)
-    chosen, reason = choose_backend(backend or config.inbound.backend, host)
+    wanted = backend or config.inbound.backend
+    host = probe_host(wanted)
+    chosen, reason = choose_backend(wanted, host)
+    return _assembly(path, config, policy, host, chosen, reason)
+
+
+def reassemble(old: Assembly) -> Assembly:
+    """The same configuration and backend for the machine as it is now.
+
+    The file is not read: what stands there now is not in force before a reload.
+    """
+    host = probe_host(old.backend.value)
+    return _assembly(old.path, old.config, old.policy, host, old.backend, old.backend_reason)
+
+
+def _assembly(
+    path: Path, config: Config, policy: Policy, host: HostFacts, backend: Backend, reason: str
+) -> Assembly:
     upstreams = {
         name: resolve(outbound.server)
         for name, outbound in config.outbounds.items()
         if isinstance(outbound, Socks5Outbound)
     }
-    plan = build_plan(config, policy, host, chosen, upstream_addresses=upstreams)
+    plan = build_plan(config, policy, host, backend, upstream_addresses=upstreams)
     return Assembly(path, config, policy, host, reason, plan, upstreams)
 
 
@@ -135,11 +143,3 @@ def device_for(outbound: Socks5Outbound, address: str, host: HostFacts) -> str |
         return None
     here = ip_address(address).is_loopback or address in host.addresses
     return None if outbound.route == "auto" and here else outbound.interface
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -169,6 +169,7 @@ class Flow:
             bytes_down=self.bytes_down if relay is None else relay.down.moved,
             duration_s=end - self.started,
             close_reason=self.reason,
+            detail=self.detail,
         )
 
     def _relay_closed(self, reason: CloseReason) -> None:
@@ -218,6 +219,11 @@ class Dispatcher:
     def live(self) -> Iterable[Flow]:
         """Flows that have not closed, oldest first within each stage."""
         return (*self._relaying.values(), *self._connecting.values())
+
+    @property
+    def live_count(self) -> int:
+        """How many flows have not closed."""
+        return len(self._relaying) + len(self._connecting)
 
     def accepted(self, client: socket.socket, source: Endpoint, destination: Endpoint) -> None:
         """Decide a flow and begin its second leg."""

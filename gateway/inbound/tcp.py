@@ -114,7 +114,10 @@ class TcpListener:
         self._acceptor.accepted(client, source, destination)
 
     def _shed(self) -> bool:
-        """Refuse one waiting connection for want of descriptors. False: not even that."""
+        """Refuse one waiting connection for want of descriptors.
+
+        False: none waits, or not even that can be done.
+        """
         if self._spare is None:
             self._spare = _reserve()
         if self._spare is None:
@@ -122,14 +125,16 @@ class TcpListener:
             self._reactor.again(self._sock.fileno())
             return False
         os.close(self._spare)
-        self._spare = None
         try:
             client, source = accept(self._sock)
+            reset_on_close(client)
+            client.close()
+        except BlockingIOError:
+            return False  # accept(2) wants a descriptor before it looks whether anybody waits
         except OSError:
             return True
-        reset_on_close(client)
-        client.close()
-        self._spare = _reserve()
+        finally:
+            self._spare = _reserve()
         self._acceptor.refused("no-resources", source)
         return True
 

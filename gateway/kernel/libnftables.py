@@ -79,7 +79,10 @@ def _run(commands: str, *, flags: int, dry_run: bool) -> str:
         if status != 0:
             # One mistake makes many messages; the first says what it is, and where.
             first = error.decode(errors="replace").splitlines()[:3]
-            raise ApplyError("\n".join(["nftables refused:", *first]))
+            raise ApplyError(
+                "\n".join(["nftables refused:", *first]),
+                hint="gateway doctor says which nftables features this machine has",
+            )
         return output.decode()
     finally:
         library.nft_ctx_free(context)

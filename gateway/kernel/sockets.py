@@ -30,6 +30,11 @@ IPV6_PKTINFO = 50
 SO_ORIGINAL_DST = 80
 IP6T_SO_ORIGINAL_DST = 80
 
+NETLINK_NETFILTER = 12
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+NFNLGRP_NFTABLES = 7
+
 BACKLOG = 4096
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
@@ -231,6 +236,23 @@ def _ancillary(raw: bytes) -> Iterable[tuple[int, bytes]]:
             return
         yield kind, raw[at + header : at + length]
         at += (length + 7) & ~7
+
+
+def firewall_events() -> socket.socket:
+    """A non-blocking netlink socket that hears of every change of an nftables ruleset.
+
+    (nfnetlink, group ``NFNLGRP_NFTABLES`` of <linux/netfilter/nfnetlink.h>.) Raises
+    ``OSError`` where the kernel has no nftables.
+    """
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+    sock = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
+    try:
+        sock.bind((0, 0))
+        sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def pending_error(sock: socket.socket) -> int:

@@ -1,4 +1,4 @@
-"""Waits for changes of links, addresses, routes and ip rules; says only *that* something changed.
+"""Waits for changes of links, addresses, routes, ip rules and nftables; says only *that*.
 
 The events themselves are not replayed: a link that goes down takes its IPv4 routes along
 without a word (no RTM_DELROUTE), so whoever listens must read the state anew.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import struct
+from collections.abc import Awaitable, Callable, Iterator
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
+
+from gateway.kernel.sockets import firewall_events
 
 _GROUPS = (
     rtnl.RTMGRP_LINK
@@ -23,6 +26,12 @@ _GROUPS = (
     | rtnl.RTMGRP_IPV6_ROUTE
     | 1 << (19 - 1)  # RTNLGRP_IPV6_RULE of <linux/rtnetlink.h>, which pyroute2 does not name
 )
+
+_NLMSG_HEADER = struct.Struct("=IHHII")
+_NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
+#: NEW and DEL of table, chain and rule (enum nf_tables_msg_types). Sets' elements are left out:
+#: their owners, and our own dead-man set, change them all the time.
+_STRUCTURE = frozenset({0, 2, 3, 5, 6, 8})
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +46,7 @@ async def watch(changed: Callable[[], Awaitable[object]], debounce_s: float = 0.
     stirred = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_listen(stirred, debounce_s), name="netlink events")
+        tasks.create_task(_listen_firewall(stirred), name="nftables events")
         while True:
             await stirred.wait()
             await asyncio.sleep(debounce_s)
@@ -58,3 +68,33 @@ async def _listen(stirred: asyncio.Event, retry_s: float) -> None:
             _log.debug("netlink events were lost: %s", error)
             stirred.set()
         await asyncio.sleep(retry_s)
+
+
+async def _listen_firewall(stirred: asyncio.Event) -> None:
+    """Another program's firewall may flush ours, or begin to drop what we divert."""
+    loop = asyncio.get_running_loop()
+    try:
+        events = firewall_events()
+    except OSError as error:
+        _log.debug("no nftables events on this kernel: %s", error)
+        return
+    with events:
+        while True:
+            try:
+                data = await loop.sock_recv(events, 65536)
+            except OSError:
+                stirred.set()  # ENOBUFS: some were lost
+                continue
+            if any(kind >> 8 == _NFTABLES and kind & 0xFF in _STRUCTURE for kind in _kinds(data)):
+                stirred.set()
+
+
+def _kinds(data: bytes) -> Iterator[int]:
+    """``nlmsg_type`` of each message of a datagram (netlink(7))."""
+    at = 0
+    while at + _NLMSG_HEADER.size <= len(data):
+        length, kind, *_ = _NLMSG_HEADER.unpack_from(data, at)
+        if length < _NLMSG_HEADER.size:
+            return
+        yield kind
+        at += (length + 3) & ~3

@@ -32,6 +32,26 @@ def root() -> None:
         pytest.skip("SO_MARK and IP_TRANSPARENT need CAP_NET_ADMIN: run as root")
 
 
+@pytest.fixture
+def descriptors() -> Iterator[Callable[[int], None]]:
+    """``descriptors(3)``: from now on, three more can be opened, and no fourth."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+
+    def leave(room: int) -> None:
+        # The limit is on the number, not the count: numbers that are free below it are filled.
+        free = [os.open(os.devnull, os.O_RDONLY) for _ in range(room + 1)]
+        lowest = free[-1] + 1
+        for fd in free:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+
+    yield leave
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for fd in taken:
+        os.close(fd)
+
+
 def _set_buffers(sock: socket.socket, size: int) -> None:
     """Fix both buffers, in bytes; 0 leaves them to the kernel's tuning."""
     if size:

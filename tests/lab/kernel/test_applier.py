@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ApplyError
+from gateway.flow import Protocol
 from gateway.kernel.applier import Applier
 from gateway.marks import Marks
 from gateway.plan.diff import diff
@@ -44,7 +45,7 @@ def with_bad_route(good: Plan) -> Plan:
 
 def with_bad_chain(good: Plan) -> Plan:
     """A plan that the kernel refuses at its very last step: TPROXY has no place in output."""
-    rule = NftRule("wrong", Tproxy(7895), (Transport(("tcp",)),), Family.V6)
+    rule = NftRule("wrong", Tproxy(7895), (Transport((Protocol.TCP,)),), Family.V6)
     chain = Chain("wrong", "mangle", (rule,), Hook("output", "mangle", -150))
     return replace(good, chains=(*good.chains, chain))
 
@@ -115,6 +116,7 @@ def test_error_midway_reverts(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from gateway.flow import Protocol
 from gateway.kernel.applier import Applier
 from gateway.kernel.step import Steps
 from gateway.plan.model import Backend
@@ -134,7 +136,7 @@ Applier(Path({run_dir!r})).apply(plan(Backend({backend!r}), on_failure="open"))
 """
 
 
-@pytest.mark.parametrize("steps", [1, 4, 9, 14])
+@pytest.mark.parametrize("steps", [1, 4, 9, 13])
 def test_killed_midway_then_removed(
     ns: Namespace, tmp_path: Path, backend: Backend, steps: int
 ) -> None:
