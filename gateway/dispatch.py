@@ -60,7 +60,7 @@ class Flow:
     """One flow, from accept to close: the watcher of its client until the relay takes over."""
 
     __slots__ = (
-        "_attempt", "_client", "_dispatcher", "_own_port", "_relay", "bytes_down", "bytes_up",
+        "_attempt", "_client", "_dispatcher", "_leg", "_relay", "bytes_down", "bytes_up",
         "decision", "detail", "ended", "facts", "id", "quiet_since", "reason", "seen", "started",
         "started_at",
     )  # fmt: skip
@@ -77,7 +77,7 @@ class Flow:
         self._client = client
         self._attempt: Attempt | None = None
         self._relay: Relay | None = None
-        self._own_port: Endpoint | None = None
+        self._leg: tuple[Endpoint, Endpoint] | None = None
         self.id = flow_id
         self.facts = facts
         self.decision = decision
@@ -92,11 +92,11 @@ class Flow:
         self.quiet_since = self.started
 
     def open(self, outbound: Outbound, *, track: bool) -> None:
-        """Begin the second leg. ``track``: let the loop detector know its port."""
+        """Begin the second leg. ``track``: let the loop detector know its ends."""
         self._attempt = outbound.open(self.facts, self)
         if track and self._attempt is not None:
-            self._own_port = self._attempt.local
-            self._dispatcher.own_ports.add(self._own_port)
+            self._leg = self._attempt.ends
+            self._dispatcher.own_legs.add(self._leg)
 
     def on_ready(self, fd: int, events: int) -> None:
         """The client, before it is relayed: only its end matters."""
@@ -183,8 +183,8 @@ class Flow:
         self._attempt = None
         self.ended = time.monotonic()
         self.reason = reason
-        if self._own_port is not None:
-            self._dispatcher.own_ports.discard(self._own_port)
+        if self._leg is not None:
+            self._dispatcher.own_legs.discard(self._leg)
         self._dispatcher.closed(self)
 
 
@@ -206,7 +206,7 @@ class Dispatcher:
         self.mover = mover
         self.routing = routing
         self.own = own
-        self.own_ports: set[Endpoint] = set()
+        self.own_legs: set[tuple[Endpoint, Endpoint]] = set()
         self.counters: Counter[str] = Counter()
         self.recent: deque[Flow] = deque(maxlen=RECENT)
         self._on_closed = on_closed
@@ -236,7 +236,7 @@ class Dispatcher:
         self._next_id += 1
         self._connecting[flow.id] = flow
         self.mover.reactor.watch(client.fileno(), flow)
-        if source.host in self.own.addresses and self._is_loop(source):
+        if source.host in self.own.addresses and self._is_loop(source, destination):
             flow.detail = "an outbound's own packets were diverted"
             flow.close(CloseReason.LOOP)
             return
@@ -282,8 +282,13 @@ class Dispatcher:
         for flow in self.live:
             flow.close(CloseReason.SHUTDOWN)
 
-    def _is_loop(self, source: Endpoint) -> bool:
-        """Whether a flow from one of our addresses is one that an outbound opened."""
+    def _is_loop(self, source: Endpoint, destination: Endpoint) -> bool:
+        """Whether a flow from one of our addresses is one that an outbound opened.
+
+        Both ends count: programs of this machine may use a source port of ours towards
+        another destination. With several workers a loop may pass through others first; it
+        ends at the one whose leg it is.
+        """
         if not self._detect_loops:
             return False
-        return not self.own.diverted or source in self.own_ports
+        return not self.own.diverted or (source, destination) in self.own_legs

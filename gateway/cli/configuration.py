@@ -41,19 +41,17 @@ def init(output: Path, force: bool) -> None:
       gateway init
       gateway init --output - | less
     """
-    text = starter(probe_host())
+    text = starter(probe_host("nftables"))  # the firewalls do not matter, and iptables is slow
     if str(output) == "-":
         click.echo(text, nl=False)
         return
+    if output.exists() and not force:
+        raise GatewayError(f"{output} exists", "--force overwrites it; --output writes elsewhere")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # It may hold passwords one day, so nobody else may read it from the first.
-        output.touch(mode=0o600, exist_ok=force)
+        output.touch(mode=0o600)
         output.write_text(text, encoding="utf-8")
-    except FileExistsError as error:
-        raise GatewayError(
-            f"{output} exists", "--force overwrites it; --output writes elsewhere"
-        ) from error
     except OSError as error:
         raise GatewayError(
             f"cannot write {output}: {error.strerror}", "run this as root, or give --output"

@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 #: Nothing that could be mistaken for an option, a list or a rule of another tool.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$"
 #: IFNAMSIZ of <linux/if.h> is 16 with the final NUL; ``/`` and blanks are not allowed.
-INTERFACE_PATTERN = r"^[^\s/:]{1,15}$"
+INTERFACE_PATTERN = r"^[A-Za-z0-9_.-]{1,15}$"
 
 #: A label of a host name (RFC 1123 section 2.1), underscore tolerated as resolvers do.
 HOST_NAME = re.compile(

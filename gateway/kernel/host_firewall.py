@@ -9,7 +9,7 @@ accept, with our tag. ``iptables-nft`` (1.8.9) reads such a rule in its own tabl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,10 +21,9 @@ from gateway.marks import NFT_TABLE, TAG_PREFIX, Mark
 from gateway.plan.model import Accept, MarkIs, NftRule
 
 _FAMILIES = ("inet", "ip", "ip6")
-_REFUSALS = ("drop", "reject")
 _XT_REFUSALS = ("DROP", "REJECT")
 
-_Rules = list[dict[str, Any]]
+_Objects = Iterable[dict[str, Any]]
 
 
 class ChainName(NamedTuple):
@@ -87,55 +86,81 @@ def warnings(marks: Sequence[Mark]) -> tuple[str, ...]:
 
 
 def read() -> tuple[InputChain, ...]:
-    """Every foreign base chain at the input hook; none on a machine without nftables."""
+    """Every foreign base chain at the input hook; none on a machine without nftables.
+
+    Chain by chain: nft 1.0.6 writes a table's flags to JSON from memory that is not theirs,
+    so no listing that holds a table can be trusted.
+    """
     try:
-        return parse(libnftables.query("list ruleset", elements=False))
+        chains = libnftables.query("list chains")
     except (CapabilityError, ApplyError):
         # No library, or no nf_tables in the kernel: there is no such chain.
         return ()
+    return parse(chains, lambda name: libnftables.query(f"list chain {name}"))
 
 
-def parse(ruleset: Iterable[dict[str, Any]]) -> tuple[InputChain, ...]:
-    """The same from a listing (libnftables-json(5))."""
-    rules: dict[ChainName, _Rules] = {}
-    policies: dict[ChainName, str] = {}
-    for item in ruleset:
+def parse(chains: _Objects, list_chain: Callable[[ChainName], _Objects]) -> tuple[InputChain, ...]:
+    """The same from listings (libnftables-json(5)): of all chains, and of one with its rules."""
+    found = []
+    for item in chains:
         match item:
-            case {"chain": {"hook": "input", "family": family, "table": table} as chain}:
-                if family in _FAMILIES and (family, table) != ("inet", NFT_TABLE):
-                    base = ChainName(family, table, chain["name"])
-                    policies[base] = chain.get("policy", "accept")
-            case {"rule": {"family": family, "table": table, "chain": in_chain} as rule}:
-                rules.setdefault(ChainName(family, table, in_chain), []).append(rule)
+            case {"chain": {"hook": "input", "family": str(family), "table": str(table)} as chain}:
+                name = ChainName(family, table, chain["name"])
+                if family in _FAMILIES and name[:2] != ("inet", NFT_TABLE):
+                    drops = chain.get("policy") == "drop"
+                    found.append(
+                        InputChain(
+                            name,
+                            may_refuse=drops or _may_refuse(name, list_chain, set()),
+                            ours=_ours(_rules(list_chain(name))),
+                        )
+                    )
+    return tuple(found)
+
+
+def _rules(listing: _Objects) -> list[dict[str, Any]]:
+    return [item["rule"] for item in listing if "rule" in item]
+
+
+def _ours(rules: list[dict[str, Any]]) -> tuple[OurRule, ...]:
     return tuple(
-        InputChain(
-            name,
-            may_refuse=policy == "drop" or _may_refuse(name, rules, set()),
-            ours=tuple(
-                OurRule(position, rule["handle"], _mark(rule))
-                for position, rule in enumerate(rules.get(name, ()))
-                if str(rule.get("comment", "")).startswith(TAG_PREFIX)
-            ),
-        )
-        for name, policy in policies.items()
+        OurRule(position, rule["handle"], _mark(rule))
+        for position, rule in enumerate(rules)
+        if str(rule.get("comment", "")).startswith(TAG_PREFIX)
     )
 
 
-def _may_refuse(name: ChainName, rules: dict[ChainName, _Rules], seen: set[ChainName]) -> bool:
+def _may_refuse(
+    name: ChainName, list_chain: Callable[[ChainName], _Objects], seen: set[ChainName]
+) -> bool:
     if name in seen:
         return False
     seen.add(name)
-    for rule in rules.get(name, ()):
-        for statement in rule.get("expr", ()):
-            match statement:
-                case {"jump": {"target": target}} | {"goto": {"target": target}}:
-                    if _may_refuse(name._replace(chain=target), rules, seen):
+    for rule in _rules(list_chain(name)):
+        for key, value in _nodes(rule.get("expr", ())):
+            match key, value:
+                case (("jump" | "goto"), {"target": target}):
+                    if _may_refuse(name._replace(chain=target), list_chain, seen):
                         return True
-                case {"xt": {"name": target}} if target in _XT_REFUSALS:
+                case (("drop" | "reject"), _):
                     return True
-                case _ if any(refusal in statement for refusal in _REFUSALS):
+                case "xt", {"name": extension} if extension not in _XT_REFUSALS:
+                    pass
+                case ("xt", _) | ("vmap", {"data": str()}):
+                    # DROP or REJECT of iptables-nft, or what this listing does not show.
                     return True
     return False
+
+
+def _nodes(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of a JSON tree with its value; verdicts may stand deep in a map."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield key, value
+            yield from _nodes(value)
+    elif isinstance(tree, list):
+        for item in tree:
+            yield from _nodes(item)
 
 
 def _mark(rule: dict[str, Any]) -> Mark | None:

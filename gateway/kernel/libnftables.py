@@ -17,7 +17,6 @@ from gateway.errors import ApplyError, CapabilityError
 _SONAME = "libnftables.so.1"
 _OUTPUT_JSON = 1 << 4
 _OUTPUT_STATELESS = 1 << 2
-_OUTPUT_TERSE = 1 << 11
 
 
 @cache
@@ -53,13 +52,12 @@ def run(commands: str, *, dry_run: bool = False) -> str:
     return _run(commands, flags=_OUTPUT_STATELESS, dry_run=dry_run)
 
 
-def query(command: str, *, elements: bool = True) -> list[dict[str, Any]]:
+def query(command: str) -> list[dict[str, Any]]:
     """Run one listing command and return its objects (libnftables-json(5)).
 
-    ``elements`` False leaves out what sets hold. Raises as ``run`` does.
+    Raises as ``run`` does.
     """
-    flags = _OUTPUT_JSON if elements else _OUTPUT_JSON | _OUTPUT_TERSE
-    objects = json.loads(_run(command, flags=flags, dry_run=False))["nftables"]
+    objects = json.loads(_run(command, flags=_OUTPUT_JSON, dry_run=False))["nftables"]
     return [item for item in objects if "metainfo" not in item]
 
 

@@ -40,11 +40,11 @@ def remove() -> Step | None:
 def installed() -> bool:
     """Whether the table is there; False on a machine without nftables."""
     try:
-        tables = libnftables.query("list tables inet")
+        tables = libnftables.run("list tables inet")
     except (CapabilityError, ApplyError):
         # No library, or no nf_tables in the kernel: nothing can be there.
         return False
-    return any(item["table"]["name"] == NFT_TABLE for item in tables)
+    return f"table {_TABLE}" in tables.splitlines()
 
 
 def read() -> tuple[Chains, dict[str, AddressSet]]:

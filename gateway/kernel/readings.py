@@ -152,7 +152,9 @@ def _destination(message: Any) -> str:
 
 def _nft_drops() -> list[ForeignDrop]:
     drops = [
-        ForeignDrop(f"nft {chain}", "input") for chain in host_firewall.read() if chain.may_refuse
+        ForeignDrop(f"nft {chain.name}", "input")
+        for chain in host_firewall.read()
+        if chain.may_refuse
     ]
     try:
         listing = libnftables.query("list chains")

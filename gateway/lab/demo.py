@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -30,6 +31,7 @@ from gateway.policy.compile import compile_policy
 from gateway.policy.rulesets import load_rule_sets
 
 DOWNLOAD_BYTES = 5_000_000
+LOG_COLUMNS = 130
 #: Client, and the host it asks for.
 REQUESTS = (("kid", "web"), ("kid", "blocked"), ("desk", "web"), ("desk", "mirror"))
 FAMILIES: tuple[FamilyNumber, ...] = (4, 6)
@@ -47,12 +49,12 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One line of the table; ``client`` and ``host`` by their names in the topology."""
 
-    who: str
+    client: str
+    host: str
     fetch: Fetch
     account: Account
-    ok: bool
 
 
 class DemoError(LabError):
@@ -65,7 +67,11 @@ def demo(*, keep: bool = False, remove: bool = False) -> None:
     Raises ``LabError`` where the lab does not come up, and ``DemoError`` where what
     happened is not what the rules say, or something stayed behind.
     """
-    Demo(Console(highlight=False)).run(keep=keep, remove=remove)
+    # Rich takes 80 columns where there is no terminal, which would cut addresses.
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = LOG_COLUMNS
+    Demo(console).run(keep=keep, remove=remove)
 
 
 class Demo:
@@ -93,7 +99,7 @@ class Demo:
             if keep:
                 gateway = self._start(lab, "tproxy", (first,))
                 stack.pop_all()
-                self._explain_kept(lab, gateway)
+                self._explain_kept(lab, gateway, first)
                 return
             self._round(lab, "redirect", (other, first))
         self._prove("this machine", host, Snapshot.take(_run_here))
@@ -110,7 +116,7 @@ class Demo:
         connects = len(lab.socks_records())
         rows = self._rows(lab, gateway)
         self._print(rows, f"{mode.upper()} with {backend}")
-        self._check(rows, len(lab.socks_records()) - connects)
+        self._check(lab, rows, len(lab.socks_records()) - connects)
         status = gateway.stop()
         if status != 0:
             raise DemoError(f"the gateway ended with status {status}", "\n".join(gateway.log[-5:]))
@@ -128,33 +134,25 @@ class Demo:
         return lab.start_gateway(rules(lab), mode=mode, backend=last)
 
     def _rows(self, lab: Lab, gateway: GatewayProcess) -> list[Row]:
-        fetches = [
-            (
-                f"{client} → {host}",
-                fetch(
-                    lab.client(client),
-                    lab.topology.targets[host],
-                    family,
-                    DOWNLOAD_BYTES,
-                    directory=lab.directory,
-                ),
-            )
+        """Send every request, then ask the gateway about each."""
+        done = [
+            (client, host, self._fetch(lab, client, host, family))
             for client, host in REQUESTS
             for family in FAMILIES
         ]
         wait_until(
             lambda: all(flow["state"] == "closed" for flow in gateway.flows()), "flows to close"
         )
-        accounts = _Accounts(gateway)
-        return [
-            Row(who, done, account, _as_decided(lab, done, account.outbound))
-            for who, done in fetches
-            for account in [accounts.of(done)]
-        ]
+        account = _Accounts(gateway).of
+        return [Row(client, host, fetched, account(fetched)) for client, host, fetched in done]
 
-    def _check(self, rows: Sequence[Row], connects: int) -> None:
+    def _fetch(self, lab: Lab, client: str, host: str, family: FamilyNumber) -> Fetch:
+        machine, target = lab.client(client), lab.topology.targets[host]
+        return fetch(machine, target, family, DOWNLOAD_BYTES, directory=lab.directory)
+
+    def _check(self, lab: Lab, rows: Sequence[Row], connects: int) -> None:
         """Each row as its rule says, and each relayed flow one connection upstream: no loop."""
-        wrong = [row.who for row in rows if not row.ok]
+        wrong = [f"{row.client} to {row.host}" for row in rows if not as_decided(lab, row)]
         if wrong:
             raise DemoError(f"not what the gateway's rules say: {', '.join(wrong)}")
         relayed = sum(row.account.decided_by != "kernel" for row in rows)
@@ -169,33 +167,33 @@ class Demo:
         self._console.print(f"[dim]{elapsed:5.1f} s[/dim]  {escape(text)}", soft_wrap=True)
 
     def _print(self, rows: Sequence[Row], title: str) -> None:
-        table = Table(title=title, title_justify="left")
-        for heading in ("client → host", "destination", "rule that fired", "outbound"):
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        for heading in ("client", "destination", "rule that fired", "outbound", "server saw"):
             table.add_column(heading, overflow="fold")
-        table.add_column("server saw", overflow="fold")
-        table.add_column("bytes", justify="right")
-        table.add_column("time", justify="right")
+        for heading in ("bytes", "time"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
-            table.add_row(*map(escape, _cells(row)), style=None if row.ok else "red")
+            table.add_row(*map(escape, _cells(row)))
         self._console.print(table)
 
     def _prove(self, what: str, before: Snapshot, after: Snapshot) -> None:
         difference = before.difference(after)
         if difference:
             raise DemoError(f"{what} is not as it was before:\n{difference}")
-        kinds = ", ".join(before.sections)
-        self._say(f"{what} is as before: {before.lines} lines compared ({kinds})")
+        kinds = ", ".join(dict.fromkeys(name.split(" (")[0] for name in before.sections))
+        self._say(f"{what} is as before: {before.lines} lines of {kinds} compared")
 
-    def _explain_kept(self, lab: Lab, gateway: GatewayProcess) -> None:
+    def _explain_kept(self, lab: Lab, gateway: GatewayProcess, backend: str) -> None:
         web = lab.topology.targets["web"]
         command = "./gw" if (Path(PACKAGE_PARENT) / "gw").exists() else "gateway"
         options = f"--run-dir {gateway.run_dir}"
+        listing = "nft list ruleset" if backend == "nftables" else "iptables-legacy-save"
         lines = [
             "The LAN and the gateway stay up. To play:",
             f"  ip netns exec {lab.client('kid').namespace} curl http://{web.ipv4}/whoami",
             f"  ip netns exec {lab.client('desk').namespace} curl -g 'http://[{web.ipv6}]/whoami'",
             f"  {command} flows --recent 10 {options}",
-            f"  ip netns exec {lab.router.namespace} nft list ruleset",
+            f"  ip netns exec {lab.router.namespace} {listing}",
             f"  edit {gateway.config_path}, then: {command} reload {options}",
             "To remove it all:",
             f"  {command} demo --remove",
@@ -205,13 +203,16 @@ class Demo:
 
 def rules(lab: Lab) -> dict[str, Any]:
     """The demo's configuration: two subnets with different ways out, and one host refused."""
-    targets = lab.topology.targets
-    return lab.config(
-        {"destination": list(targets["blocked"]), "to": REJECT},
+    named = ("mirror", "blocked")
+    config = lab.config(
+        {"destination": "blocked", "to": REJECT},
         {"subnet": "kids", "to": "home"},
-        {"subnet": "office", "destination": list(targets["mirror"]), "to": DIRECT},
+        {"subnet": "office", "destination": "mirror", "to": DIRECT},
         {"to": "work"},
     )
+    entries = {name: list(lab.topology.targets[name]) for name in named}
+    sets = {name: {"type": "inline", "entries": addresses} for name, addresses in entries.items()}
+    return {**config, "rule_sets": sets}
 
 
 class _Accounts:
@@ -232,8 +233,9 @@ class _Accounts:
         return Account(decision.rule, decision.outbound, self._places[decision.rule_index])
 
 
-def _as_decided(lab: Lab, done: Fetch, outbound: str) -> bool:
+def as_decided(lab: Lab, row: Row) -> bool:
     """Whether what happened is what the outbound means."""
+    done, outbound = row.fetch, row.account.outbound
     if outbound == REJECT:
         return not done.seen and done.downloaded_bytes == 0
     if outbound == DIRECT:
@@ -243,11 +245,12 @@ def _as_decided(lab: Lab, done: Fetch, outbound: str) -> bool:
 
 def _cells(row: Row) -> Iterator[str]:
     done, account = row.fetch, row.account
-    yield row.who
-    yield str(done.destination)
-    yield account.rule
+    yield row.client
+    yield f"{row.host} {done.destination}"
+    # The text of a rule ends in its outbound, which has a column of its own.
+    yield account.rule.partition(" ->")[0]
     yield f"{account.outbound} (kernel)" if account.decided_by == "kernel" else account.outbound
-    yield done.seen or done.error
+    yield done.seen or "nothing"
     yield f"{done.downloaded_bytes if account.bytes_down is None else account.bytes_down:,}"
     yield f"{done.duration_s * 1000:.0f} ms"
 

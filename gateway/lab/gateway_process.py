@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,20 @@ class GatewayProcess:
     """``gateway run`` on a machine, with a run directory of its own."""
 
     def __init__(
-        self, machine: Machine, name: str, directory: Path, config: str | Mapping[str, Any]
+        self,
+        machine: Machine,
+        name: str,
+        directory: Path,
+        config: str | Mapping[str, Any],
+        program: Sequence[str] = (),
     ) -> None:
+        """``program`` stands in for ``gateway run``, with the same options."""
         self.run_dir = directory
         self.config_path = directory / "gateway.yaml"
         self.configure(config)
         self.control = ControlClient(directory)
-        command = gateway_command(
-            "run", "--config", str(self.config_path), "--run-dir", str(self.run_dir)
-        )
+        options = ("--config", str(self.config_path), "--run-dir", str(self.run_dir))
+        command = [*(program or gateway_command("run")), *options]
         self.process: Process = machine.start(name, command, ENVIRONMENT)
 
     def configure(self, config: str | Mapping[str, Any]) -> None:

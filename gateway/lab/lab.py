@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -211,19 +211,21 @@ class Lab:
         backend: str | None = None,
         mode: str | None = None,
         machine: Machine | None = None,
+        program: Sequence[str] = (),
         wait: bool = True,
     ) -> GatewayProcess:
         """Run the gateway on the router (or ``machine``) until it is ready.
 
         ``backend`` and ``mode`` (``tproxy``, ``redirect``) override the configuration,
-        which must then be a mapping. Raises ``LabError`` with its log when it ends instead.
+        which must then be a mapping. ``program`` stands in for ``gateway run``, with the same
+        options. Raises ``LabError`` with its log when it ends instead.
         """
         name = f"gateway{next(self._gateways)}"
         directory = self.directory / name
         directory.mkdir(mode=0o700)
         if backend or mode:
             config = _with_inbound(config, backend, mode)
-        process = GatewayProcess(machine or self.router, name, directory, config)
+        process = GatewayProcess(machine or self.router, name, directory, config, program)
         if wait:
             process.wait_ready()
         return process

@@ -38,8 +38,8 @@ class Attempt(Protocol):
     """A leg that is being opened."""
 
     @property
-    def local(self) -> Endpoint:
-        """Our own end of the leg: the loop detector looks for it."""
+    def ends(self) -> tuple[Endpoint, Endpoint]:
+        """Our end of the leg and the other: the loop detector looks for a flow between them."""
 
     def cancel(self) -> None:
         """Give up, close, call nobody."""
@@ -67,19 +67,22 @@ class ConnectAttempt:
     A subclass that has a handshake overrides ``_on_connected`` and ``_on_readable``.
     """
 
-    __slots__ = ("_connecting", "_reactor", "_requester", "_sock")
+    __slots__ = ("_connecting", "_reactor", "_remote", "_requester", "_sock")
 
-    def __init__(self, reactor: Reactor, requester: Requester, sock: socket.socket) -> None:
+    def __init__(
+        self, reactor: Reactor, requester: Requester, sock: socket.socket, remote: Endpoint
+    ) -> None:
         self._reactor = reactor
         self._requester = requester
         self._sock = sock
+        self._remote = remote
         self._connecting = True
         reactor.watch(sock.fileno(), self)
 
     @property
-    def local(self) -> Endpoint:
-        """Our own end: connect(2) has chosen address and port already."""
-        return local_endpoint(self._sock)
+    def ends(self) -> tuple[Endpoint, Endpoint]:
+        """Our end (connect(2) has chosen address and port already) and the other."""
+        return local_endpoint(self._sock), self._remote
 
     def cancel(self) -> None:
         """Give up, close, call nobody."""

@@ -30,4 +30,6 @@ class DirectOutbound:
         if self.preserve_source:
             egress = replace(egress, source=facts.source.host, transparent=True)
         sock = open_socket(self.factory, facts.destination, egress, requester)
-        return None if sock is None else ConnectAttempt(self.reactor, requester, sock)
+        if sock is None:
+            return None
+        return ConnectAttempt(self.reactor, requester, sock, facts.destination)

@@ -33,7 +33,7 @@ class Socks5Outbound:
         if sock is None:
             return None
         handshake = ClientHandshake(facts.destination, self.credentials)
-        return _Socks5Attempt(self.reactor, requester, sock, handshake)
+        return _Socks5Attempt(self.reactor, requester, sock, self.server, handshake)
 
 
 class _Socks5Attempt(ConnectAttempt):
@@ -50,9 +50,10 @@ class _Socks5Attempt(ConnectAttempt):
         reactor: Reactor,
         requester: Requester,
         sock: socket.socket,
+        server: Endpoint,
         handshake: ClientHandshake,
     ) -> None:
-        super().__init__(reactor, requester, sock)
+        super().__init__(reactor, requester, sock, server)
         self._handshake = handshake
 
     def _on_connected(self) -> None:

@@ -21,32 +21,28 @@ def compile_policy(config: Config, rule_sets: Mapping[str, RuleSetData]) -> Poli
     ``rule_sets`` has every set that a rule names (``load_rule_sets``). Raises ``KeyError``
     for a missing one, ``ValueError`` where the last rule does not match everything.
     """
-    prefixes = {name: PrefixSet.from_networks(data.networks) for name, data in rule_sets.items()}
-    return Policy(
-        _compiled(index, rule, config.lan.subnets, prefixes)
-        for index, rule in enumerate(config.rules)
-    )
+    subnets = {name: PrefixSet.from_networks(its) for name, its in config.lan.subnets.items()}
+    sets = {name: PrefixSet.from_networks(data.networks) for name, data in rule_sets.items()}
+    return Policy(_compiled(index, rule, subnets, sets) for index, rule in enumerate(config.rules))
 
 
 def _compiled(
     index: int,
     rule: Rule,
-    subnets: Mapping[str, tuple[Network, ...]],
+    subnets: Mapping[str, PrefixSet],
     rule_sets: Mapping[str, PrefixSet],
 ) -> CompiledRule:
     ports, source_ports = _merged(rule.port), _merged(rule.source_port)
     protocols = tuple(map(Protocol, rule.protocol))
     if (ports or source_ports) and not protocols:
         protocols = (Protocol.TCP, Protocol.UDP)
-    of_subnets = [network for name in rule.subnet for network in subnets[name]]
     return CompiledRule(
         index=index,
         text=_text(index, rule),
         outbound=rule.to,
-        source=_all_of(_union(of_subnets, rule.subnet), _union(rule.source, rule.source)),
+        source=_all_of(_any_of(rule.subnet, subnets), _any_of(rule.source, {})),
         destination=_all_of(
-            _union(_resolved(rule.destination, rule_sets), rule.destination),
-            _union(_resolved(rule.rule_set, rule_sets), rule.rule_set),
+            _any_of(rule.destination, rule_sets), _any_of(rule.rule_set, rule_sets)
         ),
         ports=ports,
         source_ports=source_ports,
@@ -55,29 +51,23 @@ def _compiled(
     )
 
 
-def _union(networks: Iterable[Network], asked: tuple[object, ...]) -> PrefixSet | None:
-    """What a key asks for; None where the rule does not have the key."""
-    return PrefixSet.from_networks(networks) if asked else None
+def _any_of(entries: tuple[Network | str, ...], named: Mapping[str, PrefixSet]) -> PrefixSet | None:
+    """What a key asks for: its CIDRs and its names together; None without the key."""
+    if not entries:
+        return None
+    written = PrefixSet.from_networks(entry for entry in entries if not isinstance(entry, str))
+    return PrefixSet.union(
+        [written, *(named[entry] for entry in entries if isinstance(entry, str))]
+    )
 
 
-def _all_of(*sets: PrefixSet | None) -> tuple[Network, ...] | None:
+def _all_of(*asked: PrefixSet | None) -> tuple[Network, ...] | None:
     """The addresses that every key allows; None where no key asks."""
     both: PrefixSet | None = None
-    for each in sets:
+    for each in asked:
         if each is not None:
             both = each if both is None else both & each
     return None if both is None else both.networks
-
-
-def _resolved(
-    entries: Iterable[Network | str], rule_sets: Mapping[str, PrefixSet]
-) -> Iterable[Network]:
-    """CIDRs as they are, names as what is in their sets."""
-    for entry in entries:
-        if isinstance(entry, str):
-            yield from rule_sets[entry].networks
-        else:
-            yield entry
 
 
 def _merged(ranges: Iterable[int | str]) -> PortRanges:

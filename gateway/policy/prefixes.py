@@ -33,9 +33,9 @@ def address_number(host: str) -> int:
 def _interval(network: Network) -> tuple[int, int]:
     """First number of a network, and the first behind it."""
     start = int(network.network_address)
-    if network.version == 6:
+    if isinstance(network, IPv6Network):
         start += IPV6_START
-    return start, start + network.num_addresses
+    return start, start + (1 << (network.max_prefixlen - network.prefixlen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,17 @@ class PrefixSet:
     @classmethod
     def from_networks(cls, networks: Iterable[Network]) -> PrefixSet:
         """All addresses of all networks."""
+        return cls._from_intervals(map(_interval, networks))
+
+    @classmethod
+    def union(cls, sets: Iterable[PrefixSet]) -> PrefixSet:
+        """All addresses of all sets."""
+        return cls._from_intervals(interval for each in sets for interval in each.intervals)
+
+    @classmethod
+    def _from_intervals(cls, intervals: Iterable[tuple[int, int]]) -> PrefixSet:
         bounds: list[int] = []
-        for start, end in sorted(map(_interval, networks)):
+        for start, end in sorted(intervals):
             if bounds and start <= bounds[-1]:
                 bounds[-1] = max(bounds[-1], end)
             else:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import socket
 import struct
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -36,19 +38,19 @@ def root() -> None:
 def descriptors() -> Iterator[Callable[[int], None]]:
     """``descriptors(3)``: from now on, three more can be opened, and no fourth."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
+    fillers: list[int] = []
 
     def leave(room: int) -> None:
-        # The limit is on the number, not the count: numbers that are free below it are filled.
-        free = [os.open(os.devnull, os.O_RDONLY) for _ in range(room + 1)]
-        lowest = free[-1] + 1
-        for fd in free:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        # The limit is on the number: all free numbers below the highest in use are taken first.
+        highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+        while (fd := os.open(os.devnull, os.O_RDONLY)) < highest:
+            fillers.append(fd)
+        os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fd + room, hard))
 
     yield leave
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    for fd in taken:
+    for fd in fillers:
         os.close(fd)
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from pyroute2 import netns
@@ -53,7 +53,10 @@ class Namespace:
         _checked("ip", "netns", "delete", self.name)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._thread.submit(function, *args, **kwargs).result()
+        return self.start(function, *args, **kwargs).result()
+
+    def start(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        return self._thread.submit(function, *args, **kwargs)
 
     def run(self, *command: str) -> str:
         return _checked("ip", "netns", "exec", self.name, *command)

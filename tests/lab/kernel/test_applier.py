@@ -23,8 +23,8 @@ from gateway.plan.model import (
     NftRule,
     Plan,
     Route,
-    Transport,
     Tproxy,
+    Transport,
 )
 
 from .namespace import Namespace
@@ -158,14 +158,23 @@ def test_killed_midway_then_removed(
     assert ns.state() == before
 
 
-def test_start_over_what_a_killed_run_left(
-    ns: Namespace, tmp_path: Path, backend: Backend
-) -> None:
+def test_start_over_what_a_killed_run_left(ns: Namespace, tmp_path: Path, backend: Backend) -> None:
     before = ns.state()
     ns.call(Applier(tmp_path).apply, plan(OTHER[backend], on_failure="open"))
     stale = IpRule(8850, Family.V4, "lookup", table=8801, mark=Marks().tun)
-    ns.run("ip", "rule", "add", "pref", "8850", "fwmark", str(stale.mark), "lookup", "8801",
-           "proto", "0x67")
+    ns.run(
+        "ip",
+        "rule",
+        "add",
+        "pref",
+        "8850",
+        "fwmark",
+        str(stale.mark),
+        "lookup",
+        "8801",
+        "proto",
+        "0x67",
+    )
 
     wanted = plan(backend)
     second = Applier(tmp_path)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -22,21 +20,13 @@ def test_the_xtables_lock_is_waited_for(
 ) -> None:
     lock = tmp_path / "xtables.lock"
     monkeypatch.setenv("XTABLES_LOCKFILE", str(lock))
-    held = os.open(lock, os.O_CREAT | os.O_RDWR)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    done = threading.Event()
-
-    def apply() -> None:
-        iptables.apply(plan(Backend.IPTABLES))
-        done.set()
-
-    applying = threading.Thread(target=ns.call, args=(apply,))
-    applying.start()
-    assert not done.wait(1.5)
-    assert "GATEWAY" not in ns.run("iptables-legacy-save")
-    os.close(held)
-    applying.join(60)
-    assert done.is_set()
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        applying = ns.start(iptables.apply, plan(Backend.IPTABLES, rules=[{"to": "home"}]))
+        with pytest.raises(TimeoutError):
+            applying.result(timeout=1.5)
+        assert "GATEWAY" not in ns.run("iptables-legacy-save")
+    assert applying.result(timeout=60)
     assert "GATEWAY" in ns.run("iptables-legacy-save")
 
 
@@ -92,7 +82,12 @@ def test_rules_come_back_as_they_were_written(ns: Namespace) -> None:
 
 _MANY: list[dict[str, object]] = [
     {"protocol": "icmp", "source": "fd00:20::7", "to": "reject"},
-    {"destination": "2001:db8:5::/48", "port": [1, 2, "3-5"], "source_port": "1-1024", "to": "direct"},
+    {
+        "destination": "2001:db8:5::/48",
+        "port": [1, 2, "3-5"],
+        "source_port": "1-1024",
+        "to": "direct",
+    },
     {"interface": "lan0", "protocol": "udp", "to": "silent"},
     {"to": "home"},
 ]

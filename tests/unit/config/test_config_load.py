@@ -138,7 +138,9 @@ CASES: list[tuple[str, int, int, str, str, str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "column", "path", "value", "message", "cure"), CASES, ids=lambda _: ""
+    ("text", "line", "column", "path", "value", "message", "cure"),
+    CASES,
+    ids=[f"{case[3]}: {case[5]}" for case in CASES],
 )
 def test_one_mistake_one_problem(
     text: str, line: int, column: int, path: str, value: str, message: str, cure: str

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from gateway.cli.main import cli
 from gateway.control.running import OutboundHealth
-from gateway.errors import ConfigError, Problem
+from gateway.errors import CapabilityError, ConfigError, Problem
 
 from .conftest import FakeRunning
 
@@ -67,6 +67,16 @@ def test_status_without_a_gateway(
     assert all(phrase in result.output for phrase in left)
     found = json.loads(gateway(run_dir, "status", "--json").output)
     assert (found["running"], found["leftovers"]) == (False, list(left))
+
+
+def test_status_says_what_it_may_not_see(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> tuple[str, ...]:
+        raise CapabilityError("for root alone", "use sudo")
+
+    monkeypatch.setattr("gateway.cli.leftovers.read_leftovers", refuse)
+    result = gateway(run_dir, "status")
+    assert result.exit_code == 1
+    assert "is not known: for root alone; use sudo" in result.output
 
 
 def test_flows(served: FakeRunning, run_dir: Path) -> None:

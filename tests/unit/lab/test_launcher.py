@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-SHELL_TOOLS = "sh readlink dirname basename sed xargs cmp tr cp id echo grep".split()
+SHELL_TOOLS = (
+    *("sh", "readlink", "dirname", "basename", "sed", "xargs"),
+    *("cmp", "tr", "cp", "id", "echo", "grep"),
+)
 
 
 class Checkout:

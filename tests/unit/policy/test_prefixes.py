@@ -79,6 +79,12 @@ def test_intersection(one: list[Network], other: list[Network]) -> None:
     assert PrefixSet.from_networks(both.networks) == both
 
 
+@given(NETWORKS, NETWORKS)
+def test_union(one: list[Network], other: list[Network]) -> None:
+    sets = [PrefixSet.from_networks(one), PrefixSet.from_networks(other)]
+    assert PrefixSet.union(sets) == PrefixSet.from_networks(one + other)
+
+
 @given(NETWORKS)
 def test_bounds_ascend_and_do_not_touch(networks: list[Network]) -> None:
     bounds = PrefixSet.from_networks(networks).bounds
@@ -97,7 +103,7 @@ def test_families_are_apart() -> None:
 
 @pytest.mark.parametrize("name", ["a.example", "", "10.0.0", "10.0.0.256", "::g"])
 def test_a_name_is_an_error(name: str) -> None:
-    with pytest.raises(ValueError, match=r"(?i)address|permitted"):
+    with pytest.raises(ValueError, match=r"(?i)address|octet|permitted"):
         PrefixSet().contains(name)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import random
-import resource
 import socket
 from collections.abc import Callable, Iterator
 
@@ -90,20 +89,6 @@ def rig(plane, mover) -> Iterator[Callable[..., Rig]]:
     assert mover.pipes.lent == 0
 
 
-@pytest.fixture
-def no_descriptors() -> Iterator[Callable[[], None]]:
-    """A switch: from then on no descriptor can be opened."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    def exhaust() -> None:
-        lowest = os.open(os.devnull, os.O_RDONLY)
-        os.close(lowest)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-
-    yield exhaust
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -176,14 +161,14 @@ def test_small_flows_never_take_a_pipe(plane, rig, mover):
     plane.run(exchange(rig().start(), bytes(SPLICE_AFTER - 1), bytes(SPLICE_AFTER - 1), seed=2))
 
 
-def test_without_pipes_all_is_copied(plane, rig, mover, no_descriptors):
+def test_without_pipes_all_is_copied(plane, rig, mover, descriptors):
     one = rig(buffer=SMALL)
-    no_descriptors()
+    descriptors(0)
     assert mover.pipes.acquire() is None
     plane.run(exchange(one.start(), os.urandom(2 << 20), os.urandom(2 << 20), seed=3))
 
 
-def test_pipes_that_run_out_midway_change_nothing(plane, rig, no_descriptors):
+def test_pipes_that_run_out_midway_change_nothing(plane, rig, descriptors):
     one = rig(buffer=SMALL).start()
     upload = os.urandom(3 << 20)
 
@@ -192,7 +177,7 @@ def test_pipes_that_run_out_midway_change_nothing(plane, rig, no_descriptors):
             send_in_chunks(plane, one.client, upload, random.Random(4))
         )
         got = await plane.read(one.server, 1 << 20)
-        no_descriptors()
+        descriptors(0)
         got += await plane.read_to_end(one.server)
         await sending
         assert digest(got) == digest(upload)
@@ -312,10 +297,10 @@ async def fill(plane, sock: socket.socket, way: Direction) -> bytes:
 
 
 @pytest.mark.parametrize("pipes", [True, False], ids=["spliced", "copied"])
-def test_a_slow_reader_stops_the_sender(plane, rig, no_descriptors, pipes):
+def test_a_slow_reader_stops_the_sender(plane, rig, descriptors, pipes):
     one = rig(buffer=SMALL).start()
     if not pipes:
-        no_descriptors()
+        descriptors(0)
 
     async def scenario():
         sent = await fill(plane, one.client, one.relay.up)

@@ -1,0 +1,1 @@
+"""``gateway bench``: this gateway, plain forwarding and other proxies, measured side by side."""

@@ -1,0 +1,192 @@
+"""A candidate at work: a lab of its own, with servers outside and clients inside.
+
+Each candidate has its own namespaces, so that no other's rules, connection tracking or
+leftovers are in its way, and all stay up, so that rounds can be interleaved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from gateway.lab.bench import usage
+from gateway.lab.gateway_process import ENVIRONMENT
+from gateway.lab.lab import Lab
+from gateway.lab.load import client, server
+from gateway.lab.load.counters import Counters
+from gateway.lab.peers import Peer, Upstream
+from gateway.lab.process import LabError, Process, wait_until
+
+#: The SOCKS5 server, and the host that clients ask for, by their names in the topology.
+UPSTREAM: Final = "home"
+TARGET: Final = "web"
+
+Kind = Literal["download", "upload", "exchange", "idle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What may stand between client and server.
+
+    ``start`` puts it on the lab's router, and returns its process; None for the kernel alone.
+    """
+
+    name: str
+    start: Callable[[Lab], Process | None]
+
+
+def forwarding() -> Candidate:
+    """The kernel's own forwarding: no proxy, no SOCKS server; the most there is to have."""
+
+    def start(lab: Lab) -> None:
+        lab.router.sysctl("net.ipv4.ip_forward", "1")
+
+    return Candidate("forwarding", start)
+
+
+def this_gateway(mode: Literal["tproxy", "redirect"]) -> Candidate:
+    """This gateway. It logs what is wrong and no more, as its peers do."""
+
+    def start(lab: Lab) -> Process:
+        config = {
+            **lab.config({"to": UPSTREAM}, outbounds={UPSTREAM: lab.socks(UPSTREAM)}),
+            "log": {"level": "warning"},
+        }
+        return lab.start_gateway(config, mode=mode).process
+
+    return Candidate("gateway" if mode == "tproxy" else f"gateway ({mode})", start)
+
+
+def other(peer: Peer) -> Candidate:
+    """Another proxy."""
+
+    def start(lab: Lab) -> Process:
+        directory = lab.directory / "peer"
+        directory.mkdir()
+        settings = lab.topology.upstreams[UPSTREAM]
+        return peer.start(lab.router, Upstream(settings.addresses.ipv4, settings.port), directory)
+
+    return Candidate(peer.name, start)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All counts at one moment: seconds, bytes at whichever end received them, exchanges."""
+
+    time_s: float
+    cpu_s: float
+    received: int
+    exchanges: int
+
+
+class Clients:
+    """Clients that are running; counts are read while they count."""
+
+    def __init__(self, rig: Rig, process: Process, counters: Counters) -> None:
+        self._rig = rig
+        self._counters = counters
+        self.process = process
+
+    def read(self, name: str) -> int:
+        """One of ``gateway.lab.load.client.COUNTERS``."""
+        return self._counters.read()[name]
+
+    def sample(self) -> Sample:
+        """Now."""
+        counts = self._counters.read()
+        return Sample(
+            time.monotonic(),
+            self._rig.cpu_s(),
+            counts["received"] + self._rig.counters.read()["received"],
+            counts["exchanges"],
+        )
+
+    def first_bytes_s(self) -> list[float]:
+        """End them, and return the times to first byte of their exchanges, in order."""
+        self.process.stop()
+        times: list[float] = json.loads(self.process.log[-1])
+        return times
+
+
+class Rig:
+    """A context manager: a candidate that is up, until the end."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self._lab = Lab()
+        self._runs = itertools.count()
+        self.process: Process | None = None
+        self.counters: Counters
+
+    def __enter__(self) -> Self:
+        """Build the lab, and start servers and candidate. Raises ``GatewayError``."""
+        self._lab.__enter__()
+        try:
+            self._start_server()
+            self.process = self.candidate.start(self._lab)
+        except BaseException:
+            self._lab.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove all."""
+        self._lab.close()
+
+    def _start_server(self) -> None:
+        path = self._lab.directory / "server.counters"
+        self.counters = Counters(path, server.COUNTERS, create=True)
+        upstream = self._lab.topology.upstreams[UPSTREAM]
+        socks = f"{upstream.addresses.ipv4}:{upstream.port}"
+        command = [sys.executable, "-m", "gateway.lab.load.server", str(path), socks]
+        process = self._lab.internet.start("load", command, ENVIRONMENT)
+        listens = self._lab.internet.listens
+        process.wait_until(
+            lambda: listens(upstream.addresses.ipv4, upstream.port), "the servers to listen"
+        )
+
+    @contextmanager
+    def clients(self, kind: Kind, connections: int) -> Iterator[Clients]:
+        """Clients in the LAN, until the context ends and the last connection is gone.
+
+        Raises ``LabError`` where traffic went past the candidate, or connections stay.
+        """
+        path = self._lab.directory / f"clients{next(self._runs)}.counters"
+        counters = Counters(path, client.COUNTERS, create=True)
+        target = self._lab.topology.targets[TARGET].ipv4
+        command = [sys.executable, "-m", "gateway.lab.load.client", str(path), target, kind]
+        before = self.counters.read()
+        process = self._lab.client("desk").start(
+            path.stem, [*command, str(connections)], ENVIRONMENT
+        )
+        try:
+            yield Clients(self, process, counters)
+        finally:
+            process.stop()
+            wait_until(
+                lambda: not self.counters.read()["open"],
+                f"{self.candidate.name}: the last connection to end",
+            )
+        past = "direct" if self.process is not None else "socks"
+        if self.counters.read()[past] != before[past]:
+            raise LabError(f"{self.candidate.name}: connections went past it")
+
+    def cpu_s(self) -> float:
+        """CPU that the candidate has used (seconds); 0 for the kernel alone."""
+        return 0.0 if self.process is None else usage.cpu_s(self.process.pid)
+
+    def memory_bytes(self) -> int:
+        """Memory that the candidate has now."""
+        return 0 if self.process is None else usage.memory_bytes(self.process.pid)

@@ -1,0 +1,28 @@
+"""A gateway without what keeps it from diverting itself, to show that the loop is real.
+
+``python naive_gateway.py [--detect-loops] --config FILE --run-dir DIRECTORY``
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from gateway.app import Gateway
+from gateway.dataplane import Safety
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--detect-loops", action="store_true")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    given = parser.parse_args()
+    safety = Safety(mark=False, detect=given.detect_loops)
+    gateway = Gateway(given.config, given.run_dir, safety)
+    asyncio.run(gateway.serve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import pytest
+
+from gateway.kernel.guard import Answer, Egress, Outcome, judge
+from gateway.marks import Marks
+
+OWN = frozenset({"192.168.20.1", "203.0.113.2", "fd00:20::1"})
+PORT = 7895
+MARKED = Egress("home", "203.0.113.5", mark=Marks().bypass, port=1080)
+BY_DEVICE = replace(MARKED, mark=None, device="wan0")
+ON_LINK = Answer(table=254, device="wan0")
+DEFAULT = Answer(table=254, device="wan0", gateway="203.0.113.1")
+LOCAL = Answer(local=True, table=255, device="lo")
+
+
+@pytest.mark.parametrize(
+    ("egress", "answer", "outcome"),
+    [
+        (MARKED, ON_LINK, Outcome.CLEAR),
+        (MARKED, DEFAULT, Outcome.CLEAR),
+        (MARKED, replace(DEFAULT, table=51820), Outcome.CLEAR),
+        # The diversion, by its table, or by its effect in a table of somebody else.
+        (MARKED, Answer(local=True, table=8801, device="lo"), Outcome.LOOP),
+        (MARKED, Answer(table=8802, device="tun0"), Outcome.LOOP),
+        (MARKED, Answer(local=True, table=100, device="lo"), Outcome.LOOP),
+        # A server on this machine is local, and no loop, unless it is our own listener.
+        (replace(MARKED, destination="127.0.0.1"), LOCAL, Outcome.CLEAR),
+        (replace(MARKED, destination="203.0.113.2"), LOCAL, Outcome.CLEAR),
+        (replace(MARKED, destination="127.0.0.1", port=PORT), LOCAL, Outcome.LOOP),
+        (replace(MARKED, destination="fd00:20::1", port=PORT), LOCAL, Outcome.LOOP),
+        (replace(MARKED, port=PORT), ON_LINK, Outcome.CLEAR),
+        # No route is no loop.
+        (MARKED, Answer(error=errno.ENETUNREACH), Outcome.NO_ROUTE),
+        (BY_DEVICE, Answer(error=errno.ENODEV, device="wan0"), Outcome.NO_ROUTE),
+        # A device that cannot reach the server.
+        (BY_DEVICE, DEFAULT, Outcome.CLEAR),
+        (BY_DEVICE, ON_LINK, Outcome.CLEAR),
+        (replace(BY_DEVICE, destination="127.0.0.1"), DEFAULT, Outcome.REFUSED),
+        (replace(BY_DEVICE, destination="::1"), DEFAULT, Outcome.REFUSED),
+        (replace(BY_DEVICE, destination="192.168.20.1"), LOCAL, Outcome.REFUSED),
+        (replace(BY_DEVICE, destination="127.0.0.1", device="lo"), LOCAL, Outcome.CLEAR),
+        (BY_DEVICE, Answer(device="wan0", assumed_on_link=True), Outcome.REFUSED),
+        # Without ARP there is nobody to ask: WireGuard and TUN devices need no route.
+        (
+            BY_DEVICE,
+            Answer(device="wg0", assumed_on_link=True, device_has_arp=False),
+            Outcome.CLEAR,
+        ),
+    ],
+)
+def test_judgement(egress: Egress, answer: Answer, outcome: Outcome) -> None:
+    finding = judge(egress, answer, OWN, PORT)
+    assert finding.outcome is outcome, finding
+    assert finding.route == str(answer)
+    assert bool(finding.reason) == bool(finding.hint) == (outcome is not Outcome.CLEAR)
+    assert finding.ok == (outcome in (Outcome.CLEAR, Outcome.NO_ROUTE))
