@@ -88,7 +88,7 @@ class Flow:
         self.reason: CloseReason | None = None
         self.bytes_up = 0
         self.bytes_down = 0
-        self.seen = 0
+        self.seen = (0, False)
         self.quiet_since = self.started
 
     def open(self, outbound: Outbound, *, track: bool) -> None:
@@ -111,6 +111,7 @@ class Flow:
     def connected(self, upstream: socket.socket, surplus: bytes) -> None:
         """Relay from here on."""
         self._attempt = None
+        self.quiet_since = time.monotonic()
         self._relay = Relay(
             self._dispatcher.mover, self._client, upstream, surplus, self._relay_closed
         )
@@ -124,7 +125,9 @@ class Flow:
         self.close(_REASONS[failure])
 
     def close(self, reason: CloseReason) -> None:
-        """End the flow, whatever it is doing."""
+        """End the flow, whatever it is doing; once."""
+        if self.reason is not None:
+            return
         if self._relay is not None:
             self._relay.close(reason)
             return
@@ -139,9 +142,10 @@ class Flow:
         relay = self._relay
         if relay is None:
             return
-        moved = relay.up.moved + relay.down.moved
-        if moved != self.seen:
-            self.seen = moved
+        # A half-close counts as movement: it begins a wait of its own.
+        seen = (relay.up.moved + relay.down.moved, relay.half_closed)
+        if seen != self.seen:
+            self.seen = seen
             self.quiet_since = now
         elif now - self.quiet_since >= (
             timeouts.half_closed if relay.half_closed else timeouts.idle

@@ -21,7 +21,8 @@ from pydantic_core import PydanticCustomError
 
 #: Nothing that could be mistaken for an option, a list or a rule of another tool.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$"
-#: IFNAMSIZ of <linux/if.h> is 16 with the final NUL; ``/`` and blanks are not allowed.
+#: IFNAMSIZ of <linux/if.h> is 16 with the final NUL. The kernel allows nearly every character;
+#: quotes, ``+`` and ``*`` would mean something to nft and iptables.
 INTERFACE_PATTERN = r"^[A-Za-z0-9_.-]{1,15}$"
 
 #: A label of a host name (RFC 1123 section 2.1), underscore tolerated as resolvers do.

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Protocol
 
+from gateway.config.scalars import INTERFACE_PATTERN
+
 Network = IPv4Network | IPv6Network
 
 #: Addresses of sites: RFC 1918, RFC 4193.
@@ -79,7 +81,9 @@ def _lan(host: Host) -> tuple[list[HostInterface], list[str]]:
     inside = [
         interface
         for interface in host.interfaces
-        if interface.name not in uplinks and any(map(_is_private, interface.addresses))
+        if interface.name not in uplinks
+        and re.match(INTERFACE_PATTERN, interface.name)
+        and any(map(_is_private, interface.addresses))
     ]
     virtual = [interface.name for interface in inside if _VIRTUAL.match(interface.name)]
     return [interface for interface in inside if interface.name not in virtual], virtual

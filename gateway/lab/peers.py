@@ -125,9 +125,7 @@ def _v2ray(program: str, upstream: Upstream, directory: Path) -> list[str]:
     }
     server = {"address": upstream.host, "port": upstream.port}
     outbound = {"protocol": "socks", "settings": {"servers": [server]}}
-    settings = {
-        "log": {"loglevel": "warning"}, "inbounds": [inbound], "outbounds": [outbound]
-    }
+    settings = {"log": {"loglevel": "warning"}, "inbounds": [inbound], "outbounds": [outbound]}
     return [program, "-config", _write_json(directory / "v2ray.json", settings)]
 
 

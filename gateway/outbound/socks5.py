@@ -29,10 +29,10 @@ class Socks5Outbound:
 
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to connect to the server, and through it to the flow's destination."""
+        handshake = ClientHandshake(facts.destination, self.credentials)
         sock = open_socket(self.factory, self.server, self.egress, requester)
         if sock is None:
             return None
-        handshake = ClientHandshake(facts.destination, self.credentials)
         return _Socks5Attempt(self.reactor, requester, sock, self.server, handshake)
 
 

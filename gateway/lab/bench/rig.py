@@ -85,6 +85,11 @@ class Sample:
     received: int
     exchanges: int
 
+    @property
+    def work(self) -> int:
+        """What grows while anything moves."""
+        return self.received + self.exchanges
+
 
 class Clients:
     """Clients that are running; counts are read while they count."""

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from gateway.lab.bench.metric import Metric
 from gateway.lab.bench.rig import Candidate, Rig
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One number of a scenario. ``key`` is its name in JSON; ``better`` which way is better."""
-
-    key: str
-    title: str
-    unit: str
-    better: Literal["more", "less"]
 
 
 @dataclass(frozen=True, slots=True)

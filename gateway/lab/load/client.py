@@ -92,9 +92,7 @@ class Client:
         Exchanges(self._count, self._target, self.first_bytes_s).run(self._connections)
 
     def _open(self, port: int, number: int) -> list[socket.socket]:
-        socks = [
-            socket.create_connection((self._target, port), TIMEOUT_S) for _ in range(number)
-        ]
+        socks = [socket.create_connection((self._target, port), TIMEOUT_S) for _ in range(number)]
         for sock in socks:
             sock.setblocking(False)
         return socks
@@ -169,9 +167,7 @@ def main() -> None:
     arguments = parser.parse_args()
     server.raise_descriptor_limit()
     signal.signal(signal.SIGTERM, _stop)
-    client = Client(
-        Counters(arguments.counters, COUNTERS), arguments.target, arguments.connections
-    )
+    client = Client(Counters(arguments.counters, COUNTERS), arguments.target, arguments.connections)
     try:
         getattr(client, arguments.kind)()
     finally:
