@@ -14,7 +14,7 @@ from gateway.version import VERSION
 @click.command()
 @json_option
 def version(as_json: bool) -> None:
-    r"""Print the version of the gateway, of Python and of the kernel.
+    """Print the version of the gateway, of Python and of the kernel.
 
     Put its output into a bug report.
 

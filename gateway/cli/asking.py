@@ -21,7 +21,7 @@ from gateway.errors import GatewayError
 @json_option
 @click.pass_context
 def status(ctx: click.Context, run_dir: Path, as_json: bool) -> None:
-    r"""Say whether the gateway runs, since when, and whether each way out is safe.
+    """Say whether the gateway runs, since when, and whether each way out is safe.
 
     Exits with 0 when it runs and no outbound would loop, else with 1, so that a monitor
     can use it. When nothing runs it says whether a dead run left anything in the kernel.
@@ -104,7 +104,7 @@ def _finding(outbound: dict[str, Any]) -> str:
 )
 @json_option
 def flows(run_dir: Path, recent: int, as_json: bool) -> None:
-    r"""List the flows that pass through the listener now.
+    """List the flows that pass through the listener now.
 
     Flows that the kernel decides alone (direct, reject) never reach the listener and are
     not listed; `gateway plan` says which rules those are.
@@ -144,7 +144,7 @@ def _flow_row(flow: dict[str, Any]) -> list[str]:
 @run_dir_option
 @json_option
 def reload(run_dir: Path, as_json: bool) -> None:
-    r"""Make the running gateway read its configuration again.
+    """Make the running gateway read its configuration again.
 
     Flows that are open keep going as they are; new ones follow the new rules. A file with
     problems changes nothing: they are listed, and the old rules stay in force. SIGHUP does

@@ -17,7 +17,7 @@ from gateway.errors import GatewayError
 
 @click.group()
 def bench() -> None:
-    r"""Measure this gateway beside plain forwarding and other proxies, in one run.
+    """Measure this gateway beside plain forwarding and other proxies, in one run.
 
     Everything happens in network namespaces of this machine, each candidate in its own LAN:
     clients, a router, and a SOCKS5 server that is itself the far end. Rounds are interleaved,
@@ -56,7 +56,7 @@ def tcp(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    r"""TCP: throughput and its CPU, new connections and their CPU, latency, memory.
+    """TCP: throughput and its CPU, new connections and their CPU, latency, memory.
 
     Besides plain forwarding and this gateway it measures what is installed of redsocks,
     sing-box, ipt2socks, v2ray and pproxy.

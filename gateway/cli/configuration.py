@@ -30,7 +30,7 @@ from gateway.kernel.probe import probe_host
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 def init(output: Path, force: bool) -> None:
-    r"""Write a first configuration, with comments, from what this machine has.
+    """Write a first configuration, with comments, from what this machine has.
 
     It takes the interface of the default route for the outside, and every other one with a
     private address for the LAN. All traffic is sent direct at first: put your proxy and
@@ -64,7 +64,7 @@ def init(output: Path, force: bool) -> None:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, config: Path, as_json: bool) -> None:
-    r"""Say whether the configuration would work on this machine, without changing anything.
+    """Say whether the configuration would work on this machine, without changing anything.
 
     Reads the file, compiles its rules, plans the kernel state, and asks the kernel where
     the packets of each outbound would go. Every problem is listed at once, with its line
@@ -135,7 +135,7 @@ def _path_line(finding: Finding) -> str:
 
 @click.command()
 def schema() -> None:
-    r"""Print the JSON schema of the configuration file.
+    """Print the JSON schema of the configuration file.
 
     Editors complete and check keys with it. In a YAML file, the first line
     `# yaml-language-server: $schema=gateway.schema.json` names it.

@@ -32,7 +32,7 @@ _COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, config: Path, run_dir: Path, as_json: bool) -> None:
-    r"""Look for what is wrong with this machine, with the evidence and a cure for each.
+    """Look for what is wrong with this machine, with the evidence and a cure for each.
 
     Looks at privileges, kernel features and settings, other programs' marks, tables and
     firewalls, the configuration, and where each outbound's packets would go. It changes

@@ -17,7 +17,7 @@ from gateway.kernel.applier import Applier, Report
 @config_option
 @run_dir_option
 def up(config: Path, run_dir: Path) -> None:
-    r"""Put the kernel state in place without running a listener.
+    """Put the kernel state in place without running a listener.
 
     For looking at rules, and for handing a machine over to another run. While no listener
     runs, what your rules proxy is refused (or passed on, with `on_failure: open`); what
@@ -40,7 +40,7 @@ def up(config: Path, run_dir: Path) -> None:
 @run_dir_option
 @click.option("--force", is_flag=True, help="Even while a gateway runs: it would be cut off.")
 def down(run_dir: Path, force: bool) -> None:
-    r"""Remove everything of ours from the kernel, and restore the settings it changed.
+    """Remove everything of ours from the kernel, and restore the settings it changed.
 
     Works after any crash, without the configuration and without any memory of the run:
     what is ours is found by its tags, on both firewalls. Other programs' rules are not

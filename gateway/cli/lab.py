@@ -16,7 +16,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 @click.option("--keep", is_flag=True, help="Leave the LAN and the gateway up, to play with.")
 @click.option("--remove", is_flag=True, help="Only remove what an earlier --keep left up.")
 def demo(keep: bool, remove: bool) -> None:
-    r"""Show the gateway at work, in a LAN made of network namespaces on this machine.
+    """Show the gateway at work, in a LAN made of network namespaces on this machine.
 
     Two clients in two subnets, a router that runs the gateway, and an outside with SOCKS
     servers. Real traffic goes through, and a table shows for each flow which rule fired
@@ -36,7 +36,7 @@ def demo(keep: bool, remove: bool) -> None:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
-    r"""Measure the gateway beside plain forwarding and other proxies, in one run.
+    """Measure the gateway beside plain forwarding and other proxies, in one run.
 
     Not there yet in this version.
 
@@ -53,7 +53,7 @@ def bench(arguments: tuple[str, ...]) -> None:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def test(arguments: tuple[str, ...]) -> None:
-    r"""Run the test suite; only in a checkout of the source, as root.
+    """Run the test suite; only in a checkout of the source, as root.
 
     Runs `./gw test` there, which also installs what the tests need. Arguments are given to
     pytest.

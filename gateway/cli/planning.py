@@ -35,7 +35,7 @@ def plan(
     script: bool,
     as_json: bool,
 ) -> None:
-    r"""Show exactly what would be changed in the kernel, and change nothing.
+    """Show exactly what would be changed in the kernel, and change nothing.
 
     First the text of every firewall rule, set, ip rule, route and kernel setting; then how
     that differs from what is installed now; then for each of your rules whether the kernel

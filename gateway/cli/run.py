@@ -14,7 +14,7 @@ from gateway.cli.options import config_option, run_dir_option
 @config_option
 @run_dir_option
 def run(config: Path, run_dir: Path) -> None:
-    r"""Run the gateway in the foreground until it is told to stop.
+    """Run the gateway in the foreground until it is told to stop.
 
     Cleans up after a run that was killed, puts rules and routes in place, diverts and
     relays. It logs to standard error: one line for each flow that ended. SIGTERM or Ctrl-C

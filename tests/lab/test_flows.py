@@ -44,7 +44,8 @@ def dial_all(lab: Lab, host: str, port: int, count: int) -> list[socket.socket]:
     """As many connections at once, from one LAN host."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     socks = within(
-        lab.client("desk"), lambda: [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)]
+        lab.client("desk"),
+        lambda: [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)],
     )
     with selectors.DefaultSelector() as selector:
         for sock in socks:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,11 @@ from traffic import (
     CURL_RESET,
     Family,
     address,
+    command,
     curl,
     dial,
     flow_of,
     peer_seen,
-    run_gateway,
     running,
     target,
     targets,
@@ -31,9 +29,10 @@ from gateway.errors import GatewayError
 from gateway.lab import upstreams
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
-from gateway.lab.process import LabError, wait_until
-from gateway.lab.topology import Pair, Upstream
-from gateway.marks import Marks
+from gateway.lab.machine import Machine
+from gateway.lab.process import wait_until
+from gateway.lab.topology import Upstream
+from gateway.marks import TABLE_TPROXY, Marks
 
 NAIVE = (sys.executable, str(Path(__file__).with_name("naive_gateway.py")))
 #: So many accepts for one connection are a storm.
@@ -63,7 +62,7 @@ def limit_descriptors(lab: Lab, gateway: GatewayProcess) -> None:
 def end_storm(lab: Lab, gateway: GatewayProcess) -> None:
     """Kill it, and remove what it left."""
     gateway.kill()
-    run_gateway(lab, "down", "--run-dir", str(gateway.run_dir))
+    command(lab, "down", "--run-dir", str(gateway.run_dir))
 
 
 def test_the_bypass_mark_prevents_an_accept_storm(
@@ -110,21 +109,19 @@ LOOPBACK_PORT = 1081
 def local_socks(module_lab: Lab) -> Iterator[None]:
     """A SOCKS server on the gateway's own machine."""
     command = ["microsocks", "-i", "127.0.0.1", "-p", str(LOOPBACK_PORT)]
-    server = module_lab.router.start_listening(
-        "microsocks", command, ("127.0.0.1", LOOPBACK_PORT)
-    )
+    server = module_lab.router.start_listening("microsocks", command, ("127.0.0.1", LOOPBACK_PORT))
     yield
     server.stop()
 
 
 def test_device_outbounds_are_used_only_where_they_can_work(
-    module_lab: Lab, backend: str, local_socks: None
+    module_lab: Lab, backend: str, mode: str, local_socks: None
 ) -> None:
-    """A bound socket cannot reach this machine, nor the world by a link without a route."""
+    """A bound socket reaches neither this machine nor the world by a link without a route."""
     lab, desk = module_lab, module_lab.client("desk")
-    bound = socket.SO_BINDTODEVICE
-    with dial(lab.router, "127.0.0.1", LOOPBACK_PORT), pytest.raises(OSError, match="timed out"):
-        dial(lab.router, "127.0.0.1", LOOPBACK_PORT, options={bound: b"wan0\0"}, timeout_s=1)
+    dial(lab.router, "127.0.0.1", LOOPBACK_PORT).close()
+    with pytest.raises(TimeoutError):
+        dial(lab.router, "127.0.0.1", LOOPBACK_PORT, device="wan0", timeout_s=0.5)
 
     here = {"type": "socks5", "server": "127.0.0.1", "port": LOOPBACK_PORT, "interface": "wan0"}
     ways = {
@@ -133,19 +130,96 @@ def test_device_outbounds_are_used_only_where_they_can_work(
         "forced": {**here, "route": "device"},
         "routeless": {**lab.socks("home"), "interface": "office0"},
     }
-    ports = {name: 8001 + number for number, name in enumerate(ways)}
-    rules = [{"port": ports[name], "to": name} for name in ways]
-    with running(lab, lab.config(*rules, {"to": "direct"}, outbounds=ways), backend=backend) as it:
-        found = {outbound["name"]: outbound for outbound in it.control.get("/health")["outbounds"]}
+    hosts = dict(zip(ways, targets(lab, "web", "mirror"), strict=True))
+    rules = [{"destination": host, "to": name} for name, host in hosts.items()]
+    config = lab.config(*rules, {"to": "direct"}, outbounds=ways)
+    with running(lab, config, backend=backend, mode=mode) as gateway:
+        found = health(gateway)
         assert {name: found[name]["ok"] for name in ways} == {
             "bound": True,
             "auto": True,
             "forced": False,
             "routeless": False,
         }
-        assert "127.0.0.1" in found["forced"]["reason"]
-        assert "no route" in found["routeless"]["reason"]
-        assert "office0" in found["routeless"]["reason"]
-        for name in ways:
-            redirect = ["--connect-to", f"::{target(lab, 4)}:{ports[name]}"]
-            del redirect
+        assert "127.0.0.1 is this machine's own" in found["forced"]["reason"]
+        assert "by office0" in found["routeless"]["reason"]
+        assert peer_seen(desk, hosts["bound"]) in upstream(lab, "home")
+        assert peer_seen(desk, hosts["auto"]) == address(lab.router, 6)
+        for name in ("forced", "routeless"):
+            flow = refused(gateway, desk, hosts[name])
+            assert flow["close_reason"] == "upstream-unreachable"
+            assert flow["detail"] == found[name]["reason"]
+
+
+def health(gateway: GatewayProcess) -> dict[str, Any]:
+    """What the loop guard says of each outbound."""
+    return {o["name"]: o for o in gateway.control.get("/health")["outbounds"]}
+
+
+def refused(gateway: GatewayProcess, machine: Machine, host: str) -> dict[str, Any]:
+    """The record of a flow that the gateway resets."""
+    done = curl(machine, url(host, "/whoami"), "-w", "%{stderr}%{local_port}")
+    assert done.returncode == CURL_RESET
+    return flow_of(gateway, int(done.stderr.split()[-1]))
+
+
+# --- the guard ---------------------------------------------------------------------------------
+
+
+def leading_home(lab: Lab, verb: str) -> None:
+    """A foreign rule that sends our bypass mark where diverted packets go."""
+    rule = ["fwmark", str(Marks().bypass), "lookup", str(TABLE_TPROXY), "pref", "100"]
+    for family in ("-4", "-6"):
+        lab.router.run(["ip", family, "rule", verb, *rule])
+
+
+def test_a_rule_that_makes_a_loop_refuses_the_start(lab: Lab, backend: str) -> None:
+    """`check` and `run` say why, and nothing is left."""
+    leading_home(lab, "add")
+    before = lab.router.snapshot()
+    gateway = lab.start_gateway(lab.config({"to": "home"}), backend=backend, wait=False)
+    assert gateway.process.wait() == 1
+    assert "would hand these packets to our own listener" in "\n".join(gateway.log)
+    lab.router.assert_unchanged(before)
+    done = command(lab, "check", "--config", str(gateway.config_path), check=False)
+    assert done.returncode == 1
+    assert "would hand these packets to our own listener" in done.stdout + done.stderr
+
+
+def test_a_rule_that_makes_a_loop_at_run_time_stops_the_outbound(lab: Lab, backend: str) -> None:
+    """Its flows are refused and the log says so, until the rule goes again."""
+    desk, host = lab.client("desk"), target(lab, 4)
+    with running(lab, lab.config({"to": "home"}), backend=backend) as gateway:
+        assert peer_seen(desk, host) in upstream(lab, "home")
+        leading_home(lab, "add")
+        wait_until(lambda: not health(gateway)["home"]["ok"], "the guard to see the rule")
+        assert any("outbound is not loop-free" in line for line in gateway.log)
+        assert "listener" in refused(gateway, desk, host)["detail"]
+        leading_home(lab, "del")
+        wait_until(lambda: health(gateway)["home"]["ok"], "the guard to see that it went")
+        assert peer_seen(desk, host) in upstream(lab, "home")
+
+
+# --- an upstream inside the LAN ------------------------------------------------------------------
+
+
+def test_an_upstream_in_the_lan_is_not_sent_to_itself(lab: Lab, backend: str, mode: str) -> None:
+    """Known by its address, it is let through; by one that nobody wrote down, it loops."""
+    desk, kid = lab.client("desk"), lab.client("kid")
+    server = Upstream("desk", desk.spec.links[0].pair, 1080)
+    upstreams.microsocks(desk, server, lab.directory)
+    outbounds = {"desk": {"type": "socks5", "server": server.addresses.ipv4}}
+    config = lab.config({"to": "desk"}, outbounds=outbounds)
+    with running(lab, config, backend=backend, mode=mode) as gateway:
+        assert peer_seen(kid, target(lab, 4)) == server.addresses.ipv4
+        assert accepted(gateway) == 1
+        # Over IPv6 the server goes on from an address that the configuration does not have.
+        limit_descriptors(lab, gateway)
+        with dial(kid, target(lab, 6), 80):
+            wait_until(lambda: accepted(gateway) > STORM, "the storm")
+        end_storm(lab, gateway)
+    exempt = {"source": server.addresses.ipv6, "to": "direct"}
+    config = lab.config(exempt, {"to": "desk"}, outbounds=outbounds)
+    with running(lab, config, backend=backend, mode=mode) as gateway:
+        assert peer_seen(kid, target(lab, 6)) == server.addresses.ipv6
+        assert accepted(gateway) == 1

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pyroute2 import netns
 
-from gateway.lab.gateway_process import GatewayProcess
+from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
 from gateway.lab.process import LabError, wait_until
@@ -41,6 +41,11 @@ def running(lab: Lab, config: Mapping[str, Any] | str, **options: Any) -> Iterat
         status = gateway.stop() if gateway.process.alive else None
     assert status in (0, None), "\n".join(gateway.log)
     lab.router.assert_unchanged(before)
+
+
+def command(lab: Lab, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a ``gateway`` command on the router, to its end."""
+    return lab.router.run(gateway_command(*arguments), environment=ENVIRONMENT, check=check)
 
 
 # --- addresses -------------------------------------------------------------------------------
@@ -99,14 +104,23 @@ def new_socket(machine: Machine, host: str, kind: int = socket.SOCK_STREAM) -> s
 
 
 def dial(
-    machine: Machine, host: str, port: int, *, source: tuple[str, int] | None = None
+    machine: Machine,
+    host: str,
+    port: int,
+    *,
+    source_port: int = 0,
+    device: str = "",
+    timeout_s: float = TIMEOUT_S,
 ) -> socket.socket:
     """A TCP connection from the machine. Raises ``OSError`` as connect(2) does."""
     sock = new_socket(machine, host)
+    sock.settimeout(timeout_s)
     try:
-        if source is not None:
+        if device:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        if source_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(source)
+            sock.bind(("", source_port))
         sock.connect((host, port))
     except BaseException:
         sock.close()

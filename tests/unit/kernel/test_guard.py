@@ -14,6 +14,7 @@ MARKED = Egress("home", "203.0.113.5", mark=Marks().bypass, port=1080)
 BY_DEVICE = replace(MARKED, mark=None, device="wan0")
 ON_LINK = Answer(table=254, device="wan0")
 DEFAULT = Answer(table=254, device="wan0", gateway="203.0.113.1")
+ASSUMED = Answer(device="wan0", assumed_on_link=True)
 LOCAL = Answer(local=True, table=255, device="lo")
 
 
@@ -43,7 +44,7 @@ LOCAL = Answer(local=True, table=255, device="lo")
         (replace(BY_DEVICE, destination="::1"), DEFAULT, Outcome.REFUSED),
         (replace(BY_DEVICE, destination="192.168.20.1"), LOCAL, Outcome.REFUSED),
         (replace(BY_DEVICE, destination="127.0.0.1", device="lo"), LOCAL, Outcome.CLEAR),
-        (BY_DEVICE, Answer(device="wan0", assumed_on_link=True), Outcome.REFUSED),
+        (BY_DEVICE, ASSUMED, Outcome.REFUSED),
         # Without ARP there is nobody to ask: WireGuard and TUN devices need no route.
         (
             BY_DEVICE,

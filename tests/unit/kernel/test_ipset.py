@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -72,7 +73,5 @@ def test_a_foreign_set_with_our_prefix_is_an_error(text: str) -> None:
 
 @given(st.text())
 def test_any_text_is_a_set_or_an_error(text: str) -> None:
-    try:
-        parse_save(text)
-    except ApplyError as error:
-        assert error.hint
+    with contextlib.suppress(ApplyError):
+        assert parse_save(text).name in text
