@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -71,10 +70,8 @@ def tcp(
     from gateway.lab.bench.suite import QUICK, Sizes
     from gateway.lab.bench.table import render
 
-    asked = {"rounds": rounds, "seconds": seconds, "idle_flows": idle_flows}
-    sizes = replace(
-        QUICK if quick else Sizes(), **{key: value for key, value in asked.items() if value}
-    )
+    usual = QUICK if quick else Sizes()
+    sizes = Sizes(rounds or usual.rounds, seconds or usual.seconds, idle_flows or usual.idle_flows)
     with _progress() as progress:
         bar = progress.add_task("", total=1.0)
         report = run(

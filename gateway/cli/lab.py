@@ -1,4 +1,4 @@
-"""Commands around the lab: ``demo``, ``bench`` and ``test``."""
+"""Commands around the lab: ``demo`` and ``test``."""
 
 from __future__ import annotations
 
@@ -31,23 +31,6 @@ def demo(keep: bool, remove: bool) -> None:
     from gateway.lab.demo import demo as run_demo
 
     run_demo(keep=keep, remove=remove)
-
-
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def bench(arguments: tuple[str, ...]) -> None:
-    """Measure the gateway beside plain forwarding and other proxies, in one run.
-
-    Not there yet in this version.
-
-    \b
-    Example:
-      gateway bench tcp
-    """
-    del arguments
-    raise GatewayError(
-        "this version has no benchmarks", "a later version measures; `gateway demo` shows"
-    )
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -23,7 +23,7 @@ COMMANDS = {
     "reload": ("gateway.cli.asking:reload", "Put a changed configuration in force."),
     "doctor": ("gateway.cli.doctor:doctor", "Look for what is wrong here, with cures."),
     "demo": ("gateway.cli.lab:demo", "Show it all at work in a LAN made of namespaces."),
-    "bench": ("gateway.cli.lab:bench", "Measure throughput, latency and memory."),
+    "bench": ("gateway.cli.bench:bench", "Measure throughput, latency and memory."),
     "test": ("gateway.cli.lab:test", "Run the test suite of a checkout."),
     "schema": ("gateway.cli.configuration:schema", "Print the JSON schema of the configuration."),
     "version": ("gateway.cli.about:version", "Print the version."),

@@ -57,10 +57,14 @@ class Applier:
                 for step in part:
                     made.record(step)
             deadman.refresh(plan)
-        except (GatewayError, OSError) as error:
+        except BaseException as error:
+            # An interrupt too must not leave half a plan behind.
+            failures = made.revert()
+            if not isinstance(error, GatewayError | OSError):
+                raise
             hint = error.hint if isinstance(error, GatewayError) else ""
             failed = ApplyError(f"nothing was changed: {error}", hint)
-            for failure in made.revert():
+            for failure in failures:
                 failed.add_note(f"could not be put back: {failure}")
             raise failed from error
         return Report(made.descriptions, host_firewall.warnings(plan.accept_input))

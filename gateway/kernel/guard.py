@@ -17,7 +17,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from gateway.marks import TABLE_TPROXY, TABLE_TUN, Mark
+from gateway.marks import ROUTE_PROTOCOL, TABLE_TPROXY, TABLE_TUN, Mark
 
 # <linux/rtnetlink.h>. LOOKUP_TABLE: name the table that answered; without it the kernel
 # says "main" whatever was used. FIB_MATCH: answer with the route itself, and with an error
@@ -26,6 +26,8 @@ _RTM_F_LOOKUP_TABLE = 0x1000
 _RTM_F_FIB_MATCH = 0x2000
 _RTN_LOCAL = 2
 _IFF_NOARP = 0x80
+#: Of the rule that looks up the main table, where a lookup ends on most machines (ip-rule(8)).
+_PRIORITY_MAIN = 32766
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,9 @@ def _look_up(netlink: IPRoute, egress: Egress, links: dict[str, Any]) -> Answer:
             return Answer(error=errno.ENODEV, device=egress.device)
         query["oif"] = link["index"]
         has_arp = not link["flags"] & _IFF_NOARP
+    astray = _led_astray(netlink, query["family"], query.get("mark", 0))
+    if astray is not None:
+        return astray
     try:
         return _ask(netlink, query, _RTM_F_LOOKUP_TABLE | _RTM_F_FIB_MATCH, links)
     except NetlinkError as error:
@@ -182,6 +187,25 @@ def _look_up(netlink: IPRoute, egress: Egress, links: dict[str, Any]) -> Answer:
     except NetlinkError:
         return failure
     return Answer(device=egress.device, assumed_on_link=True, device_has_arp=has_arp)
+
+
+def _led_astray(netlink: IPRoute, family: int, mark: int) -> Answer | None:
+    """What the kernel will answer where a foreign rule leads into one of our tables.
+
+    It does not say so yet while that table is empty, as it is before the gateway starts.
+    """
+    for rule in netlink.get_rules(family=family):
+        table = rule.get_attr("FRA_TABLE")
+        if (
+            table in (TABLE_TPROXY, TABLE_TUN)
+            and rule.get_attr("FRA_PROTOCOL") != ROUTE_PROTOCOL
+            and (rule.get_attr("FRA_PRIORITY") or 0) < _PRIORITY_MAIN
+            and rule.get_attr("FRA_IIFNAME") in (None, "lo")
+            and (mark ^ (rule.get_attr("FRA_FWMARK") or 0)) & (rule.get_attr("FRA_FWMASK") or 0)
+            == 0
+        ):
+            return Answer(local=True, table=table, device="lo")
+    return None
 
 
 def _ask(netlink: IPRoute, query: dict[str, Any], flags: int, links: dict[str, Any]) -> Answer:

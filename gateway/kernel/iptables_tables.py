@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from gateway.errors import ApplyError, CapabilityError
+from gateway.kernel import iptc_layout
 from gateway.marks import CHAIN_PREFIX
 from gateway.plan.model import Family
 from gateway.plan.xt import TableName, XtChain, XtExtension, XtOption, XtRule, XtTable
@@ -34,6 +35,7 @@ class Tables:
                 f"python-iptables cannot be loaded: {error}",
                 hint="apt-get install iptables gcc python3-dev && pip install 'gateway[iptables]'",
             ) from error
+        iptc_layout.support_both(iptc.xtables)
         self._iptc = iptc
         self._family = family
         table_class = iptc.Table if family is Family.V4 else iptc.Table6

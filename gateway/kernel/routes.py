@@ -47,9 +47,12 @@ class Installed:
 
 
 def read() -> Installed:
-    """What of ours is installed, both families, all tables."""
-    with IPRoute() as netlink:
-        return _read(netlink)
+    """What of ours is installed, both families, all tables. Raises ``ApplyError``."""
+    try:
+        with IPRoute() as netlink:
+            return _read(netlink)
+    except NetlinkError as error:
+        raise ApplyError(f"routes cannot be read: {error.args[-1]}", _cure(error.code)) from error
 
 
 def add(entries: Iterable[Entry]) -> None:

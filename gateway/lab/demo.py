@@ -256,4 +256,7 @@ def _cells(row: Row) -> Iterator[str]:
 
 
 def _run_here(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise LabError(f"there is no `{command[0]}` command", "./gw installs it") from error

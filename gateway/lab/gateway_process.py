@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,13 @@ class GatewayProcess:
         self.control = ControlClient(directory)
         options = ("--config", str(self.config_path), "--run-dir", str(self.run_dir))
         command = [*(program or gateway_command("run")), *options]
-        self.process: Process = machine.start(name, command, ENVIRONMENT)
+        self._start = partial(machine.start, name, command, ENVIRONMENT)
+        self.process: Process = self._start()
+
+    def restart(self) -> None:
+        """Once it has ended: start it again, in the same run directory, until it is ready."""
+        self.process = self._start()
+        self.wait_ready()
 
     def configure(self, config: str | Mapping[str, Any]) -> None:
         """Write another configuration; it is read at the next reload."""

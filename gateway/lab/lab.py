@@ -19,8 +19,8 @@ from typing import Any, Literal, Self
 from gateway.lab import upstreams
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess
 from gateway.lab.machine import Machine
-from gateway.lab.namespaces import FILES, PREFIX, ip, listed, remove
-from gateway.lab.process import LabError, Process
+from gateway.lab.namespaces import FILES, PREFIX, ip, listed, remove, require_root
+from gateway.lab.process import Process
 from gateway.lab.topology import Topology
 
 _serial = itertools.count()
@@ -60,8 +60,7 @@ class Lab:
 
     def __enter__(self) -> Self:
         """Build it. Raises ``LabError`` without root or ``ip``, leaving nothing behind."""
-        if os.geteuid() != 0:
-            raise LabError("the lab needs root: it makes network namespaces", "run it with sudo")
+        require_root()
         try:
             self._build()
         except BaseException:

@@ -21,6 +21,12 @@ FILES = Path(tempfile.gettempdir())
 _NAME = re.compile(rf"{PREFIX}-(?P<owner>[0-9]+|keep)(-|$)")
 
 
+def require_root() -> None:
+    """Raise ``LabError`` without the right to make and remove namespaces."""
+    if os.geteuid() != 0:
+        raise LabError("the lab needs root: it makes network namespaces", "run it with sudo")
+
+
 def ip(commands: Iterable[str], namespace: str | None = None) -> None:
     """Run ``ip`` commands, one a line, in one go. Raises ``LabError`` at the first that fails."""
     where = [] if namespace is None else ["-n", namespace]
@@ -61,6 +67,7 @@ def kill_processes(namespace: str) -> None:
 
 def remove(which: Callable[[str], bool]) -> list[str]:
     """Remove the labs, with processes and files, whose owner ``which`` names; their namespaces."""
+    require_root()
     namespaces = [name for name in listed() if _owned(name, which)]
     for namespace in namespaces:
         kill_processes(namespace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from difflib import unified_diff
 
 _SYSCTLS = r"^net\.(ipv4\.(ip_forward|conf\..*)|ipv6\.conf\..*)$"
 
-#: Section, and the command that prints it. Counters and expiry times are left out (``-s``).
+#: Section, and the command that prints it; ``nft -s`` leaves counters and expiry times out.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "nftables": ("nft", "-s", "list", "ruleset"),
     "iptables (legacy, IPv4)": ("iptables-legacy-save",),
@@ -21,6 +22,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "routes (IPv6)": ("ip", "-6", "route", "show", "table", "all"),
     "sysctls": ("sysctl", "-a", "--pattern", _SYSCTLS),
 }
+
+#: Routes learnt from router advertisements count down.
+_EXPIRY = re.compile(r" expires -?[0-9]+sec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Snapshot:
         """Read a machine through ``run``, which executes a command there."""
         sections = {}
         for name, command in COMMANDS.items():
-            lines = run(command).stdout.splitlines()
+            lines = _EXPIRY.sub("", run(command).stdout).splitlines()
             sections[name] = _without_noise(lines) if "legacy" in name else tuple(lines)
         return cls(sections)
 

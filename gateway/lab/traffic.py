@@ -15,6 +15,12 @@ from gateway.lab.topology import Pair
 
 FamilyNumber = Literal[4, 6]
 TIMEOUT_S = 20
+#: Field by field: ``%{json}`` would do, but curl 8.14 spends ten seconds on making it where
+#: there is no resolver.
+_WRITE_OUT = (
+    r'\n{"local_ip": "%{local_ip}", "local_port": %{local_port},'
+    r' "size_download": %{size_download}, "time_total": %{time_total}}\n'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,7 @@ def fetch(
     done = machine.run(
         [
             *("curl", "-sSg", "--fail-early", "--max-time", str(TIMEOUT_S)),
-            *("-w", r"\n%{json}\n"),
+            *("-w", _WRITE_OUT),
             *("-o", str(body), f"http://{destination}/bytes/{size}"),
             *("-o", "-", f"http://{destination}/whoami"),
         ],
@@ -73,5 +79,5 @@ def fetch(
         duration_s=sum(float(transfer["time_total"]) for transfer in transfers),
         intact=done.returncode == 0
         and hashlib.sha256(body.read_bytes()).hexdigest() == http_server.digest(size),
-        error=first["errormsg"] or "" if done.returncode else "",
+        error=done.stderr.strip() if done.returncode else "",
     )

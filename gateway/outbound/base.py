@@ -9,7 +9,7 @@ from typing import Protocol
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
-from gateway.kernel.reactor import OUT, Reactor
+from gateway.kernel.reactor import IN, OUT, Reactor
 from gateway.kernel.sockets import Egress, SocketFactory, local_endpoint, pending_error
 
 _FAILURES = {
@@ -104,8 +104,9 @@ class ConnectAttempt:
                     raise OSError(code, os.strerror(code))
                 self._connecting = False
                 self._on_connected()
-            else:
-                self._on_readable()
+                if not events & IN:
+                    return
+            self._on_readable()
         except BlockingIOError:
             return
         except OSError as error:

@@ -39,6 +39,8 @@ BUDGET: Final = 8
 _READABLE: Final = IN | READ_HANGUP | HANGUP | ERROR
 #: A read stops short at what comes behind these: the FIN, or the mark of urgent data (tcp(7)).
 _TO_END: Final = READ_HANGUP | URGENT
+#: With a hang-up alone of these, all that was sent before the FIN is there to be read.
+_STOPS: Final = READ_HANGUP | URGENT | ERROR
 
 
 class _LegFailedError(Exception):
@@ -69,6 +71,7 @@ class Direction:
         "copied",
         "done",
         "ended",
+        "fin",
         "moved",
         "pipe",
         "piped",
@@ -90,6 +93,7 @@ class Direction:
         self.readable = True
         self.blocked = False
         self.to_end = False
+        self.fin = False
         self.ended = False
         self.done = False
 
@@ -148,6 +152,7 @@ class Relay:
             inward.readable = True
             if events & _TO_END:
                 inward.to_end = True
+                inward.fin = events & _STOPS == READ_HANGUP
         if events & OUT:
             outward.blocked = False
         self._serve()
@@ -233,11 +238,14 @@ class Relay:
             way.ended = True
             way.readable = False
             return
-        # A short read has drained the source (epoll(7), on edges), with these exceptions.
-        if count < BUFFER_BYTES and not way.to_end:
-            way.readable = False
+        if count < BUFFER_BYTES:
+            # A short read has drained the source (epoll(7), on edges), up to its FIN where that is
+            # there, with these exceptions.
+            way.ended = way.fin
+            way.readable = way.to_end and not way.fin
         view = self._mover.view
-        sent = self._write(way, view[:count])
+        # The last data waits for the shutdown that follows at once: both leave in one packet.
+        sent = self._write(way, view[:count], socket.MSG_MORE if way.ended else 0)
         way.copied += count
         if sent < count:
             way.rest = bytes(view[sent:count])
@@ -264,9 +272,9 @@ class Relay:
             way.ended = True
             way.readable = False
 
-    def _write(self, way: Direction, data: bytes | memoryview) -> int:
+    def _write(self, way: Direction, data: bytes | memoryview, flags: int = 0) -> int:
         try:
-            sent = way.sink.send(data)
+            sent = way.sink.send(data, flags)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -300,6 +308,8 @@ class Relay:
 
     def _finish(self, way: Direction) -> None:
         way.done = True
+        if self.up.done and self.down.done:
+            return  # close(2) follows, and ends this direction too
         try:
             way.sink.shutdown(socket.SHUT_WR)
         except OSError as error:

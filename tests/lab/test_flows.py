@@ -14,7 +14,6 @@ from traffic import (
     Family,
     dial,
     flow_of,
-    of_family,
     read,
     read_all,
     running,

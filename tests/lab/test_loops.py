@@ -10,26 +10,22 @@ from typing import Any
 
 import pytest
 from traffic import (
-    CURL_RESET,
     Family,
     address,
     command,
-    curl,
     dial,
-    flow_of,
     peer_seen,
+    reset_flow,
     running,
     target,
     targets,
     upstream,
-    url,
 )
 
 from gateway.errors import GatewayError
 from gateway.lab import upstreams
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
-from gateway.lab.machine import Machine
 from gateway.lab.process import wait_until
 from gateway.lab.topology import Upstream
 from gateway.marks import TABLE_TPROXY, Marks
@@ -91,9 +87,7 @@ def test_the_detector_ends_a_loop_by_itself(
     with running(
         lab, diverting_itself(lab), backend=backend, mode=mode, program=program
     ) as gateway:
-        done = curl(lab.router, url(host, "/whoami"), "-w", "%{stderr}%{local_port}")
-        assert done.returncode == CURL_RESET
-        wait_until(lambda: len(gateway.flows(0)) == 0, "both flows to close")
+        assert reset_flow(gateway, lab.router, host)["close_reason"] == "upstream-reset"
         counters = gateway.counters()
         assert (counters["flows_accepted"], counters["closed_loop"]) == (2, 1)
         reasons = {flow["close_reason"]: flow["detail"] for flow in gateway.flows()}
@@ -146,7 +140,7 @@ def test_device_outbounds_are_used_only_where_they_can_work(
         assert peer_seen(desk, hosts["bound"]) in upstream(lab, "home")
         assert peer_seen(desk, hosts["auto"]) == address(lab.router, 6)
         for name in ("forced", "routeless"):
-            flow = refused(gateway, desk, hosts[name])
+            flow = reset_flow(gateway, desk, hosts[name])
             assert flow["close_reason"] == "upstream-unreachable"
             assert flow["detail"] == found[name]["reason"]
 
@@ -154,13 +148,6 @@ def test_device_outbounds_are_used_only_where_they_can_work(
 def health(gateway: GatewayProcess) -> dict[str, Any]:
     """What the loop guard says of each outbound."""
     return {o["name"]: o for o in gateway.control.get("/health")["outbounds"]}
-
-
-def refused(gateway: GatewayProcess, machine: Machine, host: str) -> dict[str, Any]:
-    """The record of a flow that the gateway resets."""
-    done = curl(machine, url(host, "/whoami"), "-w", "%{stderr}%{local_port}")
-    assert done.returncode == CURL_RESET
-    return flow_of(gateway, int(done.stderr.split()[-1]))
 
 
 # --- the guard ---------------------------------------------------------------------------------
@@ -194,7 +181,7 @@ def test_a_rule_that_makes_a_loop_at_run_time_stops_the_outbound(lab: Lab, backe
         leading_home(lab, "add")
         wait_until(lambda: not health(gateway)["home"]["ok"], "the guard to see the rule")
         assert any("outbound is not loop-free" in line for line in gateway.log)
-        assert "listener" in refused(gateway, desk, host)["detail"]
+        assert "listener" in reset_flow(gateway, desk, host)["detail"]
         leading_home(lab, "del")
         wait_until(lambda: health(gateway)["home"]["ok"], "the guard to see that it went")
         assert peer_seen(desk, host) in upstream(lab, "home")

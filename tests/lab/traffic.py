@@ -24,7 +24,7 @@ Family = Literal[4, 6]
 TIMEOUT_S = 20.0
 
 #: curl's exit statuses (curl(1)) that tests look for.
-CURL_REFUSED, CURL_TIMEOUT, CURL_RESET = 7, 28, 56
+CURL_REFUSED, CURL_TIMEOUT = 7, 28
 
 
 @contextmanager
@@ -128,6 +128,21 @@ def dial(
     return sock
 
 
+def attempt(
+    machine: Machine, host: str, port: int, timeout_s: float = TIMEOUT_S
+) -> tuple[int, bytes | OSError]:
+    """Connect, say nothing, wait for a byte: the source port, and what came of it."""
+    with new_socket(machine, host) as sock:
+        sock.settimeout(timeout_s)
+        sock.bind(("", 0))  # the port could not be asked for after an early reset
+        source_port: int = sock.getsockname()[1]
+        try:
+            sock.connect((host, port))
+            return source_port, sock.recv(1)
+        except OSError as error:
+            return source_port, error
+
+
 def listen(machine: Machine, host: str, port: int) -> socket.socket:
     """A listening socket on the machine; the kernel accepts for it until its backlog is full."""
     sock = new_socket(machine, host)
@@ -200,6 +215,15 @@ def flow_of(gateway: GatewayProcess, port: int) -> dict[str, Any]:
 
     wait_until(closed, f"the flow from port {port} to be recorded")
     return found[0]
+
+
+def reset_flow(
+    gateway: GatewayProcess, machine: Machine, host: str, port: int = 80
+) -> dict[str, Any]:
+    """The record of a flow that the gateway answers with a reset."""
+    source_port, end = attempt(machine, host, port)
+    assert isinstance(end, ConnectionResetError), end
+    return flow_of(gateway, source_port)
 
 
 def wait_counter(gateway: GatewayProcess, name: str, least: int = 1) -> None:

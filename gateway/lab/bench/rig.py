@@ -52,7 +52,7 @@ def forwarding() -> Candidate:
 
 
 def this_gateway(mode: Literal["tproxy", "redirect"]) -> Candidate:
-    """This gateway. It logs what is wrong and no more, as its peers do."""
+    """The gateway itself. It logs what is wrong and no more, as its peers do."""
 
     def start(lab: Lab) -> Process:
         config = {

@@ -37,7 +37,7 @@ def memory_bytes(pid: int) -> int:
 
 
 def _ticks(pid: int) -> int:
-    """utime and stime: fields 14 and 15, counted behind the name, which may hold anything."""
+    """Fields 14 and 15, utime and stime, found behind the name, which may hold anything."""
     fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 

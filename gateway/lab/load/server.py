@@ -110,22 +110,22 @@ class Server:
             self._connections[fd] = (sock, following)
 
 
-def greet(server: Server, sock: socket.socket, _: int) -> Step | None:
-    """The methods that a SOCKS client offers (RFC 1928 section 3); its request may follow at once."""
+def greet(_: Server, sock: socket.socket, __: int) -> Step | None:
+    """What methods a client offers (RFC 1928 section 3); its request may follow at once."""
     data = sock.recv(512)
     if len(data) < 3 or data[0] != 5:
         return None
     sock.send(_NO_AUTHENTICATION)
     rest = data[2 + data[1] :]
-    return _serve(server, sock, rest) if rest else request
+    return _serve(sock, rest) if rest else request
 
 
-def request(server: Server, sock: socket.socket, _: int) -> Step | None:
+def request(_: Server, sock: socket.socket, __: int) -> Step | None:
     """What a SOCKS client asks for (section 4)."""
-    return _serve(server, sock, sock.recv(512))
+    return _serve(sock, sock.recv(512))
 
 
-def _serve(server: Server, sock: socket.socket, asked: bytes) -> Step | None:
+def _serve(sock: socket.socket, asked: bytes) -> Step | None:
     """Become what was asked for; the last two bytes of any request are the port."""
     first = service(int.from_bytes(asked[-2:], "big"))
     if asked[:2] != b"\x05\x01" or first is None:
@@ -168,7 +168,7 @@ def echo(_: Server, sock: socket.socket, __: int) -> Step | None:
     return echo if data else None
 
 
-def answer(_: Server, sock: socket.socket, __: int) -> Step | None:
+def answer(_: Server, sock: socket.socket, __: int) -> None:
     """One short answer, and the end with it: answer and FIN leave in one packet."""
     if sock.recv(512):
         sock.send(RESPONSE, socket.MSG_MORE)

@@ -200,3 +200,16 @@ def test_a_rule_deleted_by_hand_comes_back(
 
     assert ns.call(applier.apply, wanted).steps
     assert ns.state() == installed
+
+
+def test_an_interrupt_midway_reverts(
+    ns: Namespace, applier: Applier, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(wanted: Plan) -> None:
+        raise KeyboardInterrupt
+
+    before = ns.state()
+    monkeypatch.setattr("gateway.kernel.applier.deadman.refresh", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ns.call(applier.apply, plan(backend))
+    assert ns.state() == before

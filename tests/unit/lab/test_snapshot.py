@@ -55,3 +55,10 @@ def test_the_difference_names_section_and_line() -> None:
         "-create a",
         "+create b",
     ]
+
+
+def test_a_route_that_counts_down_is_the_same_route() -> None:
+    route = "default via fe80::1 dev eth0 proto ra metric 100 expires {}sec pref medium\n"
+    before, after = snapshot(ip=route.format(1799)), snapshot(ip=route.format(-1))
+    assert before.difference(after) == ""
+    assert "via fe80::1 dev eth0 proto ra metric 100 pref medium" in str(before.sections)

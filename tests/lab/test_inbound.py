@@ -1,0 +1,120 @@
+"""Listeners: who may reach them, and what happens when descriptors run out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from traffic import (
+    Family,
+    address,
+    attempt,
+    new_socket,
+    peer_seen,
+    running,
+    target,
+    upstream,
+    wait_counter,
+)
+
+from gateway.lab import serve
+from gateway.lab.gateway_process import GatewayProcess
+from gateway.lab.lab import Lab
+from gateway.lab.machine import Machine
+from gateway.lab.process import wait_until
+from gateway.marks import DEFAULT_TCP_PORT
+
+
+@pytest.fixture(scope="module")
+def gateway(module_lab: Lab, backend: str, mode: str) -> Iterator[GatewayProcess]:
+    with running(module_lab, module_lab.config({"to": "home"}), backend=backend, mode=mode) as it:
+        yield it
+
+
+def dialled(lab: Lab, backend: str) -> int:
+    """How many packets the kernel counted that were for the listener's own port."""
+    if backend == "nftables":
+        text = lab.router.run(["nft", "-j", "list", "chain", "inet", "gateway", "lan"]).stdout
+        rules = [item["rule"] for item in json.loads(text)["nftables"] if "rule" in item]
+        counts = [
+            part["counter"]["packets"]
+            for rule in rules
+            if "to-listener" in rule["comment"]
+            for part in rule["expr"]
+            if "counter" in part
+        ]
+    else:
+        lines = [
+            line
+            for tool in ("iptables-legacy-save", "ip6tables-legacy-save")
+            for line in lab.router.run([tool, "-c", "-t", "mangle"]).stdout.splitlines()
+            if "to-listener" in line
+        ]
+        counts = [int(line[1:].split(":")[0]) for line in lines]
+    assert counts
+    return sum(counts)
+
+
+@pytest.mark.parametrize("network", ["office", "wan"])
+def test_nobody_in_the_lan_can_dial_the_listener(
+    module_lab: Lab, gateway: GatewayProcess, backend: str, mode: str, family: Family, network: str
+) -> None:
+    """At none of the router's addresses; and each attempt is counted."""
+    host = address(module_lab.router, family, network)
+    before = gateway.counters(), dialled(module_lab, backend)
+    assert turned_away(module_lab.client("desk"), host)
+    assert dialled(module_lab, backend) > before[1]
+    if mode == "redirect":
+        wait_counter(gateway, "refused_not-diverted", refusals(before[0]) + 1)
+    assert accepted(gateway.counters()) == accepted(before[0])
+
+
+def test_nor_can_the_gateways_own_machine(
+    module_lab: Lab, gateway: GatewayProcess, mode: str, family: Family
+) -> None:
+    """Neither by loopback, where TPROXY's listener is, nor by an outward address."""
+    before = gateway.counters()
+    for host in ("127.0.0.1" if family == 4 else "::1", address(module_lab.router, family)):
+        assert turned_away(module_lab.router, host)
+    # TPROXY's listener is on loopback alone: of the other attempt only the kernel knows.
+    counted = 2 if mode == "redirect" else 1
+    wait_counter(gateway, "refused_not-diverted", refusals(before) + counted)
+    assert accepted(gateway.counters()) == accepted(before)
+
+
+def turned_away(machine: Machine, host: str) -> bool:
+    """Whether a connection to the listener's port ends before a byte comes."""
+    _, end = attempt(machine, host, DEFAULT_TCP_PORT)
+    return isinstance(end, ConnectionError)
+
+
+def accepted(counters: dict[str, int]) -> int:
+    return counters.get("flows_accepted", 0)
+
+
+def refusals(counters: dict[str, int]) -> int:
+    return counters.get("refused_not-diverted", 0)
+
+
+def test_running_out_of_descriptors_does_not_end_accepting(
+    lab: Lab, backend: str, mode: str
+) -> None:
+    """What cannot be carried is reset and counted; once there is room, flows pass again."""
+    desk, host = lab.client("desk"), target(lab, 4)
+    with running(lab, lab.config({"to": "home"}), backend=backend, mode=mode) as gateway:
+        lab.router.run(["prlimit", f"--pid={gateway.pid}", "--nofile=64:64"])
+        with ExitStack() as flood:
+            for _ in range(100):
+                client = flood.enter_context(new_socket(desk, host))
+                client.setblocking(False)
+                client.connect_ex((host, serve.ECHO_PORT))
+            failed = ("refused_no-resources", "closed_no-resources")
+            # Over the log, as the control socket has no descriptor either.
+            wait_until(
+                lambda: any("no-resources" in line for line in gateway.log), "the flood to arrive"
+            )
+        wait_until(lambda: not gateway.flows(0), "the flood to end")
+        assert sum(gateway.counters().get(name, 0) for name in failed) > 0
+        assert peer_seen(desk, host) in upstream(lab, "home")

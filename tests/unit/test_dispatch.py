@@ -1,0 +1,582 @@
+"""The pipeline: accepted, decided, connected, relayed, recorded; and every way it may end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from ipaddress import ip_network
+
+import pytest
+
+from gateway.config.schema import Timeouts
+from gateway.control.running import FlowState
+from gateway.dispatch import Dispatcher, Flow, OwnTraffic, Routing
+from gateway.errors import UpstreamFailure
+from gateway.flow import CloseReason, Endpoint
+from gateway.kernel.sockets import (
+    Egress,
+    SocketFactory,
+    accept,
+    endpoint,
+    local_endpoint,
+    open_listener,
+)
+from gateway.outbound.direct import DirectOutbound
+from gateway.outbound.reject import RejectOutbound
+from gateway.outbound.socks5 import Socks5Outbound
+from gateway.policy.engine import CompiledRule, Policy
+from gateway.relay.tcp import Mover
+
+GRANTED = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+TIMEOUTS = Timeouts(connect=10, idle=1000, half_closed=100)
+NOBODY = OwnTraffic()
+#: A destination that only the SOCKS server is ever asked for.
+FAR_AWAY = Endpoint("203.0.113.7", 443)
+
+POLICY = Policy(
+    [
+        CompiledRule(
+            0, "rules[0] -> reject", "reject", destination=(ip_network("198.51.100.0/24"),)
+        ),
+        CompiledRule(1, "rules[1] -> direct", "direct", destination=(ip_network("127.0.0.0/8"),)),
+        CompiledRule(2, "rules[2] -> home", "home"),
+    ]
+)
+
+
+class Rig:
+    """A dispatcher whose ``home`` is a SOCKS server that the test plays."""
+
+    def __init__(self, plane, timeouts: Timeouts, own: OwnTraffic, **settings: object) -> None:
+        self.plane = plane
+        self.socks, where = plane.server()
+        factory = SocketFactory(None)
+        reactor = plane.reactor
+        self.closed: list[Flow] = []
+        self.mover = Mover(reactor)
+        self.routing = Routing(
+            POLICY,
+            {
+                "direct": DirectOutbound("direct", reactor, factory, Egress()),
+                "reject": RejectOutbound("reject"),
+                "home": Socks5Outbound("home", reactor, factory, where, Egress()),
+            },
+            timeouts,
+        )
+        self.dispatcher = Dispatcher(self.mover, self.routing, own, self.closed.append, **settings)
+        self._listener = plane.own(open_listener("127.0.0.1", 0, transparent=False))
+
+    def flow(self, destination: Endpoint = FAR_AWAY) -> socket.socket:
+        """A client whose flow to ``destination`` was diverted to us."""
+        client = self.plane.dial(local_endpoint(self._listener))
+        self.accepted(destination)
+        return client
+
+    def accepted(self, destination: Endpoint) -> None:
+        """Hand the connection that waits at the listener to the dispatcher."""
+        sock, source = accept(self._listener)
+        self.dispatcher.accepted(self.plane.own(sock), source, destination)
+
+    async def relayed(self) -> tuple[socket.socket, socket.socket]:
+        """A flow that is being relayed: the client's end, and the server's."""
+        client = self.flow()
+        far = await self.plane.accept(self.socks)
+        await self.grant(far)
+        await self.plane.until(
+            lambda: any(flow.record().state is FlowState.RELAYING for flow in self.dispatcher.live)
+        )
+        return client, far
+
+    async def grant(self, far: socket.socket) -> None:
+        assert await self.plane.read(far, 3) == b"\x05\x01\x00"
+        far.send(b"\x05\x00")
+        assert (await self.plane.read(far, 10))[3:8] == b"\x01\xcb\x00\x71\x07"
+        far.send(GRANTED)
+
+    async def end(self) -> Flow:
+        """Wait until the one flow has closed."""
+        await self.plane.until(lambda: self.closed)
+        (flow,) = self.closed
+        assert list(self.dispatcher.recent) == [flow]
+        assert not list(self.dispatcher.live)
+        assert not self.dispatcher.own_legs
+        assert self.dispatcher.counters[f"closed_{flow.reason}"] == 1
+        return flow
+
+
+@pytest.fixture
+def rig(plane):
+    made: list[Rig] = []
+
+    def make(own: OwnTraffic = NOBODY, timeouts: Timeouts = TIMEOUTS, **settings) -> Rig:
+        made.append(Rig(plane, timeouts, own, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.dispatcher.close_all()
+        assert not list(each.dispatcher.live)
+        assert each.mover.pipes.lent == 0
+        each.mover.pipes.close()
+
+
+async def is_reset(plane, sock: socket.socket) -> bool:
+    try:
+        return await plane.loop.sock_recv(sock, 1) == b"never"
+    except ConnectionResetError:
+        return True
+
+
+def test_through_socks(plane, rig):
+    one = rig()
+
+    async def scenario():
+        client = one.flow()
+        (live,) = one.dispatcher.live
+        assert live.record().state is FlowState.CONNECTING
+        client.send(b"early")
+        far = await plane.accept(one.socks)
+        await one.grant(far)
+        assert await plane.read(far, 5) == b"early"
+        far.send(b"an answer")
+        assert await plane.read(client, 9) == b"an answer"
+        record = live.record()
+        assert record.state is FlowState.RELAYING
+        assert (record.bytes_up, record.bytes_down) == (5, 9)
+        client.shutdown(socket.SHUT_WR)
+        assert await plane.read_to_end(far) == b""
+        far.close()
+        assert await plane.read_to_end(client) == b""
+        flow = await one.end()
+        assert flow is live
+        return client, flow.record()
+
+    client, record = plane.run(scenario())
+    assert record.state is FlowState.CLOSED
+    assert record.close_reason is CloseReason.DONE
+    assert (record.bytes_up, record.bytes_down) == (5, 9)
+    assert (record.client, record.destination) == (endpoint(client.getsockname()), FAR_AWAY)
+    assert (record.rule, record.outbound) == ("rules[2] -> home", "home")
+    assert abs(record.started - time.time()) < 60
+    assert 0 <= record.duration_s < 60
+    assert record == one.closed[0].record(), "the duration of a closed flow stands still"
+    assert one.dispatcher.counters == {
+        "flows_accepted": 1,
+        "closed_done": 1,
+        "bytes_up": 5,
+        "bytes_down": 9,
+    }
+
+
+def test_direct(plane, rig):
+    one = rig()
+    server, where = plane.server()
+
+    async def scenario():
+        client = one.flow(where)
+        far = await plane.accept(server)
+        far.send(b"a banner")
+        assert await plane.read(client, 8) == b"a banner"
+        far.close()
+        client.close()
+        flow = await one.end()
+        assert flow.record().outbound == "direct"
+        assert flow.reason is CloseReason.DONE
+
+    plane.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("destination", "reason"),
+    [
+        (Endpoint("198.51.100.9", 80), CloseReason.REJECTED),
+        (Endpoint("127.255.255.255", 9), CloseReason.UPSTREAM_UNREACHABLE),
+    ],
+)
+def test_what_fails_at_once_resets_the_client(plane, rig, destination, reason):
+    one = rig()
+    client = one.flow(destination)
+
+    async def scenario():
+        flow = await one.end()
+        assert flow.reason is reason
+        assert flow.record().close_reason is reason
+        assert await is_reset(plane, client)
+
+    plane.run(scenario())
+
+
+def test_refused_by_the_destination(plane, rig):
+    one = rig()
+    client = one.flow(plane.closed_port())
+
+    async def scenario():
+        flow = await one.end()
+        assert flow.reason is CloseReason.UPSTREAM_REFUSED
+        assert flow.detail == "Connection refused"
+        assert await is_reset(plane, client)
+
+    plane.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (2, CloseReason.UPSTREAM_DENIED),
+        (4, CloseReason.UPSTREAM_UNREACHABLE),
+        (5, CloseReason.UPSTREAM_REFUSED),
+        (6, CloseReason.CONNECT_TIMEOUT),
+        (7, CloseReason.UPSTREAM_PROTOCOL),
+        (None, CloseReason.UPSTREAM_RESET),
+    ],
+)
+def test_refused_by_the_upstream(plane, rig, reply, reason):
+    one = rig()
+
+    async def scenario():
+        client = one.flow()
+        far = await plane.accept(one.socks)
+        await plane.read(far, 3)
+        far.send(b"\x05\x00")
+        await plane.read(far, 10)
+        far.close() if reply is None else far.send(bytes((5, reply)))
+        assert (await one.end()).reason is reason
+        assert await is_reset(plane, client)
+
+    plane.run(scenario())
+
+
+def test_every_failure_has_a_close_reason():
+    from gateway.dispatch import _REASONS
+
+    assert set(_REASONS) == set(UpstreamFailure)
+
+
+def test_without_descriptors_the_flow_ends_and_is_counted(plane, rig, descriptors):
+    one = rig()
+    client = plane.dial(local_endpoint(one._listener))
+    descriptors(1)
+    one.accepted(FAR_AWAY)
+    (flow,) = one.closed
+    assert flow.reason is CloseReason.NO_RESOURCES
+    assert plane.run(is_reset(plane, client))
+
+
+@pytest.mark.parametrize("stage", ["connecting", "handshake"])
+def test_a_client_that_resets_cancels_the_attempt(plane, rig, stage):
+    one = rig()
+
+    async def scenario():
+        client = one.flow()
+        far = await plane.accept(one.socks)
+        if stage == "handshake":
+            await plane.read(far, 3)
+            far.send(b"\x05\x00")
+            await plane.read(far, 10)
+        plane.reset(client)
+        assert (await one.end()).reason is CloseReason.CLIENT_RESET
+        assert await plane.read_to_end(far) in {b"", b"\x05\x01\x00"}
+
+    plane.run(scenario())
+
+
+def test_a_client_that_half_closes_early_is_served(plane, rig):
+    one = rig()
+
+    async def scenario():
+        client = one.flow()
+        client.send(b"all I ask")
+        client.shutdown(socket.SHUT_WR)
+        far = await plane.accept(one.socks)
+        await plane.turns()
+        await one.grant(far)
+        assert await plane.read_to_end(far) == b"all I ask"
+        far.send(b"answered")
+        far.close()
+        assert await plane.read_to_end(client) == b"answered"
+        assert (await one.end()).reason is CloseReason.DONE
+
+    plane.run(scenario())
+
+
+# --- time-outs: the clock is an argument, so no test waits for one -------------------------------
+
+
+def test_connect_timeout(plane, rig):
+    one = rig()
+
+    async def scenario():
+        client = one.flow()
+        far = await plane.accept(one.socks)
+        await plane.read(far, 3)
+        now = time.monotonic()
+        one.dispatcher.expire_connects(now + 9)
+        one.dispatcher.expire_idle(now + 9999)
+        assert not one.closed, "not yet, and not for being idle"
+        one.dispatcher.expire_connects(now + 10)
+        flow = await one.end()
+        assert flow.reason is CloseReason.CONNECT_TIMEOUT
+        assert flow.detail == "the upstream did not answer in time"
+        assert await is_reset(plane, client)
+        assert await plane.read_to_end(far) == b""
+
+    plane.run(scenario())
+
+
+def test_only_the_overdue_connects_expire(plane, rig):
+    one = rig()
+
+    async def scenario():
+        one.flow()
+        (first,) = one.dispatcher.live
+        one.flow()
+        (_, second) = one.dispatcher.live
+        second.started = first.started + 5
+        one.dispatcher.expire_connects(first.started + 11)
+        assert one.closed == [first]
+        assert list(one.dispatcher.live) == [second]
+
+    plane.run(scenario())
+
+
+def test_idle_timeout(plane, rig):
+    one = rig()
+
+    async def scenario():
+        client, far = await one.relayed()
+        (flow,) = one.dispatcher.live
+        start = flow.quiet_since
+        one.dispatcher.expire_connects(start + 9999)
+        one.dispatcher.expire_idle(start + 999)
+        assert not one.closed
+        client.send(b"x")
+        await plane.read(far, 1)
+        one.dispatcher.expire_idle(start + 1001)
+        assert not one.closed, "a byte moved since"
+        one.dispatcher.expire_idle(start + 2000)
+        assert not one.closed
+        one.dispatcher.expire_idle(start + 2001)
+        assert (await one.end()).reason is CloseReason.IDLE_TIMEOUT
+        assert await is_reset(plane, client)
+        assert await is_reset(plane, far)
+
+    plane.run(scenario())
+
+
+def test_half_closed_timeout(plane, rig):
+    one = rig()
+
+    async def scenario():
+        client, far = await one.relayed()
+        (flow,) = one.dispatcher.live
+        late = flow.quiet_since + 500
+        one.dispatcher.expire_idle(late)
+        client.shutdown(socket.SHUT_WR)
+        assert await plane.read_to_end(far) == b""
+        one.dispatcher.expire_idle(late + 1)
+        assert not one.closed, "the wait counts from the half-close, not from the last byte"
+        one.dispatcher.expire_idle(late + 100)
+        assert not one.closed
+        one.dispatcher.expire_idle(late + 101)
+        assert (await one.end()).reason is CloseReason.IDLE_TIMEOUT
+
+    plane.run(scenario())
+
+
+def test_a_slow_connect_does_not_count_as_idle(plane, rig):
+    one = rig(timeouts=Timeouts(connect=100, idle=5, half_closed=5))
+
+    async def scenario():
+        one.flow()
+        (flow,) = one.dispatcher.live
+        flow.started -= 50
+        flow.quiet_since -= 50
+        await one.grant(await plane.accept(one.socks))
+        await plane.until(lambda: flow.record().state is FlowState.RELAYING)
+        one.dispatcher.expire_idle(time.monotonic())
+        assert not one.closed
+
+    plane.run(scenario())
+
+
+# --- loops -------------------------------------------------------------------------------------
+
+
+def test_a_flow_of_our_own_is_a_loop_where_we_divert_none(plane, rig):
+    one = rig(OwnTraffic(frozenset({"127.0.0.1"})))
+    client = one.flow()
+
+    async def scenario():
+        flow = await one.end()
+        assert flow.reason is CloseReason.LOOP
+        assert flow.detail
+        assert await is_reset(plane, client)
+        with pytest.raises(BlockingIOError):
+            one.socks.accept()
+
+    plane.run(scenario())
+
+
+def test_own_programs_are_served_where_we_divert_them(plane, rig):
+    one = rig(OwnTraffic(frozenset({"127.0.0.1"}), diverted=True))
+
+    async def scenario():
+        client, far = await one.relayed()
+        client.close()
+        far.close()
+        assert (await one.end()).reason is CloseReason.DONE
+
+    plane.run(scenario())
+
+
+@pytest.mark.parametrize("caught", [True, False])
+def test_an_outbounds_own_leg_is_a_loop(plane, rig, caught):
+    """A flow that comes from the port of an outbound's leg, and goes where that leg goes."""
+    one = rig(OwnTraffic(frozenset({"127.0.0.1"}), diverted=True))
+
+    async def scenario():
+        one.flow()
+        (leg,) = one.dispatcher.own_legs
+        upstream = leg[1] if caught else Endpoint(leg[1].host, leg[1].port ^ 1)
+        client = plane.own(socket.socket())
+        listener = plane.own(open_listener("127.0.0.1", 0, transparent=False))
+        client.connect_ex(local_endpoint(listener))
+        one.dispatcher.accepted(plane.own(accept(listener)[0]), leg[0], upstream)
+        if caught:
+            (flow,) = one.closed
+            assert flow.reason is CloseReason.LOOP
+            assert await is_reset(plane, client)
+            assert one.dispatcher.own_legs == {leg}, "the leg itself goes on"
+        else:
+            assert not one.closed, "another program's flow, by chance from the same port"
+
+    plane.run(scenario())
+
+
+def test_the_detector_can_be_left_out_for_the_lab(plane, rig):
+    one = rig(OwnTraffic(frozenset({"127.0.0.1"})), detect_loops=False)
+
+    async def scenario():
+        await one.relayed()
+
+    plane.run(scenario())
+
+
+# --- the whole ---------------------------------------------------------------------------------
+
+
+def test_close_all(plane, rig):
+    one = rig()
+
+    async def scenario():
+        relayed_client, relayed_far = await one.relayed()
+        connecting = one.flow()
+        await plane.turns()
+        one.dispatcher.close_all()
+        assert [flow.reason for flow in one.closed] == [CloseReason.SHUTDOWN] * 2
+        assert not list(one.dispatcher.live)
+        for sock in (relayed_client, relayed_far, connecting):
+            assert await is_reset(plane, sock)
+        one.dispatcher.close_all()
+        assert len(one.closed) == 2
+
+    plane.run(scenario())
+
+
+def test_a_reload_leaves_established_flows_alone(plane, rig):
+    one = rig()
+
+    async def scenario():
+        client, far = await one.relayed()
+        one.dispatcher.routing = Routing(
+            Policy([CompiledRule(0, "rules[0] -> reject", "reject")]),
+            {"reject": RejectOutbound("reject")},
+            Timeouts(),
+        )
+        one.flow()
+        assert [flow.reason for flow in one.closed] == [CloseReason.REJECTED]
+        client.send(b"still here")
+        assert await plane.read(far, 10) == b"still here"
+
+    plane.run(scenario())
+
+
+def test_the_interface_is_looked_up_where_a_rule_asks(plane, rig):
+    one = rig()
+    one.dispatcher.routing = Routing(
+        Policy(
+            [
+                CompiledRule(0, "rules[0] -> reject", "reject", interfaces=("lo",)),
+                CompiledRule(1, "rules[1] -> home", "home"),
+            ]
+        ),
+        one.routing.outbounds,
+        Timeouts(),
+    )
+    one.flow()
+    (flow,) = one.closed
+    assert (flow.reason, flow.facts.interface) == (CloseReason.REJECTED, "lo")
+
+
+def test_refusals_of_the_listener_are_counted(rig):
+    one = rig()
+    one.dispatcher.refused("not-diverted", Endpoint("192.168.20.5", 40000))
+    one.dispatcher.refused("no-resources", Endpoint("192.168.20.5", 40001))
+    assert one.dispatcher.counters == {"refused_not-diverted": 1, "refused_no-resources": 1}
+
+
+def test_a_log_that_fails_ends_no_other_flow(plane, rig, caplog):
+    one = rig()
+    take = one.closed.append
+
+    def fail(flow: Flow) -> None:
+        take(flow)
+        raise RuntimeError("on purpose")
+
+    one.dispatcher._on_closed = fail
+
+    async def scenario():
+        client, far = await one.relayed()
+        dying = [one.flow() for _ in range(3)]
+        await plane.turns()
+        for sock in dying:
+            plane.reset(sock)
+        client.send(b"x")
+        assert await plane.read(far, 1) == b"x"
+        await plane.until(lambda: len(one.closed) == 3)
+        await plane.turns()
+        assert one.dispatcher.counters["closed_client-reset"] == 3, "once each"
+        one.dispatcher._on_closed = take
+
+    with caplog.at_level("CRITICAL"):
+        plane.run(scenario())
+
+
+def test_hundreds_of_flows_at_once(plane, rig):
+    one = rig()
+    count = 200
+
+    async def serve(far: socket.socket) -> None:
+        await one.grant(far)
+        far.send(await plane.read_to_end(far))
+        far.close()
+
+    async def ask(number: int) -> None:
+        client = one.flow()
+        question = number.to_bytes(2, "big") * number
+        await plane.loop.sock_sendall(client, question)
+        client.shutdown(socket.SHUT_WR)
+        assert await plane.read_to_end(client) == question
+
+    async def scenario():
+        asking = asyncio.gather(*map(ask, range(count)))
+        serving = [
+            plane.loop.create_task(serve(await plane.accept(one.socks))) for _ in range(count)
+        ]
+        await asyncio.gather(asking, *serving)
+        await plane.until(lambda: len(one.closed) == count)
+        assert one.dispatcher.counters["closed_done"] == count
+        assert len({flow.id for flow in one.closed}) == count
+
+    plane.run(scenario())
