@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from gateway import logs
 from gateway.assembly import Assembly, assemble, findings, reassemble, require_loop_free
+from gateway.blueprint import GUARDED, Safety
 from gateway.changes import changes
 from gateway.control.api import ControlServer
 from gateway.control.lock import run_lock
@@ -24,8 +25,8 @@ from gateway.control.running import (
     PlanReport,
     ReloadReport,
 )
-from gateway.dataplane import GUARDED, DataPlane, Safety
 from gateway.errors import GatewayError
+from gateway.inbound.tcp import require_free_port
 from gateway.kernel import deadman, limits
 from gateway.kernel.applier import Applier
 from gateway.kernel.guard import Finding
@@ -33,6 +34,8 @@ from gateway.kernel.watch import watch
 from gateway.plan.diff import diff
 from gateway.plan.render import render
 from gateway.version import VERSION
+from gateway.wiring import blueprint
+from gateway.workers import Plane, data_plane
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class Gateway:
         # Set by ``serve`` before anything may ask for them.
         self._assembly: Assembly
         self._found: tuple[Finding, ...]
-        self._plane: DataPlane
+        self._plane: Plane
 
     # --- life ------------------------------------------------------------------------------
 
@@ -92,7 +95,7 @@ class Gateway:
                 tasks.create_task(watch(self._network_changed), name="network watch"),
                 tasks.create_task(self._every(REFRESH_S, self._refresh), name="dead-man"),
                 tasks.create_task(self._every(RECONCILE_S, self._adopt), name="reconcile"),
-                tasks.create_task(self._plane.time_flows(), name="time-outs"),
+                tasks.create_task(self._plane.run(), name="data plane"),
                 tasks.create_task(self._reload_on_hang_up(), name="reload"),
             ]
             self._state = "running"
@@ -104,12 +107,16 @@ class Gateway:
 
     @asynccontextmanager
     async def _data_plane(self) -> AsyncIterator[None]:
-        self._plane = DataPlane(self._assembly, self._found, self._safety)
+        plan = blueprint(self._assembly, self._found, self._safety)
+        mode, port, ipv6 = plan.listen_on
+        require_free_port(mode, port, ipv6=ipv6)
+        self._plane = data_plane(plan, self._assembly.workers)
+        await self._plane.start()
         try:
-            self._plane.listen(self._assembly)
+            await self._plane.listen(plan)
             yield
         finally:
-            self._plane.close()
+            await self._plane.close()
 
     @asynccontextmanager
     async def _control(self) -> AsyncIterator[None]:
@@ -158,9 +165,9 @@ class Gateway:
             report = await asyncio.to_thread(self._applier.apply, fresh.plan)
             if report.steps:
                 log.warning("repaired", extra=logs.fields(steps="; ".join(report.steps)))
-            self._put_in_force(fresh, await asyncio.to_thread(findings, fresh))
+            await self._put_in_force(fresh, await asyncio.to_thread(findings, fresh))
 
-    def _put_in_force(self, fresh: Assembly, found: tuple[Finding, ...]) -> None:
+    async def _put_in_force(self, fresh: Assembly, found: tuple[Finding, ...]) -> None:
         for finding in found:
             if not finding.ok and finding not in self._found:
                 log.error(
@@ -173,7 +180,7 @@ class Gateway:
                     ),
                 )
         self._assembly, self._found = fresh, found
-        self._plane.adopt(fresh, found)
+        await self._plane.adopt(blueprint(fresh, found, self._safety))
 
     async def _reload_on_hang_up(self) -> None:
         while True:
@@ -206,14 +213,18 @@ class Gateway:
                 )
             found = await asyncio.to_thread(findings, fresh)
             require_loop_free(found)
-            self._plane.listen(fresh)
+            plan = blueprint(fresh, found, self._safety)
+            mode, port, ipv6 = plan.listen_on
+            if port != old.config.inbound.port:
+                require_free_port(mode, port, ipv6=ipv6)
+            await self._plane.listen(plan)
             try:
                 await asyncio.to_thread(self._applier.apply, fresh.plan)
             except GatewayError:
-                self._plane.adopt(old, self._found)
+                await self._plane.adopt(blueprint(old, self._found, self._safety))
                 raise
             logs.configure(fresh.config.log.level, fresh.config.log.format)
-            self._put_in_force(fresh, found)
+            await self._put_in_force(fresh, found)
             return ReloadReport(changes(old.config, fresh.config))
 
     async def plan(self) -> PlanReport:
@@ -222,15 +233,15 @@ class Gateway:
         installed = await asyncio.to_thread(self._applier.snapshot, plan.backend)
         return PlanReport(render(plan), plan.placements, diff(installed, plan).render())
 
-    def flows(self, recent: int) -> list[FlowRecord]:
+    async def flows(self, recent: int) -> list[FlowRecord]:
         """Live flows, then at most ``recent`` closed ones, latest first."""
-        return self._plane.flows(recent)
+        return await self._plane.flows(recent)
 
-    def counters(self) -> dict[str, int]:
+    async def counters(self) -> dict[str, int]:
         """Totals since the start."""
-        return self._plane.counters()
+        return await self._plane.counters()
 
-    def health(self) -> Health:
+    async def health(self) -> Health:
         """The gateway in one look."""
         config = self._assembly.config
         return Health(
@@ -243,7 +254,7 @@ class Gateway:
             mode=config.inbound.tcp,
             backend=self._assembly.backend.value,
             backend_reason=self._assembly.backend_reason,
-            flows=self._plane.live_count,
+            flows=await self._plane.live_count(),
             outbounds=tuple(
                 OutboundHealth(
                     name=finding.egress.outbound,
@@ -265,5 +276,6 @@ class Gateway:
             "backend": self._assembly.backend.value,
             "rules": len(config.rules),
             "outbounds": len(config.outbounds),
+            "workers": self._assembly.workers,
             "on_failure": config.inbound.on_failure,
         }

@@ -6,6 +6,7 @@ only computes. Call from a thread without an event loop.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -53,6 +54,12 @@ class Assembly:
     def backend(self) -> Backend:
         """The firewall that carries the plan."""
         return self.plan.backend
+
+    @property
+    def workers(self) -> int:
+        """How many processes carry flows: as configured, or one for each core we may use."""
+        wanted = self.config.inbound.workers
+        return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
 
     @property
     def marks(self) -> Marks:

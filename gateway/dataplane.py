@@ -5,78 +5,68 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
-from typing import Final, NamedTuple
 
 from gateway import logs
-from gateway.assembly import Assembly
-from gateway.config.schema import Timeouts
+from gateway.blueprint import Blueprint, ListenOn
 from gateway.control.running import FlowRecord
-from gateway.dispatch import Dispatcher, Flow
+from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, Routing
 from gateway.inbound.tcp import TcpListener, open_listeners
-from gateway.kernel.guard import Finding
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory
 from gateway.relay.tcp import Mover
-from gateway.wiring import own_traffic, routing
 
 log = logging.getLogger(__name__)
 
 
-class Safety(NamedTuple):
-    """What keeps the gateway's own packets out of its diversion.
+class DataPlane:
+    """Carries flows, by the blueprint that was adopted last. Use it on a running event loop.
 
-    Both are always on; the lab alone turns them off, one by one, to show the loop that
-    each prevents.
+    Flows are numbered from ``first_id`` in steps of ``id_step``, so that several data planes
+    never give two flows one number.
     """
 
-    mark: bool = True
-    detect: bool = True
-
-
-GUARDED: Final = Safety()
-
-
-class DataPlane:
-    """Carries flows, by the assembly that was adopted last. Use it on a running event loop."""
-
-    def __init__(
-        self, assembly: Assembly, found: Iterable[Finding], safety: Safety = GUARDED
-    ) -> None:
-        self._reactor = Reactor(asyncio.get_running_loop())
-        self._factory = SocketFactory(assembly.marks.bypass if safety.mark else None)
+    def __init__(self, plan: Blueprint, first_id: int = 1, id_step: int = 1) -> None:
+        loop = asyncio.get_running_loop()
+        self._reactor = Reactor(loop)
+        self._flow_log = logs.FlowLog(loop.call_later)
+        self._factory = SocketFactory(plan.bypass)
         self._mover = Mover(self._reactor)
         self._dispatcher = Dispatcher(
             self._mover,
-            routing(assembly, found, self._reactor, self._factory),
-            own_traffic(assembly),
-            _log_flow,
-            detect_loops=safety.detect,
+            self._routing(plan),
+            plan.own,
+            self._ended,
+            detect_loops=plan.detect_loops,
+            flow_ids=(first_id, id_step),
         )
-        self._listeners: dict[tuple[str, int], tuple[TcpListener, ...]] = {}
+        self._listeners: dict[ListenOn, tuple[TcpListener, ...]] = {}
 
-    def listen(self, assembly: Assembly) -> None:
-        """Have the listeners of this assembly, beside those that are there.
+    def listen(self, plan: Blueprint) -> None:
+        """Have the listeners of this blueprint, beside those that are there.
 
         Raises ``CapabilityError`` where one cannot be opened.
         """
-        key = _key(assembly)
-        if key not in self._listeners:
-            self._listeners[key] = open_listeners(
-                self._reactor,
-                assembly.config.inbound.tcp,
-                assembly.config.inbound.port,
-                self._dispatcher,
-                ipv6=assembly.host.has("ipv6"),
+        where = plan.listen_on
+        if where not in self._listeners:
+            self._listeners[where] = open_listeners(
+                self._reactor, where.mode, where.port, self._dispatcher, ipv6=where.ipv6
             )
 
-    def adopt(self, assembly: Assembly, found: Iterable[Finding]) -> None:
-        """Decide new flows by this assembly, and listen for no other; live flows go on."""
-        self._dispatcher.routing = routing(assembly, found, self._reactor, self._factory)
-        self._dispatcher.own = own_traffic(assembly)
-        for key in self._listeners.keys() - {_key(assembly)}:
-            for listener in self._listeners.pop(key):
+    def adopt(self, plan: Blueprint) -> None:
+        """Decide new flows by this blueprint, and listen for no other; live flows go on."""
+        logs.configure(plan.log_level, plan.log_format)
+        self._dispatcher.routing = self._routing(plan)
+        self._dispatcher.own = plan.own
+        for where in self._listeners.keys() - {plan.listen_on}:
+            for listener in self._listeners.pop(where):
                 listener.close()
+
+    def _routing(self, plan: Blueprint) -> Routing:
+        outbounds = {
+            name: recipe(reactor=self._reactor, factory=self._factory)
+            for name, recipe in plan.outbounds.items()
+        }
+        return Routing(plan.policy, outbounds, plan.timeouts)
 
     async def time_flows(self) -> None:
         """End flows that take or stay too long; runs until it is cancelled."""
@@ -86,9 +76,8 @@ class DataPlane:
             self._dispatcher.expire_connects(now)
             self._dispatcher.expire_idle(now)
 
-    @property
     def live_count(self) -> int:
-        """Flows that have not closed."""
+        """How many flows have not closed."""
         return self._dispatcher.live_count
 
     def flows(self, recent: int) -> list[FlowRecord]:
@@ -106,20 +95,16 @@ class DataPlane:
             for listener in listeners:
                 listener.close()
         self._dispatcher.close_all()
+        self._flow_log.write()
         self._mover.pipes.close()
         self._reactor.stop()
 
-
-def _key(assembly: Assembly) -> tuple[str, int]:
-    return assembly.config.inbound.tcp, assembly.config.inbound.port
-
-
-def _log_flow(flow: Flow) -> None:
-    if log.isEnabledFor(logging.INFO):
-        log.info("flow", extra=logs.fields(**logs.flow_line(flow.record())))
+    def _ended(self, flow: Flow) -> None:
+        if log.isEnabledFor(logging.INFO):
+            self._flow_log.add(flow.record())
 
 
-def _tick(timeouts: Timeouts) -> float:
+def _tick(timeouts: FlowTimeouts) -> float:
     """How often to look (seconds): often enough that no time-out is late by a quarter."""
     shortest = min(timeouts.connect, timeouts.idle, timeouts.half_closed)
     return min(max(shortest / 4, 0.05), 5.0)

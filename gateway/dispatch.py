@@ -7,9 +7,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
-from gateway.config.schema import Timeouts
 from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision
 from gateway.errors import UpstreamFailure
@@ -35,13 +34,21 @@ _REASONS: Final = {
 }
 
 
+class FlowTimeouts(NamedTuple):
+    """Bounds on every wait of a flow, in seconds (``timeouts`` of the configuration)."""
+
+    connect: float
+    idle: float
+    half_closed: float
+
+
 @dataclass(frozen=True, slots=True)
 class Routing:
     """What a reload swaps as a whole: the policy, and the outbounds its decisions name."""
 
     policy: Policy
     outbounds: Mapping[str, Outbound]
-    timeouts: Timeouts
+    timeouts: FlowTimeouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,7 @@ class Flow:
     """One flow, from accept to close: the watcher of its client until the relay takes over."""
 
     __slots__ = (
-        "_attempt", "_client", "_dispatcher", "_leg", "_relay", "bytes_down", "bytes_up",
+        "_attempt", "_client", "_dispatcher", "_edges", "_leg", "_relay", "bytes_down", "bytes_up",
         "decision", "detail", "ended", "facts", "id", "quiet_since", "reason", "seen", "started",
         "started_at",
     )  # fmt: skip
@@ -75,6 +82,7 @@ class Flow:
     ) -> None:
         self._dispatcher = dispatcher
         self._client = client
+        self._edges = 0
         self._attempt: Attempt | None = None
         self._relay: Relay | None = None
         self._leg: tuple[Endpoint, Endpoint] | None = None
@@ -99,8 +107,9 @@ class Flow:
             self._dispatcher.own_legs.add(self._leg)
 
     def on_ready(self, fd: int, events: int) -> None:
-        """The client, before it is relayed: only its end matters."""
+        """The client, before it is relayed: what it sends is the relay's, its end ends the flow."""
         del fd
+        self._edges |= events
         if events & (HANGUP | ERROR):
             self.close(CloseReason.CLIENT_RESET)
 
@@ -116,7 +125,7 @@ class Flow:
             self._dispatcher.mover, self._client, upstream, surplus, self._relay_closed
         )
         self._dispatcher.relaying(self)
-        self._relay.start()
+        self._relay.start(self._edges)
 
     def failed(self, failure: UpstreamFailure, detail: str) -> None:
         """Give the client what it would have met: the flow ends with a reset."""
@@ -137,7 +146,7 @@ class Flow:
         self._dispatcher.mover.reactor.close(self._client)
         self._closed(reason)
 
-    def check_idle(self, now: float, timeouts: Timeouts) -> None:
+    def check_idle(self, now: float, timeouts: FlowTimeouts) -> None:
         """Close a flow that moved nothing for too long; costs the flow nothing per byte."""
         relay = self._relay
         if relay is None:
@@ -195,7 +204,8 @@ class Flow:
 class Dispatcher:
     """Takes accepted flows through the pipeline; owns them until they close.
 
-    ``detect_loops`` False exists for the lab alone, which shows the loop.
+    ``detect_loops`` False exists for the lab alone, which shows the loop. ``flow_ids``:
+    number of the first flow, and the step to the next.
     """
 
     def __init__(
@@ -206,6 +216,7 @@ class Dispatcher:
         on_closed: Callable[[Flow], None],
         *,
         detect_loops: bool = True,
+        flow_ids: tuple[int, int] = (1, 1),
     ) -> None:
         self.mover = mover
         self.routing = routing
@@ -217,7 +228,7 @@ class Dispatcher:
         self._detect_loops = detect_loops
         self._connecting: dict[int, Flow] = {}  # in order of start, so in order of time-out
         self._relaying: dict[int, Flow] = {}
-        self._next_id = 1
+        self._next_id, self._id_step = flow_ids
 
     @property
     def live(self) -> Iterable[Flow]:
@@ -237,7 +248,7 @@ class Dispatcher:
         facts = FlowFacts(Protocol.TCP, source, destination, interface)
         decision = routing.policy.decide(facts)
         flow = Flow(self, self._next_id, client, facts, decision)
-        self._next_id += 1
+        self._next_id += self._id_step
         self._connecting[flow.id] = flow
         self.mover.reactor.watch(client.fileno(), flow)
         if source.host in self.own.addresses and self._is_loop(source, destination):

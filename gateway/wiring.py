@@ -1,85 +1,92 @@
-"""The data plane's objects for one configuration: outbounds, and what decides among them."""
+"""From what was compiled and proved to what a data plane is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from ipaddress import ip_address
 
 from gateway.assembly import Assembly, device_for
+from gateway.blueprint import GUARDED, Blueprint, ListenOn, Recipe, Safety
 from gateway.config.schema import DirectOutbound, RejectOutbound, Socks5Outbound
 from gateway.decision import DIRECT, REJECT
-from gateway.dispatch import OwnTraffic, Routing
+from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint
 from gateway.kernel.guard import Finding
-from gateway.kernel.reactor import Reactor
-from gateway.kernel.sockets import Egress, SocketFactory
+from gateway.kernel.sockets import Egress
 from gateway.outbound import direct, reject, socks5
 from gateway.outbound.base import Outbound
 from gateway.wire.socks5 import Credentials
 
 
-def routing(
-    assembly: Assembly, found: Iterable[Finding], reactor: Reactor, factory: SocketFactory
-) -> Routing:
-    """Everything that a reload swaps. An outbound that the guard refused refuses its flows."""
-    by_outbound: dict[str, list[Finding]] = {}
+def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUARDED) -> Blueprint:
+    """What the assembly asks of a data plane, with what the guard found."""
+    config = assembly.config
+    return Blueprint(
+        policy=assembly.policy,
+        outbounds=_recipes(assembly, found),
+        timeouts=FlowTimeouts(
+            config.timeouts.connect, config.timeouts.idle, config.timeouts.half_closed
+        ),
+        own=OwnTraffic(assembly.host.addresses, config.lan.this_machine),
+        listen_on=ListenOn(config.inbound.tcp, config.inbound.port, assembly.host.has("ipv6")),
+        bypass=assembly.marks.bypass if safety.mark else None,
+        detect_loops=safety.detect,
+        log_level=config.log.level,
+        log_format=config.log.format,
+    )
+
+
+def _recipes(assembly: Assembly, found: Iterable[Finding]) -> dict[str, Recipe]:
+    """One for each outbound; where the guard refused it, one that refuses its flows."""
+    proofs: dict[str, list[Finding]] = {}
     for finding in found:
-        by_outbound.setdefault(finding.egress.outbound, []).append(finding)
-    outbounds: dict[str, Outbound] = {}
-    for name in (DIRECT, REJECT, *assembly.config.outbounds):
-        settings = assembly.config.outbound(name)
-        proofs = by_outbound.get(name, [])
-        if isinstance(settings, RejectOutbound):
-            outbounds[name] = reject.RejectOutbound(name)
-        elif proofs and not any(proof.ok for proof in proofs):
-            outbounds[name] = reject.RejectOutbound(
-                name, UpstreamFailure.UNREACHABLE, proofs[0].reason
-            )
-        elif isinstance(settings, DirectOutbound):
-            outbounds[name] = _direct(name, settings, reactor, factory)
-        else:
-            outbounds[name] = _socks5(name, settings, assembly, proofs, reactor, factory)
-    return Routing(assembly.policy, outbounds, assembly.config.timeouts)
+        proofs.setdefault(finding.egress.outbound, []).append(finding)
+    return {
+        name: _recipe(name, assembly, proofs.get(name, []))
+        for name in (DIRECT, REJECT, *assembly.config.outbounds)
+    }
 
 
-def own_traffic(assembly: Assembly) -> OwnTraffic:
-    """What the loop detector must know of this machine."""
-    return OwnTraffic(assembly.host.addresses, assembly.config.lan.this_machine)
+def _recipe(name: str, assembly: Assembly, proofs: list[Finding]) -> Recipe:
+    settings = assembly.config.outbound(name)
+    if isinstance(settings, RejectOutbound):
+        return partial(_refusal, name, UpstreamFailure.REJECTED, "")
+    if proofs and not any(proof.ok for proof in proofs):
+        return partial(_refusal, name, UpstreamFailure.UNREACHABLE, proofs[0].reason)
+    if isinstance(settings, DirectOutbound):
+        return _direct(name, settings)
+    addresses = [proof.egress.destination for proof in proofs if proof.ok]
+    if not addresses:
+        return partial(
+            _refusal, name, UpstreamFailure.UNREACHABLE, f"{settings.server} does not resolve"
+        )
+    return _socks5(name, settings, assembly, addresses[0])
 
 
-def _direct(
-    name: str, settings: DirectOutbound, reactor: Reactor, factory: SocketFactory
-) -> Outbound:
+def _refusal(name: str, failure: UpstreamFailure, detail: str, **_: object) -> Outbound:
+    return reject.RejectOutbound(name, failure, detail)
+
+
+def _direct(name: str, settings: DirectOutbound) -> Recipe:
     egress = Egress(
         device=settings.interface if settings.route != "mark" else None,
         source=None if settings.source is None else str(settings.source),
     )
-    return direct.DirectOutbound(name, reactor, factory, egress, settings.preserve_source)
+    return partial(
+        direct.DirectOutbound, name, egress=egress, preserve_source=settings.preserve_source
+    )
 
 
-def _socks5(
-    name: str,
-    settings: Socks5Outbound,
-    assembly: Assembly,
-    proofs: list[Finding],
-    reactor: Reactor,
-    factory: SocketFactory,
-) -> Outbound:
-    addresses = [proof.egress.destination for proof in proofs if proof.ok]
-    if not addresses:
-        return reject.RejectOutbound(
-            name, UpstreamFailure.UNREACHABLE, f"{settings.server} does not resolve"
-        )
-    address = addresses[0]
+def _socks5(name: str, settings: Socks5Outbound, assembly: Assembly, address: str) -> Recipe:
     credentials = None
     if settings.username is not None and settings.password is not None:
         credentials = Credentials(settings.username, settings.password.get_secret_value())
-    return socks5.Socks5Outbound(
+    return partial(
+        socks5.Socks5Outbound,
         name,
-        reactor,
-        factory,
-        Endpoint(str(ip_address(address)), settings.port),
-        Egress(device=device_for(settings, address, assembly.host)),
-        credentials,
+        server=Endpoint(str(ip_address(address)), settings.port),
+        egress=Egress(device=device_for(settings, address, assembly.host)),
+        credentials=credentials,
     )

@@ -117,6 +117,10 @@ class Inbound(Model):
         description="ICMP is routed as if we were not there, except what rules reject",
     )
     port: Port = Field(default=DEFAULT_TCP_PORT, description="port of the TCP listener")
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        default="auto",
+        description="processes that carry flows, sharing the port; `auto` is one for each core",
+    )
     backend: Literal["auto", "iptables", "nftables"] = Field(
         default="auto", description="the firewall that carries our rules"
     )

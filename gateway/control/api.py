@@ -46,14 +46,14 @@ def application(running: Running) -> web.Application:
     """The routes; each asks ``running`` and shows the answer."""
 
     async def health(_: web.Request) -> web.Response:
-        return web.json_response(views.health_view(running.health()))
+        return web.json_response(views.health_view(await running.health()))
 
     async def flows(request: web.Request) -> web.Response:
         recent = _count(request.query.get("recent", "0"))
-        return web.json_response(views.flows_view(running.flows(recent)))
+        return web.json_response(views.flows_view(await running.flows(recent)))
 
     async def counters(_: web.Request) -> web.Response:
-        return web.json_response(views.counters_view(running.counters()))
+        return web.json_response(views.counters_view(await running.counters()))
 
     async def plan(_: web.Request) -> web.Response:
         return web.json_response(views.plan_view(await running.plan()))

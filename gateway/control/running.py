@@ -103,15 +103,15 @@ class ReloadReport:
 class Running(Protocol):
     """A running gateway, as the control API sees it. Called on the event loop only."""
 
-    def health(self) -> Health:
+    async def health(self) -> Health:
         """Its state now."""
         ...
 
-    def flows(self, recent: int) -> list[FlowRecord]:
+    async def flows(self, recent: int) -> list[FlowRecord]:
         """Live flows, and after them at most ``recent`` closed ones, latest first."""
         ...
 
-    def counters(self) -> dict[str, int]:
+    async def counters(self) -> dict[str, int]:
         """Totals since the start, by name."""
         ...
 

@@ -146,6 +146,15 @@ def _reserve() -> int | None:
         return None
 
 
+def require_free_port(mode: Literal["tproxy", "redirect"], port: int, *, ipv6: bool) -> None:
+    """Raise ``CapabilityError`` where somebody listens there.
+
+    Sharing the port hides a second gateway: it would silently take half of the flows.
+    """
+    for host in _LISTEN_ON[mode][: 2 if ipv6 else 1]:
+        open_listener(host, port, transparent=mode == "tproxy", shared=False).close()
+
+
 def open_listeners(
     reactor: Reactor,
     mode: Literal["tproxy", "redirect"],

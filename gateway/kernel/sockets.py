@@ -115,15 +115,18 @@ def resolve(host: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-def open_listener(host: str, port: int, *, transparent: bool) -> socket.socket:
+def open_listener(host: str, port: int, *, transparent: bool, shared: bool = True) -> socket.socket:
     """A non-blocking TCP listener for diverted flows on ``host`` and ``port``.
 
+    ``shared``: with the other workers, and with the listener that a reload replaces.
     Raises ``CapabilityError`` where the port is taken or the privilege is missing.
     """
     family = family_of(host)
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         _set_stream_options(sock)  # inherited by what is accepted: fewer system calls per flow
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

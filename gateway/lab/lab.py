@@ -78,6 +78,8 @@ class Lab:
         self.close()
 
     def _build(self) -> None:
+        # A dead process may have had our process id, and may have left its files.
+        shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(mode=0o755)
         machines = self.machines.values()
         ip(f"netns add {machine.namespace}" for machine in machines)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
-from gateway.kernel.reactor import IN, OUT, Reactor
+from gateway.kernel.reactor import IN, OUT, READ_HANGUP, Reactor
 from gateway.kernel.sockets import Egress, SocketFactory, local_endpoint, pending_error
 
 _FAILURES = {
@@ -67,7 +67,7 @@ class ConnectAttempt:
     A subclass that has a handshake overrides ``_on_connected`` and ``_on_readable``.
     """
 
-    __slots__ = ("_connecting", "_reactor", "_remote", "_requester", "_sock")
+    __slots__ = ("_connecting", "_hung_up", "_reactor", "_remote", "_requester", "_sock")
 
     def __init__(
         self, reactor: Reactor, requester: Requester, sock: socket.socket, remote: Endpoint
@@ -77,6 +77,7 @@ class ConnectAttempt:
         self._sock = sock
         self._remote = remote
         self._connecting = True
+        self._hung_up = False
         reactor.watch(sock.fileno(), self)
 
     @property
@@ -95,6 +96,8 @@ class ConnectAttempt:
     def on_ready(self, fd: int, events: int) -> None:
         """Finish the connect, then let the handshake go on."""
         del fd
+        if events & READ_HANGUP:
+            self._hung_up = True
         try:
             if self._connecting:
                 if not events & OUT:

@@ -75,3 +75,5 @@ class _Socks5Attempt(ConnectAttempt):
                 return
             if answer:
                 self._sock.send(answer)
+            if len(data) < _READ_BYTES and not self._hung_up:
+                return  # drained: what comes next has an edge of its own

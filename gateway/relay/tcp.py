@@ -41,6 +41,8 @@ _READABLE: Final = IN | READ_HANGUP | HANGUP | ERROR
 _TO_END: Final = READ_HANGUP | URGENT
 #: With a hang-up alone of these, all that was sent before the FIN is there to be read.
 _STOPS: Final = READ_HANGUP | URGENT | ERROR
+#: Edges that were not noted: anything may have happened, so a first read goes to the end.
+UNKNOWN: Final = IN | _TO_END
 
 
 class _LegFailedError(Exception):
@@ -90,7 +92,7 @@ class Direction:
         self.copied = 0
         self.pipe: Pipe | None = None
         self.piped = 0
-        self.readable = True
+        self.readable = False
         self.blocked = False
         self.to_end = False
         self.fin = False
@@ -101,6 +103,14 @@ class Direction:
     def idle(self) -> bool:
         """Whether only an edge can bring this direction forward."""
         return self.done or self.blocked or not (self.readable or self.rest or self.piped)
+
+    def note(self, events: int) -> None:
+        """Remember what an edge of the source says."""
+        if events & _READABLE:
+            self.readable = True
+            if events & _TO_END:
+                self.to_end = True
+                self.fin = events & _STOPS == READ_HANGUP
 
 
 class Relay:
@@ -126,8 +136,6 @@ class Relay:
         self._on_closed = on_closed
         self.up = Direction(client, upstream, b"")
         self.down = Direction(upstream, client, surplus)
-        # What happened on the legs before is unknown: a first read must go to the end.
-        self.up.to_end = self.down.to_end = True
         self.closed = False
 
     @property
@@ -135,8 +143,13 @@ class Relay:
         """Whether one direction has ended and the other has not."""
         return self.up.done != self.down.done
 
-    def start(self) -> None:
-        """Take over both sockets, which the reactor watches already, and serve what is there."""
+    def start(self, client_edges: int = UNKNOWN) -> None:
+        """Take over both sockets, which the reactor watches already, and serve what is there.
+
+        ``client_edges``: all that the reactor has told of the client so far.
+        """
+        self.up.note(client_edges)
+        self.down.note(UNKNOWN)
         reactor = self._mover.reactor
         reactor.hand_over(self._client.fileno(), self)
         reactor.hand_over(self._upstream.fileno(), self)
@@ -148,11 +161,7 @@ class Relay:
             leg, inward, outward = self._client, self.up, self.down
         else:
             leg, inward, outward = self._upstream, self.down, self.up
-        if events & _READABLE:
-            inward.readable = True
-            if events & _TO_END:
-                inward.to_end = True
-                inward.fin = events & _STOPS == READ_HANGUP
+        inward.note(events)
         if events & OUT:
             outward.blocked = False
         self._serve()
@@ -197,8 +206,8 @@ class Relay:
 
     def _pump(self, way: Direction) -> None:
         before = way.moved
-        if self._flush(way):
-            self._move(way)
+        self._flush(way)
+        self._move(way)
         if way.pipe is not None and not way.piped:
             self._give_back(way)
             if way.moved - before < MESSAGE_BYTES:
@@ -208,13 +217,12 @@ class Relay:
         elif not way.idle:
             self._mover.reactor.again(self._client.fileno())
 
-    def _flush(self, way: Direction) -> bool:
-        """Write what was read before. True: nothing is left, reading may go on."""
+    def _flush(self, way: Direction) -> None:
+        """Write what was read before."""
         if way.rest:
             way.rest = way.rest[self._write(way, way.rest) :]
         elif way.piped:
             self._drain_pipe(way)
-        return not way.blocked
 
     def _move(self, way: Direction) -> None:
         """Read and write until the source is drained, the sink is full or the budget spent."""

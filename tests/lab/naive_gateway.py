@@ -10,7 +10,7 @@ import asyncio
 from pathlib import Path
 
 from gateway.app import Gateway
-from gateway.dataplane import Safety
+from gateway.blueprint import Safety
 
 
 def main() -> None:

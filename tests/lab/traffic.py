@@ -21,6 +21,7 @@ from gateway.lab.topology import Pair
 T = TypeVar("T")
 Family = Literal[4, 6]
 
+FAMILIES: tuple[Family, ...] = (4, 6)
 TIMEOUT_S = 20.0
 
 #: curl's exit statuses (curl(1)) that tests look for.
@@ -229,6 +230,16 @@ def reset_flow(
 def wait_counter(gateway: GatewayProcess, name: str, least: int = 1) -> None:
     """Until a counter has got so far."""
     wait_until(lambda: gateway.counters().get(name, 0) >= least, f"{name} to reach {least}")
+
+
+def serve_http_on(machine: Machine, ports: str) -> None:
+    """Let the machine's HTTP server answer on a range of ports as well."""
+    redirect = f"tcp dport {ports} redirect to :80"
+    machine.run(
+        ["nft", "-f", "-"],
+        stdin="table inet more_ports {\nchain dstnat {\n"
+        f"type nat hook prerouting priority -100\n{redirect}\n}}\n}}\n",
+    )
 
 
 class Witness:

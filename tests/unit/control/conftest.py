@@ -65,7 +65,7 @@ class FakeRunning:
     asked_recent: list[int] = field(default_factory=list)
     reloads: int = 0
 
-    def health(self) -> Health:
+    async def health(self) -> Health:
         return Health(
             state="running",
             version="0.1.0",
@@ -80,11 +80,11 @@ class FakeRunning:
             outbounds=self.outbounds,
         )
 
-    def flows(self, recent: int) -> list[FlowRecord]:
+    async def flows(self, recent: int) -> list[FlowRecord]:
         self.asked_recent.append(recent)
         return [LIVE, CLOSED][: 1 + recent]
 
-    def counters(self) -> dict[str, int]:
+    async def counters(self) -> dict[str, int]:
         if self.error:
             raise self.error
         return {"accepted": 12, "refused.loop": 0}

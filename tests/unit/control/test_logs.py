@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.logs import (
+    FLOWS_WAIT_S,
+    FlowLog,
     JsonFormatter,
     QuietHandler,
     Repeats,
@@ -85,6 +88,35 @@ def test_flow_line_has_what_an_owner_asks_for() -> None:
     }
     assert flow_line(LIVE)["reason"] == ""
     assert "detail" not in flow_line(LIVE)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_flows_are_written_together_each_on_its_own_line(
+    form: Literal["text", "json"],
+    root_logger: logging.Logger,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure("info", form)
+    waiting: list[tuple[float, Callable[[], None]]] = []
+    flows = FlowLog(lambda delay, write: waiting.append((delay, write)))
+    for _ in range(2):
+        flows.add(CLOSED)
+        flows.add(LIVE)
+        assert capsys.readouterr().err == ""
+        ((delay, write),) = waiting
+        assert delay == FLOWS_WAIT_S
+        waiting.clear()
+        write()
+        assert [" info flow flow=6 " in line or '"flow": 6' in line for line in lines(capsys)] == [
+            True,
+            False,
+        ]
+    flows.write()
+    assert lines(capsys) == []
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
 
 
 def test_repeated_warnings_are_counted_instead_of_shown() -> None:

@@ -9,7 +9,13 @@ import pytest
 
 from gateway.errors import CapabilityError
 from gateway.flow import Endpoint
-from gateway.inbound.tcp import BATCH, Diversion, TcpListener, open_listeners
+from gateway.inbound.tcp import (
+    BATCH,
+    Diversion,
+    TcpListener,
+    open_listeners,
+    require_free_port,
+)
 from gateway.kernel.sockets import endpoint, local_endpoint, open_listener
 
 
@@ -214,9 +220,17 @@ def test_one_listener_per_family(plane, acceptor, ipv6):
 
 def test_where_one_listener_cannot_be_none_is_left(plane, acceptor):
     port = free_port()
-    taken = plane.own(open_listener("::", port, transparent=False))
+    taken = plane.own(open_listener("::", port, transparent=False, shared=False))
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only numbers
     with pytest.raises(CapabilityError, match="the port is taken"):
         open_listeners(plane.reactor, "redirect", port, acceptor, ipv6=True)
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     assert taken.fileno() != -1
+
+
+def test_a_port_that_another_gateway_shares_is_not_free(plane):
+    port = free_port()
+    plane.own(open_listener("::", port, transparent=False))
+    with pytest.raises(CapabilityError, match="the port is taken"):
+        require_free_port("redirect", port, ipv6=True)
+    require_free_port("redirect", free_port(), ipv6=True)

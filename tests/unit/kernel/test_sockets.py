@@ -41,7 +41,9 @@ def reached(plane):
 
     def open_(factory: SocketFactory, egress: Egress, host: str = "127.0.0.1"):
         server, where = plane.server(host)
-        near = plane.own(factory.connect_tcp(where, egress))
+        near = factory.connect_tcp(where, egress)
+        assert not os.get_blocking(near.fileno())
+        plane.own(near)
         far = plane.run(plane.accept(server))
         assert pending_error(near) == 0
         return near, far
@@ -64,9 +66,8 @@ def test_without_a_mark_there_is_none(reached):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_sockets_neither_block_nor_delay_nor_lose_urgent_data(reached, host):
+def test_sockets_neither_delay_nor_lose_urgent_data(reached, host):
     near, _ = reached(SocketFactory(None), Egress(), host)
-    assert not os.get_blocking(near.fileno())
     assert not os.get_inheritable(near.fileno())
     assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert near.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
@@ -132,11 +133,11 @@ def test_accepted_sockets(plane, host):
     listener = plane.own(open_listener(host, 0, transparent=False))
     client = plane.dial(local_endpoint(listener))
     sock, source = accept(listener)
+    assert not os.get_blocking(sock.fileno())
     plane.own(sock)
     assert source == Endpoint(*client.getsockname()[:2])
     assert local_endpoint(sock) == local_endpoint(listener)
     assert (sock.family, sock.type) == (listener.family, socket.SOCK_STREAM)
-    assert not os.get_blocking(sock.fileno())
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "inherited"
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE), "inherited"
     assert arrival_interface(sock) == "lo"
@@ -163,9 +164,11 @@ def test_both_families_listen_on_one_port(plane):
 
 
 def test_a_taken_port_is_named_with_its_cure(plane):
-    port = local_endpoint(plane.own(open_listener("127.0.0.1", 0, transparent=False))).port
+    port = local_endpoint(
+        plane.own(open_listener("127.0.0.1", 0, transparent=False, shared=False))
+    ).port
     with pytest.raises(CapabilityError, match=f"127.0.0.1:{port}: the port is taken") as caught:
-        open_listener("127.0.0.1", port, transparent=False)
+        open_listener("127.0.0.1", port, transparent=False, shared=False)
     assert f"sport = :{port}" in caught.value.hint
     assert "inbound.port" in caught.value.hint
 

@@ -32,12 +32,22 @@ class Bystander:
 class Rig:
     """A client, a server, and the relay between them."""
 
-    def __init__(self, plane, mover: Mover, *, surplus: bytes = b"", buffer: int = 0) -> None:
+    def __init__(
+        self,
+        plane,
+        mover: Mover,
+        *,
+        surplus: bytes = b"",
+        buffer: int = 0,
+        server_buffer: int | None = None,
+    ) -> None:
         self.plane = plane
         self.mover = mover
         listener = plane.own(open_listener("127.0.0.1", 0, transparent=False), buffer)
         self.client = plane.dial(local_endpoint(listener), buffer=buffer)
         self._client_leg = plane.own(accept(listener)[0])
+        if server_buffer is not None:
+            buffer = server_buffer
         server, where = plane.server(buffer=buffer)
         self._upstream_leg = plane.own(SocketFactory(None).connect_tcp(where, Egress()), buffer)
         self.server = plane.own(server.accept()[0])
@@ -326,6 +336,24 @@ def test_a_slow_reader_stops_the_sender(plane, rig, descriptors, pipes):
     plane.run(scenario())
 
 
+def test_the_last_data_and_the_fin_in_one_edge(plane, rig):
+    """Its end is known before all of it is written: the FIN waits for the last byte."""
+    one = rig(buffer=4 * BUFFER_BYTES, server_buffer=8 << 10).start()
+    last = os.urandom(BUFFER_BYTES - 1)
+
+    async def scenario():
+        await plane.turns()
+        assert one.client.send(last) == len(last)
+        one.client.shutdown(socket.SHUT_WR)
+        await plane.until(lambda: one.relay.up.blocked)
+        await plane.turns()
+        assert one.relay.up.rest
+        assert not one.relay.up.done
+        assert digest(await plane.read_to_end(one.server)) == digest(last)
+
+    plane.run(scenario())
+
+
 async def expect_reset(plane, sock: socket.socket) -> bytes:
     """Read to the reset; return what came before."""
     got = bytearray()
@@ -402,6 +430,8 @@ def test_a_reset_while_blocked_ends_the_flow(plane, rig, way, gone):
         plane.reset(leaver)
         expected = CloseReason.CLIENT_RESET if leaver is one.client else CloseReason.UPSTREAM_RESET
         assert await one.closed() is expected
+        # The pipe had bytes of this flow inside: no other flow may get them.
+        await exchange(rig().start(), os.urandom(1 << 20), os.urandom(1 << 20), seed=5)
 
     plane.run(scenario())
 

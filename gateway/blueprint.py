@@ -1,0 +1,52 @@
+"""All that a data plane is made of, as a value that another process can be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from gateway.dispatch import FlowTimeouts, OwnTraffic
+from gateway.marks import Mark
+from gateway.outbound.base import Outbound
+from gateway.policy.engine import Policy
+
+#: Makes an outbound, given ``reactor`` and ``factory`` of the process that will use it.
+Recipe = Callable[..., Outbound]
+
+
+class Safety(NamedTuple):
+    """What keeps the gateway's own packets out of its diversion.
+
+    Both are always on; the lab alone turns them off, one by one, to show the loop that
+    each prevents.
+    """
+
+    mark: bool = True
+    detect: bool = True
+
+
+GUARDED: Final = Safety()
+
+
+class ListenOn(NamedTuple):
+    """Where a data plane listens, and how flows are diverted to it."""
+
+    mode: Literal["tproxy", "redirect"]
+    port: int
+    ipv6: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """One configuration, compiled and proved, without anything that only the parent needs."""
+
+    policy: Policy
+    outbounds: Mapping[str, Recipe]
+    timeouts: FlowTimeouts
+    own: OwnTraffic
+    listen_on: ListenOn
+    bypass: Mark | None
+    detect_loops: bool
+    log_level: str
+    log_format: Literal["text", "json"]

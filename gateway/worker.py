@@ -1,0 +1,75 @@
+"""One worker: a data plane in a process of its own, told what to do over its standard input.
+
+Started by ``gateway.workers``. The end of input is the end of the worker: whatever
+becomes of the parent, no worker outlives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import struct
+import sys
+from typing import Any, Final
+
+from gateway import logs
+from gateway.blueprint import Blueprint
+from gateway.dataplane import DataPlane
+from gateway.errors import GatewayError
+
+#: Length of a message, then the message. Both ends are this program: pickle is safe here.
+HEADER: Final = struct.Struct("!I")
+
+
+async def read(stream: asyncio.StreamReader) -> Any:
+    """The next message. Raises ``asyncio.IncompleteReadError`` at the end."""
+    (length,) = HEADER.unpack(await stream.readexactly(HEADER.size))
+    return pickle.loads(await stream.readexactly(length))  # noqa: S301 - our own process
+
+
+def pack(message: object) -> bytes:
+    """A message as it is sent."""
+    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return HEADER.pack(len(body)) + body
+
+
+async def _serve(first_id: int, step: int) -> None:
+    loop = asyncio.get_running_loop()
+    requests = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    blueprint: Blueprint = await read(requests)
+    logs.configure(blueprint.log_level, blueprint.log_format)
+    plane = DataPlane(blueprint, first_id, step)
+    timing = asyncio.create_task(plane.time_flows(), name="time-outs")
+    try:
+        while True:
+            method, arguments = await read(requests)
+            answers.write(pack(_answer(plane, method, arguments)))
+    except asyncio.IncompleteReadError:
+        pass  # the parent has ended, or wants us to
+    finally:
+        timing.cancel()
+        plane.close()
+
+
+def _answer(plane: DataPlane, method: str, arguments: tuple[Any, ...]) -> object:
+    try:
+        return getattr(plane, method)(*arguments)
+    except GatewayError as error:
+        return error
+
+
+def main() -> None:
+    """Entry point: ``python -m gateway.worker FIRST_ID STEP``."""
+    # The parent decides when it is over: a terminal's Ctrl-C and a service manager's SIGTERM
+    # reach every process of the group.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""A reload swaps the policy under living flows: none is dropped, and new ones obey it."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import pytest
+from traffic import (
+    FAMILIES,
+    Family,
+    address,
+    dial,
+    listen,
+    peer_seen,
+    read,
+    running,
+    target,
+    upstream,
+)
+
+from gateway.errors import GatewayError
+from gateway.lab import http_server, serve
+from gateway.lab.lab import Lab
+from gateway.lab.process import wait_until
+
+OTHER_PORT = 7896
+#: python-iptables makes a reload slow.
+RELOADS = {"nftables": 20, "iptables": 6}
+SIZE = 50_000_000
+
+
+def config(lab: Lab, to: str, **inbound: Any) -> dict[str, Any]:
+    """Everything to one outbound, over one backend and mode."""
+    return lab.config({"to": to}) | {"inbound": inbound}
+
+
+@pytest.mark.parametrize("how", ["command", "SIGHUP"])
+def test_flows_outlive_a_reload_and_new_ones_obey_it(
+    module_lab: Lab, backend: str, mode: str, how: str
+) -> None:
+    """A transfer and an idle flow go on by the outbound that they have; a new flow changes."""
+    lab, desk = module_lab, module_lab.client("desk")
+    inbound = {"backend": backend, "tcp": mode}
+    with (
+        running(lab, config(lab, "home", **inbound)) as gateway,
+        dial(desk, target(lab, 4), serve.HTTP_PORT) as download,
+        dial(desk, target(lab, 6), serve.ECHO_PORT) as idle,
+    ):
+        download.sendall(f"GET /bytes/{SIZE} HTTP/1.1\r\nHost: web\r\n\r\n".encode())
+        received = read(download, SIZE // 2)
+        gateway.configure(config(lab, "work", **inbound))
+        if how == "command":
+            assert any("rules changed" in change for change in gateway.reload()["changes"])
+        else:
+            gateway.process.signal(signal.SIGHUP)
+            wait_until(lambda: any(" reloaded " in line for line in gateway.log), "the reload")
+        for family in FAMILIES:
+            assert peer_seen(desk, target(lab, family)) in upstream(lab, "work")
+        head, _, body = received.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        body += read(download, SIZE - len(body))
+        assert hashlib.sha256(body).hexdigest() == http_server.digest(SIZE)
+        echoes(idle)
+        assert {flow["outbound"] for flow in gateway.flows(0)} == {"home"}
+
+
+@pytest.mark.parametrize("change", ["mode", "port"])
+def test_flows_outlive_their_listener(
+    module_lab: Lab, backend: str, mode: str, family: Family, change: str
+) -> None:
+    """After `inbound.tcp` or `inbound.port` changed, old flows go on and new ones pass."""
+    lab, desk = module_lab, module_lab.client("desk")
+    inbound = {"backend": backend, "tcp": mode}
+    other = {"mode": {"tcp": "redirect" if mode == "tproxy" else "tproxy"}}
+    changed = other.get(change, {"port": OTHER_PORT})
+    with (
+        running(lab, config(lab, "home", **inbound)) as gateway,
+        dial(desk, target(lab, family), serve.ECHO_PORT) as old,
+    ):
+        echoes(old)
+        gateway.reload(config(lab, "work", **(inbound | changed)))
+        assert peer_seen(desk, target(lab, family)) in upstream(lab, "work")
+        echoes(old)
+        assert [flow["outbound"] for flow in gateway.flows(0)] == ["home"]
+
+
+def echoes(client: socket.socket) -> None:
+    """Whether the flow still carries bytes both ways."""
+    client.sendall(b"awake")
+    assert read(client, 5) == b"awake"
+
+
+def test_a_flow_keeps_the_way_it_was_given(
+    module_lab: Lab, backend: str, mode: str, family: Family
+) -> None:
+    """One that the kernel routes is not taken over, nor is a relayed one let go."""
+    lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, family)
+    inbound = {"backend": backend, "tcp": mode}
+    with running(lab, config(lab, "direct", **inbound)) as gateway:
+        with dial(desk, host, serve.ECHO_PORT) as routed:
+            echoes(routed)
+            gateway.reload(config(lab, "home", **inbound))
+            assert peer_seen(desk, host) in upstream(lab, "home")
+            echoes(routed)
+            assert gateway.counters()["flows_accepted"] == 1
+            with dial(desk, host, serve.ECHO_PORT) as relayed:
+                echoes(relayed)
+                gateway.reload(config(lab, "direct", **inbound))
+                assert peer_seen(desk, host) == address(desk, family)
+                echoes(relayed)
+                echoes(routed)
+
+
+def test_a_refused_reload_changes_nothing(module_lab: Lab, backend: str, mode: str) -> None:
+    """The answer names the place in the file; the old configuration stays in force."""
+    lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, 4)
+    good = config(lab, "home", backend=backend, tcp=mode)
+    with running(lab, good) as gateway, listen(lab.router, "::1", OTHER_PORT):
+        before = lab.router.snapshot()
+        for bad, words in (
+            (good | {"rules": [{"to": "hom"}]}, ("rules[0].to", ":", "did you mean")),
+            (good | {"inbound": {**good["inbound"], "port": OTHER_PORT}}, ("the port is taken",)),
+            (good | {"marks": {"base": 0x10}}, ("marks.base", "restart")),
+        ):
+            with pytest.raises(GatewayError) as refusal:
+                gateway.reload(bad)
+            said = f"{refusal.value} {refusal.value.hint}"
+            assert all(word in said for word in words), said
+        gateway.process.signal(signal.SIGHUP)
+        wait_until(lambda: any("reload refused" in line for line in gateway.log), "the refusal")
+        lab.router.assert_unchanged(before)
+        assert peer_seen(desk, host) in upstream(lab, "home")
+
+
+def test_no_connection_is_lost_under_reloads(module_lab: Lab, backend: str, mode: str) -> None:
+    """Every flow that begins while policies are swapped again and again is carried."""
+    lab, desk = module_lab, module_lab.client("desk")
+    inbound = {"backend": backend, "tcp": mode}
+    over = Event()
+
+    def connect_on_and_on() -> int:
+        rounds = 0
+        while not over.is_set():
+            for family in FAMILIES:
+                with dial(desk, target(lab, family), serve.ECHO_PORT) as client:
+                    echoes(client)
+            rounds += 1
+        return rounds
+
+    with running(lab, config(lab, "home", **inbound)) as gateway, ThreadPoolExecutor(1) as pool:
+        rounds = pool.submit(connect_on_and_on)
+        try:
+            for number in range(RELOADS[backend]):
+                gateway.reload(config(lab, ("work", "home")[number % 2], **inbound))
+        finally:
+            over.set()
+        assert rounds.result() > RELOADS[backend]
+        counters = gateway.counters()
+        assert counters["flows_accepted"] >= 2 * rounds.result()
+        wait_until(lambda: not gateway.flows(0), "the last flow to close")
+        assert set(gateway.counters()) - {"bytes_up", "bytes_down"} == {
+            "flows_accepted",
+            "closed_done",
+        }
