@@ -224,7 +224,7 @@ def _lan(shape: Shape) -> Chain:
     )
     rules = [
         NftRule("to-listener", Count(), dialled),
-        *_left_alone(shape, shape.marks.divert, DIVERT),
+        *_left_alone(shape, shape.marks.divert),
     ]
     for family, prefixes in shape.upstreams.items():
         match = address_match("source", prefixes)
@@ -232,7 +232,7 @@ def _lan(shape: Shape) -> Chain:
     return Chain("lan", "mangle", (*rules, NftRule("decide", Goto("decide"))))
 
 
-def _left_alone(shape: Shape, mark: Mark, divert: str) -> list[NftRule]:
+def _left_alone(shape: Shape, mark: Mark) -> list[NftRule]:
     """What no rule of the owner is asked about."""
     rules = [
         NftRule("reply", Return(), (ReplyDirection(),)),
@@ -242,7 +242,9 @@ def _left_alone(shape: Shape, mark: Mark, divert: str) -> list[NftRule]:
     ]
     if not shape.tproxy:
         # Nor can one that is redirected be let go; the shortcut does this for TPROXY.
-        rules.append(NftRule("redirected", Goto(divert), (MarkIs(mark, "connection"),)))
+        redirected = (MarkIs(mark, "connection"),)
+        rules.append(NftRule("redirected", SetMark(mark), redirected))
+        rules.append(NftRule("keep-redirected", Return(), redirected))
     return rules
 
 

@@ -101,19 +101,21 @@ def test_a_flow_keeps_the_way_it_was_given(
     """One that the kernel routes is not taken over, nor is a relayed one let go."""
     lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, family)
     inbound = {"backend": backend, "tcp": mode}
-    with running(lab, config(lab, "direct", **inbound)) as gateway:
-        with dial(desk, host, serve.ECHO_PORT) as routed:
+    with (
+        running(lab, config(lab, "direct", **inbound)) as gateway,
+        dial(desk, host, serve.ECHO_PORT) as routed,
+    ):
+        echoes(routed)
+        gateway.reload(config(lab, "home", **inbound))
+        assert peer_seen(desk, host) in upstream(lab, "home")
+        echoes(routed)
+        assert gateway.counters()["flows_accepted"] == 1
+        with dial(desk, host, serve.ECHO_PORT) as relayed:
+            echoes(relayed)
+            gateway.reload(config(lab, "direct", **inbound))
+            assert peer_seen(desk, host) == address(desk, family)
+            echoes(relayed)
             echoes(routed)
-            gateway.reload(config(lab, "home", **inbound))
-            assert peer_seen(desk, host) in upstream(lab, "home")
-            echoes(routed)
-            assert gateway.counters()["flows_accepted"] == 1
-            with dial(desk, host, serve.ECHO_PORT) as relayed:
-                echoes(relayed)
-                gateway.reload(config(lab, "direct", **inbound))
-                assert peer_seen(desk, host) == address(desk, family)
-                echoes(relayed)
-                echoes(routed)
 
 
 def test_a_refused_reload_changes_nothing(module_lab: Lab, backend: str, mode: str) -> None:

@@ -300,6 +300,26 @@ def test_a_client_that_half_closes_early_is_served(plane, rig):
     plane.run(scenario())
 
 
+def test_what_a_client_sends_early_is_read_to_its_end(plane, rig):
+    """The edges of these bytes are seen by the flow, before there is a relay."""
+    one = rig()
+
+    async def scenario():
+        client = one.flow()
+        await plane.turns()
+        client.send(b"stop!", socket.MSG_OOB)
+        client.send(b" and go on")
+        far = await plane.accept(one.socks)
+        await plane.turns()
+        await one.grant(far)
+        assert await plane.read(far, 15) == b"stop! and go on"
+        client.send(b", please")
+        client.shutdown(socket.SHUT_WR)
+        assert await plane.read_to_end(far) == b", please"
+
+    plane.run(scenario())
+
+
 # --- time-outs: the clock is an argument, so no test waits for one -------------------------------
 
 
