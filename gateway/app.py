@@ -211,6 +211,13 @@ class Gateway:
                     "marks.base cannot change while flows carry the old marks",
                     "restart the gateway",
                 )
+            if fresh.config.inbound.tcp != old.config.inbound.tcp:
+                # The rules of one way do not know the flows of the other: they would be routed
+                # on to their destinations, past the proxy.
+                raise GatewayError(
+                    "inbound.tcp cannot change while flows are diverted the old way",
+                    "restart the gateway",
+                )
             found = await asyncio.to_thread(findings, fresh)
             require_loop_free(found)
             plan = blueprint(fresh, found, self._safety)

@@ -45,7 +45,7 @@ def build_plan(
         *chains.output(shape),
         *policies,
         *chains.answers(shape, used),
-        *chains.redirects(shape, used),
+        *chains.redirects(shape),
         *chains.refusals(shape, used),
         *(chains.accepted_input(accept) if backend is Backend.IPTABLES else ()),
     ]

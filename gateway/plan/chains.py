@@ -137,7 +137,7 @@ def output(shape: Shape) -> list[Chain]:
     if Family.V6 in shape.families:
         # A rule that rejects everything must not cut this machine off from its neighbours.
         rules.append(NftRule("discovery", Return(), (_ICMP, Untracked()), Family.V6))
-    rules += _left_alone(shape, shape.marks.divert_own, DIVERT_OWN)
+    rules += _left_alone(shape, shape.marks.divert_own)
     rules.append(NftRule("decide", Goto("decide_own")))
     return [_base("output", "output", "mangle", rules)]
 
@@ -158,13 +158,17 @@ def answers(shape: Shape, used: set[str]) -> list[Chain]:
     return [chain for chain in chains if chain.name in used]
 
 
-def redirects(shape: Shape, used: set[str]) -> list[Chain]:
-    """REDIRECT of marked packets: nat hooks see the first packet of a flow only."""
+def redirects(shape: Shape) -> list[Chain]:
+    """REDIRECT of marked packets: nat hooks see the first packet of a flow only.
+
+    Also where no rule leads here any more: without a nat chain at all, the kernel stops
+    translating the flows that it redirected before.
+    """
     if shape.tproxy:
         return []
-    ways: list[tuple[Literal["prerouting", "output"], str, Mark]] = [
-        ("prerouting", DIVERT, shape.marks.divert),
-        ("output", DIVERT_OWN, shape.marks.divert_own),
+    ways: list[tuple[Literal["prerouting", "output"], bool, Mark]] = [
+        ("prerouting", bool(shape.lan), shape.marks.divert),
+        ("output", shape.own, shape.marks.divert_own),
     ]
     return [
         _base(
@@ -173,8 +177,8 @@ def redirects(shape: Shape, used: set[str]) -> list[Chain]:
             "nat",
             [NftRule("redirect", Redirect(shape.port), (_TCP, MarkIs(mark)))],
         )
-        for point, name, mark in ways
-        if name in used
+        for point, wanted, mark in ways
+        if wanted
     ]
 
 

@@ -122,7 +122,9 @@ SCENARIOS = {
         _config(lan={"interfaces": "lan0.7"}, inbound={"host_firewall": "leave"}), ONE_ARMED
     ),
     "all_direct": Scenario(_config({"to": "direct"})),
+    "all_direct_redirect": Scenario(_config({"to": "direct"}, inbound={"tcp": "redirect"})),
     "other_marks": Scenario({**_config(), "marks": {"base": 0x10}}),
 }
 # A rule after one that matches everything is refused by the loader.
-SCENARIOS["all_direct"].config["rules"].pop()
+for name in ("all_direct", "all_direct_redirect"):
+    SCENARIOS[name].config["rules"].pop()
