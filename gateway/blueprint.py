@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
 
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.marks import Mark
-from gateway.outbound.base import Outbound
 from gateway.policy.engine import Policy
 
-#: Makes an outbound, given ``reactor`` and ``factory`` of the process that will use it.
-Recipe = Callable[..., Outbound]
+#: Makes an ``Outbound``, given ``reactor`` and ``factory`` of the process that will use it.
+Recipe = partial[Any]
 
 
 class Safety(NamedTuple):

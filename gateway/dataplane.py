@@ -13,6 +13,7 @@ from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, Routing
 from gateway.inbound.tcp import TcpListener, open_listeners
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory
+from gateway.outbound.base import Outbound
 from gateway.relay.tcp import Mover
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class DataPlane:
         self._flow_log = logs.FlowLog(loop.call_later)
         self._factory = SocketFactory(plan.bypass)
         self._mover = Mover(self._reactor)
+        self._made: dict[str, tuple[object, Outbound]] = {}
         self._dispatcher = Dispatcher(
             self._mover,
             self._routing(plan),
@@ -62,10 +64,18 @@ class DataPlane:
                 listener.close()
 
     def _routing(self, plan: Blueprint) -> Routing:
-        outbounds = {
-            name: recipe(reactor=self._reactor, factory=self._factory)
-            for name, recipe in plan.outbounds.items()
-        }
+        made = {}
+        for name, recipe in plan.outbounds.items():
+            key = (recipe.func, recipe.args, recipe.keywords)
+            known = self._made.get(name)
+            # What says the same stays the same object, with what it has learnt of its server.
+            made[name] = (
+                known
+                if known and known[0] == key
+                else (key, recipe(reactor=self._reactor, factory=self._factory))
+            )
+        self._made = made
+        outbounds = {name: outbound for name, (_, outbound) in made.items()}
         return Routing(plan.policy, outbounds, plan.timeouts)
 
     async def time_flows(self) -> None:

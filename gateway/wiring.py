@@ -16,7 +16,6 @@ from gateway.flow import Endpoint
 from gateway.kernel.guard import Finding
 from gateway.kernel.sockets import Egress
 from gateway.outbound import direct, reject, socks5
-from gateway.outbound.base import Outbound
 from gateway.wire.socks5 import Credentials
 
 
@@ -52,21 +51,17 @@ def _recipes(assembly: Assembly, found: Iterable[Finding]) -> dict[str, Recipe]:
 def _recipe(name: str, assembly: Assembly, proofs: list[Finding]) -> Recipe:
     settings = assembly.config.outbound(name)
     if isinstance(settings, RejectOutbound):
-        return partial(_refusal, name, UpstreamFailure.REJECTED, "")
+        return partial(reject.refusal, name, UpstreamFailure.REJECTED, "")
     if proofs and not any(proof.ok for proof in proofs):
-        return partial(_refusal, name, UpstreamFailure.UNREACHABLE, proofs[0].reason)
+        return partial(reject.refusal, name, UpstreamFailure.UNREACHABLE, proofs[0].reason)
     if isinstance(settings, DirectOutbound):
         return _direct(name, settings)
     addresses = [proof.egress.destination for proof in proofs if proof.ok]
     if not addresses:
         return partial(
-            _refusal, name, UpstreamFailure.UNREACHABLE, f"{settings.server} does not resolve"
+            reject.refusal, name, UpstreamFailure.UNREACHABLE, f"{settings.server} does not resolve"
         )
     return _socks5(name, settings, assembly, addresses[0])
-
-
-def _refusal(name: str, failure: UpstreamFailure, detail: str, **_: object) -> Outbound:
-    return reject.RejectOutbound(name, failure, detail)
 
 
 def _direct(name: str, settings: DirectOutbound) -> Recipe:
@@ -89,4 +84,5 @@ def _socks5(name: str, settings: Socks5Outbound, assembly: Assembly, address: st
         server=Endpoint(str(ip_address(address)), settings.port),
         egress=Egress(device=device_for(settings, address, assembly.host)),
         credentials=credentials,
+        handshake=settings.handshake,
     )

@@ -182,6 +182,13 @@ class Socks5Outbound(_Egress):
     password: SecretStr | None = Field(
         default=None, description="RFC 1929 password; best by !env NAME or !file PATH"
     )
+    handshake: Literal["auto", "pipelined", "strict"] = Field(
+        default="auto",
+        description=(
+            "`pipelined` sends the whole handshake at once, a round trip sooner; `strict` waits"
+            " for each answer; `auto` tries it with one flow, without losing it, and remembers"
+        ),
+    )
 
 
 class DirectOutbound(_Egress):

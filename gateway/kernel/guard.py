@@ -11,7 +11,7 @@ import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -173,7 +173,7 @@ def _look_up(netlink: IPRoute, egress: Egress, links: dict[str, Any]) -> Answer:
             return Answer(error=errno.ENODEV, device=egress.device)
         query["oif"] = link["index"]
         has_arp = not link["flags"] & _IFF_NOARP
-    astray = _led_astray(netlink, query["family"], query.get("mark", 0))
+    astray = _led_astray(netlink, query["family"], query.get("mark", 0), egress.source)
     if astray is not None:
         return astray
     try:
@@ -189,7 +189,7 @@ def _look_up(netlink: IPRoute, egress: Egress, links: dict[str, Any]) -> Answer:
     return Answer(device=egress.device, assumed_on_link=True, device_has_arp=has_arp)
 
 
-def _led_astray(netlink: IPRoute, family: int, mark: int) -> Answer | None:
+def _led_astray(netlink: IPRoute, family: int, mark: int, source: str | None) -> Answer | None:
     """What the kernel will answer where a foreign rule leads into one of our tables.
 
     It does not say so yet while that table is empty, as it is before the gateway starts.
@@ -201,11 +201,21 @@ def _led_astray(netlink: IPRoute, family: int, mark: int) -> Answer | None:
             and rule.get_attr("FRA_PROTOCOL") != ROUTE_PROTOCOL
             and (rule.get_attr("FRA_PRIORITY") or 0) < _PRIORITY_MAIN
             and rule.get_attr("FRA_IIFNAME") in (None, "lo")
+            and _is_from(rule, source)
             and (mark ^ (rule.get_attr("FRA_FWMARK") or 0)) & (rule.get_attr("FRA_FWMASK") or 0)
             == 0
         ):
             return Answer(local=True, table=table, device="lo")
     return None
+
+
+def _is_from(rule: Any, source: str | None) -> bool:
+    """Whether the rule's ``from`` fits a socket; one that is bound to no source has none yet."""
+    wanted = rule.get_attr("FRA_SRC")
+    if wanted is None:
+        return True
+    network = ip_network(f"{wanted}/{rule['src_len']}", strict=False)
+    return source is not None and ip_address(source) in network
 
 
 def _ask(netlink: IPRoute, query: dict[str, Any], flags: int, links: dict[str, Any]) -> Answer:

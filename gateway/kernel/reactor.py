@@ -11,6 +11,7 @@ import asyncio
 import logging
 import select
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,10 @@ class Reactor:
             self._closing.append(sock)
         else:
             sock.close()
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call once, after ``delay_s`` seconds. For what is rare: the loop keeps each in a heap."""
+        return self._loop.call_later(delay_s, callback)
 
     def stop(self) -> None:
         """Leave the loop. Sockets that are still watched stay open: they are their owners'."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import Egress, SocketFactory
 from gateway.outbound.base import Attempt, ConnectAttempt, Requester, open_socket
+from gateway.outbound.manners import Handshake, Manners, Trial
 from gateway.wire.socks5 import ClientHandshake, Credentials, Socks5Error
 
 #: A handshake's bytes fit many times over; what a server sends behind it is read too.
@@ -26,10 +27,25 @@ class Socks5Outbound:
     server: Endpoint
     egress: Egress
     credentials: Credentials | None = None
+    handshake: Handshake = "strict"
+    manners: Manners = field(default_factory=Manners)
 
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to connect to the server, and through it to the flow's destination."""
-        handshake = ClientHandshake(facts.destination, self.credentials)
+        if self.handshake == "auto" and self.manners.unknown:
+            return Trial.begin(
+                self.manners,
+                self.reactor,
+                requester,
+                lambda runner, pipelined: self._attempt(facts, runner, pipelined=pipelined),
+            )
+        pipelined = self.handshake == "pipelined" or self.manners.pipelining is True
+        return self._attempt(facts, requester, pipelined=pipelined)
+
+    def _attempt(
+        self, facts: FlowFacts, requester: Requester, *, pipelined: bool
+    ) -> Attempt | None:
+        handshake = ClientHandshake(facts.destination, self.credentials, pipelined=pipelined)
         sock = open_socket(self.factory, self.server, self.egress, requester)
         if sock is None:
             return None
@@ -57,7 +73,7 @@ class _Socks5Attempt(ConnectAttempt):
         self._handshake = handshake
 
     def _on_connected(self) -> None:
-        self._sock.send(self._handshake.greeting())
+        self._sock.send(self._handshake.opening())
 
     def _on_readable(self) -> None:
         while True:

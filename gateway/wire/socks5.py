@@ -1,8 +1,13 @@
 """SOCKS5, the client's side, without I/O: bytes in, bytes out (RFC 1928, RFC 1929).
 
-The caller sends ``greeting()``, feeds whatever the server answers in pieces of
+The caller sends ``opening()``, feeds whatever the server answers in pieces of
 any size, sends whatever ``feed`` returns, and is done when ``established``. What
 the server sent behind its reply is the first data of the flow: ``surplus``.
+
+RFC 1928 has the client wait for each answer. Nothing in a handshake depends on an
+answer, though, once a single method is offered: ``pipelined`` sends it all at once
+and saves a round trip for each wait. A server that reads into a buffer and throws
+away what it did not expect loses the request, so this is for those known to bear it.
 """
 
 from __future__ import annotations
@@ -100,10 +105,17 @@ def encode_auth(credentials: Credentials) -> bytes:
 class ClientHandshake:
     """One CONNECT, from greeting to reply."""
 
-    __slots__ = ("_auth", "_buffer", "_request", "_state", "surplus")
+    __slots__ = ("_auth", "_buffer", "_pipelined", "_request", "_state", "surplus")
 
-    def __init__(self, target: Endpoint, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self,
+        target: Endpoint,
+        credentials: Credentials | None = None,
+        *,
+        pipelined: bool = False,
+    ) -> None:
         """Raise ``ValueError`` where target or credentials cannot be encoded."""
+        self._pipelined = pipelined
         self._request = encode_request(target)
         self._auth = None if credentials is None else encode_auth(credentials)
         self._buffer = b""
@@ -115,13 +127,17 @@ class ClientHandshake:
         """Whether the server has connected us to the target."""
         return self._state is _State.DONE
 
-    def greeting(self) -> bytes:
+    def opening(self) -> bytes:
         """The first bytes to send (RFC 1928 section 3).
 
         With credentials both methods are offered: a server that wants none of them
-        must not fail for it.
+        must not fail for it. Pipelined, the one that is certain to do is.
         """
-        return b"\x05\x01\x00" if self._auth is None else b"\x05\x02\x00\x02"
+        if not self._pipelined:
+            return b"\x05\x01\x00" if self._auth is None else b"\x05\x02\x00\x02"
+        if self._auth is None:
+            return b"\x05\x01\x00" + self._request
+        return b"\x05\x01\x02" + self._auth + self._request
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the server; return what to send now (nothing: wait for more).
@@ -132,15 +148,20 @@ class ClientHandshake:
             self.surplus += data
             return b""
         self._buffer += data
-        send = b""
-        if self._state is _State.REPLY:
-            self._on_reply()
-        elif len(self._buffer) >= 2:
+        while self._state is not _State.REPLY:
+            if len(self._buffer) < 2:
+                return b""
             send = self._on_method() if self._state is _State.METHOD else self._on_auth()
-        if send and self._buffer:
-            # Were it taken for a reply, the request would never be sent.
-            raise Socks5Error(UpstreamFailure.PROTOCOL, "the server answered before it was asked")
-        return send
+            if self._pipelined:
+                continue  # it is sent already
+            if self._buffer:
+                # Were it taken for a reply, the request would never be sent.
+                raise Socks5Error(
+                    UpstreamFailure.PROTOCOL, "the server answered before it was asked"
+                )
+            return send
+        self._on_reply()
+        return b""
 
     def _take(self, count: int) -> bytes:
         taken, self._buffer = self._buffer[:count], self._buffer[count:]
@@ -154,7 +175,7 @@ class ClientHandshake:
                 f"the server answered version {version:#04x}, not SOCKS5",
                 "check that server and port are those of a SOCKS5 proxy",
             )
-        if method == NO_AUTH:
+        if method == NO_AUTH and (self._auth is None or not self._pipelined):
             self._state = _State.REPLY
             return self._request
         if method == USER_PASSWORD and self._auth is not None:

@@ -135,7 +135,8 @@ def test_a_flow_keeps_the_way_it_was_given(
 def test_a_refused_reload_changes_nothing(module_lab: Lab, backend: str, mode: str) -> None:
     """The answer names the place in the file; the old configuration stays in force."""
     lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, 4)
-    good = config(lab, "home", backend=backend, tcp=mode)
+    inbound = {"backend": backend, "tcp": mode}
+    good = config(lab, "home", **inbound)
     with running(lab, good) as gateway, listen(lab.router, "::1", OTHER_PORT):
         before = lab.router.snapshot()
         for bad, words in (

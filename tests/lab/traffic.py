@@ -234,12 +234,12 @@ def wait_counter(gateway: GatewayProcess, name: str, least: int = 1) -> None:
 
 def serve_http_on(machine: Machine, ports: str) -> None:
     """Let the machine's HTTP server answer on a range of ports as well."""
-    redirect = f"tcp dport {ports} redirect to :80"
-    machine.run(
-        ["nft", "-f", "-"],
-        stdin="table inet more_ports {\nchain dstnat {\n"
-        f"type nat hook prerouting priority -100\n{redirect}\n}}\n}}\n",
+    chains = "".join(
+        f"chain {hook} {{\ntype nat hook {hook} priority -100\n"
+        f"tcp dport {ports} redirect to :80\n}}\n"
+        for hook in ("prerouting", "output")
     )
+    machine.run(["nft", "-f", "-"], stdin=f"table inet more_ports {{\n{chains}}}\n")
 
 
 class Witness:

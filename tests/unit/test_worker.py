@@ -1,13 +1,34 @@
-"""The messages between the gateway and its workers."""
+"""What the gateway and its workers send one another."""
 
 from __future__ import annotations
 
 import asyncio
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.assembly import Assembly
+from gateway.config.schema import Config
+from gateway.kernel.guard import Egress, Finding, Outcome
+from gateway.plan.build import build_plan
+from gateway.plan.host import HostFacts
+from gateway.plan.model import Backend
+from gateway.policy.compile import compile_policy
+from gateway.wiring import blueprint
 from gateway.worker import pack, read
+
+#: Loads a blueprint as a worker does, and says what came with it.
+LOAD = """
+import pickle, sys
+import gateway.worker
+pickle.load(sys.stdin.buffer)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
 
 messages = st.recursive(
     st.none() | st.integers() | st.text() | st.binary(),
@@ -30,3 +51,39 @@ def test_messages_arrive_whole_and_in_order_however_they_are_cut(
         return received
 
     assert asyncio.run(scenario()) == sent
+
+
+def assembly() -> Assembly:
+    config = Config.model_validate(
+        {
+            "lan": {"interfaces": ["lan0"]},
+            "outbounds": {
+                "home": {"type": "socks5", "server": "203.0.113.5"},
+                "no": {"type": "reject"},
+                "vpn": {"type": "direct", "preserve_source": True},
+            },
+            "rules": [
+                {"port": 25, "to": "no"},
+                {"destination": "198.51.100.0/24", "to": "vpn"},
+                {"to": "home"},
+            ],
+        }
+    )
+    policy, host = compile_policy(config, {}), HostFacts((), (), {})
+    plan = build_plan(config, policy, host, Backend.NFTABLES)
+    return Assembly(
+        Path("gateway.yaml"), config, policy, host, "", plan, {"home": ("203.0.113.5",)}
+    )
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_a_worker_loads_no_library_that_only_its_parent_needs(outcome: Outcome) -> None:
+    made = assembly()
+    egress = Egress("home", "203.0.113.5", made.marks.bypass)
+    sent = pickle.dumps(blueprint(made, [Finding(egress, outcome, "")]))
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], input=sent, capture_output=True, check=True, timeout=30
+    )
+    loaded = set(done.stdout.decode().split())
+    assert "gateway" in loaded
+    assert not loaded & {"aiohttp", "pydantic", "pyroute2", "yaml", "click", "rich"}

@@ -47,7 +47,7 @@ def read_address(data: bytes) -> tuple[Endpoint, bytes]:
 
 def talk(handshake: ClientHandshake, *turns: bytes, step: int = 0) -> bytes:
     """Feed each turn of the server, whole or ``step`` bytes at a time; return what was sent."""
-    sent = handshake.greeting()
+    sent = handshake.opening()
     for turn in turns:
         size = step or max(1, len(turn))
         for at in range(0, len(turn), size):
@@ -254,3 +254,32 @@ def test_how_a_reply_is_cut_changes_nothing(stream, cuts):
         edges = [0, *sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]
         pieces = [whole[a:b] for a, b in pairwise(edges)]
         assert outcome(pieces) == outcome([whole])
+
+
+PIPELINED = [
+    (None, b"\x05\x01\x00", b"\x05\x00"),
+    (Credentials("me", "secret"), b"\x05\x01\x02\x01\x02me\x06secret", b"\x05\x02\x01\x00"),
+]
+
+
+@pytest.mark.parametrize(("credentials", "before", "answers"), PIPELINED)
+def test_pipelined_all_is_sent_at_once_and_every_split_of_the_answers_will_do(
+    credentials, before, answers
+):
+    target = Endpoint("203.0.113.7", 443)
+    answer = answers + b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00first"
+    for cut in range(len(answer) + 1):
+        handshake = ClientHandshake(target, credentials, pipelined=True)
+        assert handshake.opening() == before + encode_request(target)
+        assert handshake.feed(answer[:cut]) == b""
+        assert handshake.feed(answer[cut:]) == b""
+        assert handshake.established
+        assert handshake.surplus == b"first"
+
+
+def test_pipelined_a_method_that_was_not_offered_is_an_error():
+    handshake = ClientHandshake(
+        Endpoint("203.0.113.7", 443), Credentials("me", "secret"), pipelined=True
+    )
+    with pytest.raises(Socks5Error, match="not offered"):
+        handshake.feed(b"\x05\x00")
