@@ -62,14 +62,16 @@ class Ask(NamedTuple):
     source_port: int = 0
 
 
+# No source port twice: under REDIRECT two flows from one port to two hosts would become equal
+# after NAT, which then gives one of them another source port, for the listener to see.
 ASKS = [
     Ask(client, host, port, source_port)
     for client in ("kid", "desk")
-    for host in ("web", "mirror", "blocked")
+    for number, host in enumerate(("web", "mirror", "blocked"))
     for port, source_port in (
         *((port, 0) for port in range(8001, 8017)),
-        (8012, 40000),
-        (8012, 40010),
+        (8012, 40000 + number),
+        (8012, 40010 + number),
     )
 ]
 
