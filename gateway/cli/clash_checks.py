@@ -128,7 +128,7 @@ def listener_port(seen: Examined) -> Iterator[Check]:
     foreign = [
         one
         for one in seen.readings.listeners
-        if seen.gateway_process is None or one.process != seen.gateway_process
+        if seen.gateway_process is None or seen.gateway_process not in (one.process, one.parent)
     ]
     for one in foreign:
         owner = f"{one.command} (process {one.process})" if one.process else "another program"

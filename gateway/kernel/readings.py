@@ -66,12 +66,16 @@ class ForeignDrop:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening TCP socket; ``process`` is 0 and ``command`` empty where not to be seen."""
+    """A listening TCP socket; ``process`` is 0 and ``command`` empty where not to be seen.
+
+    ``parent``: of the process; the gateway's workers are its children.
+    """
 
     address: str
     port: int
     process: int = 0
     command: str = ""
+    parent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +215,8 @@ def _listeners_on(port: int) -> tuple[Listener, ...]:
         return ()
     owners = _socket_owners(frozenset(found))
     return tuple(
-        Listener(one.address, one.port, *owners.get(inode, (0, ""))) for inode, one in found.items()
+        Listener(one.address, one.port, *owners.get(inode, (0, "", 0)))
+        for inode, one in found.items()
     )
 
 
@@ -233,18 +238,20 @@ def _address(text: str) -> str:
     return str(IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw))
 
 
-def _socket_owners(inodes: frozenset[int]) -> dict[int, tuple[int, str]]:
-    """Process and command that hold each socket; without root only our own can be seen."""
+def _socket_owners(inodes: frozenset[int]) -> dict[int, tuple[int, str, int]]:
+    """Process, command and parent that hold each socket; without root only our own are seen."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
-    owners: dict[int, tuple[int, str]] = {}
+    owners: dict[int, tuple[int, str, int]] = {}
     for process in _PROC.glob("[0-9]*"):
         # A process may end, or close a descriptor, while it is looked at.
         with suppress(OSError):
             for descriptor in (process / "fd").iterdir():
                 name = _link_target(descriptor)
                 if name in wanted:
-                    command = (process / "comm").read_text().strip()
-                    owners[wanted[name]] = (int(process.name), command)
+                    # proc_pid_stat(5): the command is in parentheses and may have any others in it.
+                    stat = (process / "stat").read_text()
+                    command, _, rest = stat.partition("(")[2].rpartition(")")
+                    owners[wanted[name]] = (int(process.name), command, int(rest.split()[1]))
     return owners
 
 

@@ -443,6 +443,15 @@ def test_complaint(check: Check1, seen: Examined, status: Status, evidence: str,
             id="port held by the gateway",
         ),
         pytest.param(
+            clash_checks.listener_port,
+            replace(
+                with_readings(listeners=(Listener("127.0.0.1", 7895, 78, "python3", 77),)),
+                gateway_process=77,
+            ),
+            "running gateway",
+            id="port held by a worker of the gateway",
+        ),
+        pytest.param(
             clash_checks.leftovers,
             replace(HEALTHY, leftovers=("4 ip rules",), gateway_process=77),
             "process 77",
