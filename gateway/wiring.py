@@ -14,7 +14,7 @@ from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint
 from gateway.kernel.guard import Finding
-from gateway.kernel.sockets import Egress
+from gateway.kernel.sockets import SocketOptions
 from gateway.outbound import direct, reject, socks5
 from gateway.wire.socks5 import Credentials
 
@@ -65,12 +65,12 @@ def _recipe(name: str, assembly: Assembly, proofs: list[Finding]) -> Recipe:
 
 
 def _direct(name: str, settings: DirectOutbound) -> Recipe:
-    egress = Egress(
+    options = SocketOptions(
         device=settings.interface if settings.route != "mark" else None,
         source=None if settings.source is None else str(settings.source),
     )
     return partial(
-        direct.DirectOutbound, name, egress=egress, preserve_source=settings.preserve_source
+        direct.DirectOutbound, name, options=options, preserve_source=settings.preserve_source
     )
 
 
@@ -82,7 +82,7 @@ def _socks5(name: str, settings: Socks5Outbound, assembly: Assembly, address: st
         socks5.Socks5Outbound,
         name,
         server=Endpoint(str(ip_address(address)), settings.port),
-        egress=Egress(device=device_for(settings, address, assembly.host)),
+        options=SocketOptions(device=device_for(settings, address, assembly.host)),
         credentials=credentials,
         handshake=settings.handshake,
     )

@@ -7,9 +7,11 @@ never used: the file is refused all the same.
 from __future__ import annotations
 
 from copy import deepcopy
+from difflib import get_close_matches
 from typing import Any
 
 from gateway.config.findings import Finding, Path
+from gateway.config.schema import Config
 
 #: Harmless entries that take a broken one's place, so that its name and index stay known.
 _STAND_INS: dict[Path, Any] = {
@@ -30,6 +32,12 @@ def set_aside(data: Any, finding: Finding) -> Path | None:
     where the whole file is spoilt.
     """
     path = finding.path
+    if finding.at == "key" and len(path) == 1:
+        missing = Config.model_fields.keys() - data.keys()
+        if get_close_matches(str(path[0]), missing):
+            return None  # a misspelt section: what it names is lost
+        data.pop(path[0])
+        return path
     for section, stand_in in _STAND_INS.items():
         length = len(section)
         if path[:length] == section and len(path) > length:

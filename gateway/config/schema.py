@@ -61,7 +61,7 @@ Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(read_network)]
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 InterfaceName = Annotated[str, Field(pattern=INTERFACE_PATTERN)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 PortRange = Annotated[
     int | str,
     BeforeValidator(read_ports),

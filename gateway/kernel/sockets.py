@@ -42,7 +42,7 @@ _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK)
 
 
 @dataclass(frozen=True, slots=True)
-class Egress:
+class SocketOptions:
     """How an outbound's sockets leave: by device, from a source address, or as someone else.
 
     ``transparent`` binds ``source`` even where it is not an address of this machine.
@@ -67,7 +67,7 @@ class SocketFactory:
     def __init__(self, mark: Mark | None) -> None:
         self._mark = mark
 
-    def connect_tcp(self, remote: Endpoint, egress: Egress) -> socket.socket:
+    def connect_tcp(self, remote: Endpoint, options: SocketOptions) -> socket.socket:
         """Begin a TCP connect to an address (not a name); never blocks (connect(2), EINPROGRESS).
 
         Raises ``OSError`` where the kernel refuses at once (no route, no such device,
@@ -76,7 +76,7 @@ class SocketFactory:
         family = family_of(remote.host)
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self._prepare(sock, family, egress)
+            self._prepare(sock, family, options)
             _set_stream_options(sock)
             code = sock.connect_ex(remote)
             if code and code not in _IN_PROGRESS:
@@ -86,20 +86,20 @@ class SocketFactory:
             raise
         return sock
 
-    def _prepare(self, sock: socket.socket, family: int, egress: Egress) -> None:
+    def _prepare(self, sock: socket.socket, family: int, options: SocketOptions) -> None:
         # The mark first: from here on no packet of this socket can be diverted.
         if self._mark is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark.value)
-        if egress.device is not None:
+        if options.device is not None:
             sock.setsockopt(
-                socket.SOL_SOCKET, socket.SO_BINDTODEVICE, egress.device.encode() + b"\0"
+                socket.SOL_SOCKET, socket.SO_BINDTODEVICE, options.device.encode() + b"\0"
             )
-        if egress.source is not None:
-            if egress.transparent:
+        if options.source is not None:
+            if options.transparent:
                 _set_transparent(sock, family)
             # The port is chosen at connect(2): many flows may share a source port.
             sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-            sock.bind((egress.source, 0))
+            sock.bind((options.source, 0))
 
 
 def resolve(host: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Protocol
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.reactor import IN, OUT, READ_HANGUP, Reactor
-from gateway.kernel.sockets import Egress, SocketFactory, local_endpoint, pending_error
+from gateway.kernel.sockets import SocketFactory, SocketOptions, local_endpoint, pending_error
 
 _FAILURES = {
     errno.ECONNREFUSED: UpstreamFailure.REFUSED,
@@ -130,11 +130,11 @@ class ConnectAttempt:
 
 
 def open_socket(
-    factory: SocketFactory, remote: Endpoint, egress: Egress, requester: Requester
+    factory: SocketFactory, remote: Endpoint, options: SocketOptions, requester: Requester
 ) -> socket.socket | None:
     """A socket that has begun to connect; None where it failed at once (requester was told)."""
     try:
-        return factory.connect_tcp(remote, egress)
+        return factory.connect_tcp(remote, options)
     except OSError as error:
         requester.failed(failure_of(error), error.strerror or str(error))
         return None

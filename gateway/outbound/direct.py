@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from gateway.flow import FlowFacts
 from gateway.kernel.reactor import Reactor
-from gateway.kernel.sockets import Egress, SocketFactory
+from gateway.kernel.sockets import SocketFactory, SocketOptions
 from gateway.outbound.base import Attempt, ConnectAttempt, Requester, open_socket
 
 
@@ -21,15 +21,15 @@ class DirectOutbound:
     name: str
     reactor: Reactor
     factory: SocketFactory
-    egress: Egress
+    options: SocketOptions
     preserve_source: bool = False
 
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to connect to the flow's destination."""
-        egress = self.egress
+        options = self.options
         if self.preserve_source:
-            egress = replace(egress, source=facts.source.host, transparent=True)
-        sock = open_socket(self.factory, facts.destination, egress, requester)
+            options = replace(options, source=facts.source.host, transparent=True)
+        sock = open_socket(self.factory, facts.destination, options, requester)
         if sock is None:
             return None
         return ConnectAttempt(self.reactor, requester, sock, facts.destination)

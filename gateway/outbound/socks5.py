@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.reactor import Reactor
-from gateway.kernel.sockets import Egress, SocketFactory
+from gateway.kernel.sockets import SocketFactory, SocketOptions
 from gateway.outbound.base import Attempt, ConnectAttempt, Requester, open_socket
 from gateway.outbound.manners import Handshake, Manners, Trial
 from gateway.wire.socks5 import ClientHandshake, Credentials, Socks5Error
@@ -25,7 +25,7 @@ class Socks5Outbound:
     reactor: Reactor
     factory: SocketFactory
     server: Endpoint
-    egress: Egress
+    options: SocketOptions
     credentials: Credentials | None = None
     handshake: Handshake = "strict"
     manners: Manners = field(default_factory=Manners)
@@ -46,7 +46,7 @@ class Socks5Outbound:
         self, facts: FlowFacts, requester: Requester, *, pipelined: bool
     ) -> Attempt | None:
         handshake = ClientHandshake(facts.destination, self.credentials, pipelined=pipelined)
-        sock = open_socket(self.factory, self.server, self.egress, requester)
+        sock = open_socket(self.factory, self.server, self.options, requester)
         if sock is None:
             return None
         return _Socks5Attempt(self.reactor, requester, sock, self.server, handshake)
@@ -84,7 +84,8 @@ class _Socks5Attempt(ConnectAttempt):
             try:
                 answer = self._handshake.feed(data)
             except Socks5Error as error:
-                self._fail(error.failure, str(error))
+                cure = f" ({error.hint})" if error.hint else ""
+                self._fail(error.failure, f"{error}{cure}")
                 return
             if self._handshake.established:
                 self._succeed(self._handshake.surplus)

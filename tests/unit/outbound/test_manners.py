@@ -8,7 +8,7 @@ import pytest
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts, Protocol
-from gateway.kernel.sockets import Egress, SocketFactory
+from gateway.kernel.sockets import SocketFactory, SocketOptions
 from gateway.outbound import manners
 from gateway.outbound.socks5 import Socks5Outbound
 from gateway.wire.socks5 import encode_request
@@ -46,7 +46,9 @@ def outbound(plane):
 
     def make(where: Endpoint, handshake: str = "auto") -> Socks5Outbound:
         factory = SocketFactory(None)
-        return Socks5Outbound("home", plane.reactor, factory, where, Egress(), None, handshake)
+        return Socks5Outbound(
+            "home", plane.reactor, factory, where, SocketOptions(), None, handshake
+        )
 
     return make
 

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts, Protocol
-from gateway.kernel.sockets import Egress, SocketFactory, endpoint
+from gateway.kernel.sockets import SocketFactory, SocketOptions, endpoint
 from gateway.outbound.direct import DirectOutbound
 from gateway.outbound.reject import RejectOutbound
 from gateway.outbound.socks5 import Socks5Outbound
@@ -54,14 +54,14 @@ def socks(plane):
 
     def make(server: Endpoint, credentials: Credentials | None = None) -> Socks5Outbound:
         return Socks5Outbound(
-            "home", plane.reactor, SocketFactory(None), server, Egress(), credentials
+            "home", plane.reactor, SocketFactory(None), server, SocketOptions(), credentials
         )
 
     return make
 
 
 def direct(plane, **settings: object) -> DirectOutbound:
-    return DirectOutbound("direct", plane.reactor, SocketFactory(None), Egress(), **settings)
+    return DirectOutbound("direct", plane.reactor, SocketFactory(None), SocketOptions(), **settings)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -86,14 +86,14 @@ def test_direct_is_refused(plane, requester):
 
 
 @pytest.mark.parametrize(
-    ("egress", "failure"),
+    ("options", "failure"),
     [
-        (Egress(device="gw-none0"), UpstreamFailure.UNREACHABLE),
-        (Egress(source="192.0.2.7"), UpstreamFailure.UNREACHABLE),
+        (SocketOptions(device="gw-none0"), UpstreamFailure.UNREACHABLE),
+        (SocketOptions(source="192.0.2.7"), UpstreamFailure.UNREACHABLE),
     ],
 )
-def test_what_fails_at_once_is_told_at_once(plane, requester, egress, failure):
-    outbound = DirectOutbound("direct", plane.reactor, SocketFactory(None), egress)
+def test_what_fails_at_once_is_told_at_once(plane, requester, options, failure):
+    outbound = DirectOutbound("direct", plane.reactor, SocketFactory(None), options)
     assert outbound.open(facts(), requester) is None
     assert [told for told, _ in requester.answers] == [failure]
 

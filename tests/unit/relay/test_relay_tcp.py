@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gateway.flow import CloseReason
-from gateway.kernel.sockets import Egress, SocketFactory, accept, local_endpoint, open_listener
+from gateway.kernel.sockets import (
+    SocketFactory,
+    SocketOptions,
+    accept,
+    local_endpoint,
+    open_listener,
+)
 from gateway.kernel.splice import PIPE_BYTES
 from gateway.relay.tcp import BUDGET, BUFFER_BYTES, SPLICE_AFTER, Direction, Mover, Relay
 
@@ -49,7 +55,9 @@ class Rig:
         if server_buffer is not None:
             buffer = server_buffer
         server, where = plane.server(buffer=buffer)
-        self._upstream_leg = plane.own(SocketFactory(None).connect_tcp(where, Egress()), buffer)
+        self._upstream_leg = plane.own(
+            SocketFactory(None).connect_tcp(where, SocketOptions()), buffer
+        )
         self.server = plane.own(server.accept()[0])
         self.reasons: list[CloseReason] = []
         self.relay = Relay(
