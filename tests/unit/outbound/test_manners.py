@@ -21,25 +21,6 @@ GRANTED = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
 REFUSED = b"\x05\x05\x00\x01\x00\x00\x00\x00\x00\x00"
 
 
-class Requester:
-    """Notes what it is told."""
-
-    def __init__(self, plane) -> None:
-        self._plane = plane
-        self.answers: list[tuple[object, object]] = []
-
-    def connected(self, upstream, surplus):
-        self.answers.append((self._plane.own(upstream), surplus))
-
-    def failed(self, failure, detail):
-        self.answers.append((failure, detail))
-
-    async def answer(self):
-        await self._plane.until(lambda: self.answers)
-        (answer,) = self.answers
-        return answer
-
-
 @pytest.fixture
 def outbound(plane):
     """Makes an outbound to a server that the test plays."""
@@ -67,13 +48,13 @@ async def serve_at_once(plane, far) -> None:
     await plane.loop.sock_sendall(far, b"\x05\x00" + GRANTED + b"hello")
 
 
-def test_a_server_that_bears_it_gets_it_from_then_on(plane, outbound):
+def test_a_server_that_bears_it_gets_it_from_then_on(plane, outbound, new_requester):
     server, where = plane.server()
     home = outbound(where)
 
     async def scenario():
         for _ in range(3):
-            requester = Requester(plane)
+            requester = new_requester()
             assert home.open(FACTS, requester) is not None
             await serve_at_once(plane, await plane.accept(server))
             assert (await requester.answer())[1] == b"hello"
@@ -84,14 +65,14 @@ def test_a_server_that_bears_it_gets_it_from_then_on(plane, outbound):
 
 @pytest.mark.parametrize("dislike", ["close", "garbage", "silence"])
 def test_a_server_that_does_not_keeps_its_flow_and_is_spared_from_then_on(
-    plane, outbound, monkeypatch, dislike
+    plane, outbound, monkeypatch, dislike, new_requester
 ):
     monkeypatch.setattr(manners, "PATIENCE_S", 0.01)
     server, where = plane.server()
     home = outbound(where)
 
     async def scenario():
-        requester = Requester(plane)
+        requester = new_requester()
         attempt = home.open(FACTS, requester)
         tried = await plane.accept(server)
         assert attempt.ends[1] == where
@@ -106,7 +87,7 @@ def test_a_server_that_does_not_keeps_its_flow_and_is_spared_from_then_on(
         assert (leg.getpeername(), surplus) == (where, b"")
         assert home.manners.pipelining is False
 
-        second = Requester(plane)
+        second = new_requester()
         home.open(FACTS, second)
         await serve_strictly(plane, await plane.accept(server))
         await second.answer()
@@ -114,12 +95,12 @@ def test_a_server_that_does_not_keeps_its_flow_and_is_spared_from_then_on(
     plane.run(scenario())
 
 
-def test_others_are_strict_while_one_tries(plane, outbound):
+def test_others_are_strict_while_one_tries(plane, outbound, new_requester):
     server, where = plane.server()
     home = outbound(where)
 
     async def scenario():
-        first, second = Requester(plane), Requester(plane)
+        first, second = new_requester(), new_requester()
         home.open(FACTS, first)
         tried = await plane.accept(server)
         home.open(FACTS, second)
@@ -133,12 +114,12 @@ def test_others_are_strict_while_one_tries(plane, outbound):
     plane.run(scenario())
 
 
-def test_an_answer_to_the_request_is_the_flows_answer(plane, outbound):
+def test_an_answer_to_the_request_is_the_flows_answer(plane, outbound, new_requester):
     server, where = plane.server()
     home = outbound(where)
 
     async def scenario():
-        requester = Requester(plane)
+        requester = new_requester()
         home.open(FACTS, requester)
         far = await plane.accept(server)
         await plane.loop.sock_sendall(far, b"\x05\x00" + REFUSED)
@@ -148,12 +129,12 @@ def test_an_answer_to_the_request_is_the_flows_answer(plane, outbound):
     plane.run(scenario())
 
 
-def test_where_both_fail_the_flow_fails_once(plane, outbound):
+def test_where_both_fail_the_flow_fails_once(plane, outbound, new_requester):
     server, where = plane.server()
     home = outbound(where)
 
     async def scenario():
-        requester = Requester(plane)
+        requester = new_requester()
         home.open(FACTS, requester)
         (await plane.accept(server)).close()
         (await plane.accept(server)).close()
@@ -163,13 +144,13 @@ def test_where_both_fail_the_flow_fails_once(plane, outbound):
     plane.run(scenario())
 
 
-def test_cancelling_closes_both_and_learns_nothing(plane, outbound, monkeypatch):
+def test_cancelling_closes_both_and_learns_nothing(plane, outbound, monkeypatch, new_requester):
     monkeypatch.setattr(manners, "PATIENCE_S", 0.0)
     server, where = plane.server()
     home = outbound(where)
 
     async def scenario():
-        requester = Requester(plane)
+        requester = new_requester()
         attempt = home.open(FACTS, requester)
         both = [await plane.accept(server), await plane.accept(server)]
         attempt.cancel()
@@ -182,8 +163,8 @@ def test_cancelling_closes_both_and_learns_nothing(plane, outbound, monkeypatch)
     plane.run(scenario())
 
 
-def test_a_server_that_is_not_there_fails_the_flow(plane, outbound):
-    requester = Requester(plane)
+def test_a_server_that_is_not_there_fails_the_flow(plane, outbound, new_requester):
+    requester = new_requester()
     home = outbound(plane.closed_port())
     home.open(FACTS, requester)
     assert plane.run(requester.answer())[0] is UpstreamFailure.REFUSED
@@ -191,12 +172,12 @@ def test_a_server_that_is_not_there_fails_the_flow(plane, outbound):
 
 
 @pytest.mark.parametrize(("handshake", "serve"), [("pipelined", serve_at_once)])
-def test_what_is_written_down_is_not_tried(plane, outbound, handshake, serve):
+def test_what_is_written_down_is_not_tried(plane, outbound, handshake, serve, new_requester):
     server, where = plane.server()
     home = outbound(where, handshake)
 
     async def scenario():
-        requesters = [Requester(plane), Requester(plane)]
+        requesters = [new_requester(), new_requester()]
         for requester in requesters:
             home.open(FACTS, requester)
         fars = [await plane.accept(server) for _ in requesters]

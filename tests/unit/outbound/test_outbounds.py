@@ -24,30 +24,6 @@ def facts(destination: Endpoint = TARGET) -> FlowFacts:
     return FlowFacts(Protocol.TCP, CLIENT, destination)
 
 
-class Requester:
-    """Who asked for a leg; notes what it was told."""
-
-    def __init__(self, plane) -> None:
-        self._plane = plane
-        self.answers: list[tuple[object, object]] = []
-
-    def connected(self, upstream, surplus):
-        self.answers.append((self._plane.own(upstream), surplus))
-
-    def failed(self, failure, detail):
-        self.answers.append((failure, detail))
-
-    async def answer(self) -> tuple[object, object]:
-        await self._plane.until(lambda: self.answers)
-        (answer,) = self.answers
-        return answer
-
-
-@pytest.fixture
-def requester(plane):
-    return Requester(plane)
-
-
 @pytest.fixture
 def socks(plane):
     """Makes an outbound to a server, which the test plays."""
@@ -288,10 +264,10 @@ def test_secrets_do_not_show_in_an_outbound(socks):
     assert "hidden-one" not in repr(socks(TARGET, Credentials("me", "hidden-one")))
 
 
-def test_many_at_once(plane, socks):
+def test_many_at_once(plane, socks, new_requester):
     """Each requester is told once, and of its own leg."""
     server, where = plane.server()
-    requesters = [Requester(plane) for _ in range(100)]
+    requesters = [new_requester() for _ in range(100)]
 
     async def serve(far: socket.socket) -> None:
         await play(plane, far, (b"\x05\x01\x00", b"\x05\x00"))
