@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 DEFAULT_BASE = 0x0100_0000
 
-#: ip rules we add have priorities in this range, in the order of the ladder below.
+#: ip rules we add have priorities in this range, in the order of the ladder below; where others
+#: stand before it, the ladder moves in front of them (``gateway.plan.routing``).
 PRIORITY_FIRST = 8800
 PRIORITY_LAST = 8899
 

@@ -17,7 +17,7 @@ from gateway.errors import ApplyError, CapabilityError
 from gateway.kernel import iptables, libnftables, sysctl
 from gateway.kernel.iptables_worker import Request, present_tables
 from gateway.kernel.privilege import Capability, has
-from gateway.marks import CHAIN_PREFIX, SET_PREFIX, TAG_PREFIX
+from gateway.marks import CHAIN_PREFIX, ROUTE_PROTOCOL, SET_PREFIX, TAG_PREFIX
 from gateway.plan.host import DefaultRoute, Feature, HostFacts, Interface
 from gateway.plan.model import Family
 from gateway.plan.xt import XtChain, XtExtension, XtOption, XtRule, XtTable
@@ -69,6 +69,7 @@ def probe_host(wanted: Literal["auto", "iptables", "nftables", "all"] = "all") -
             for family in _FAMILIES
             for message in netlink.get_default_routes(family=family, table=_RT_TABLE_MAIN)
         )
+        first_rule = _first_foreign_rule(netlink)
     features = {"ipv6": _ipv6()}
     if wanted != "iptables":
         features |= {name: _nft_feature(rule) for name, rule in _NFT_RULES.items()}
@@ -87,6 +88,7 @@ def probe_host(wanted: Literal["auto", "iptables", "nftables", "all"] = "all") -
         default_routes=default_routes,
         features=features,
         sysctls=sysctl.read_matching(sysctl.PLANNED),
+        first_rule=first_rule,
     )
 
 
@@ -120,6 +122,16 @@ def _default_route(message: Any, names: dict[int, str]) -> DefaultRoute:
         via=hop.get_attr("RTA_GATEWAY") or via.get("addr"),
         from_ra=message["proto"] == _RTPROT_RA,
     )
+
+
+def _first_foreign_rule(netlink: IPRoute) -> int | None:
+    priorities = (
+        rule.get_attr("FRA_PRIORITY")
+        for family in _FAMILIES
+        for rule in netlink.get_rules(family=family)
+        if rule.get_attr("FRA_PROTOCOL") != ROUTE_PROTOCOL
+    )
+    return min((priority for priority in priorities if priority), default=None)
 
 
 def _ipv6() -> Feature:

@@ -62,9 +62,9 @@ def _without_noise(lines: Sequence[str]) -> tuple[str, ...]:
     """Legacy tables without counters and comments; a table that says nothing is left out.
 
     The kernel registers a table when somebody first looks at it, and keeps it: an empty
-    one with its built-in chains at ACCEPT is the same as none.
+    one with its built-in chains at ACCEPT is the same as none, and their order means nothing.
     """
-    kept: list[str] = []
+    kept: list[list[str]] = []
     table: list[str] = []
     for line in lines:
         if line.startswith("*"):
@@ -76,5 +76,5 @@ def _without_noise(lines: Sequence[str]) -> tuple[str, ...]:
         elif line.startswith("-"):
             table.append(line)
         elif line == "COMMIT" and len(table) > 1:
-            kept += table
-    return tuple(kept)
+            kept.append(table)
+    return tuple(line for table in sorted(kept) for line in table)

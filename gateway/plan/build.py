@@ -53,7 +53,7 @@ def build_plan(
         backend=backend,
         chains=tuple(_for_families(chain, shape.families) for chain in planned),
         sets=_sets(policy, shape, planned),
-        ip_rules=routing.ip_rules(shape),
+        ip_rules=routing.ip_rules(shape, host),
         routes=routing.routes(shape),
         sysctls=routing.sysctls(config.lan, host),
         accept_input=accept,

@@ -41,13 +41,15 @@ class HostFacts:
 
     ``features`` by name: ``nftables``, ``nft-tproxy``, ``nft-socket``, ``iptables``
     (python-iptables works), ``iptables-tproxy``, ``ipset``, ``ipv6``. ``sysctls`` by
-    dotted name, only those that exist.
+    dotted name, only those that exist. ``first_rule``: the lowest priority among the ip rules
+    of others, those of priority 0 (the table ``local``) left out; None where there is none.
     """
 
     interfaces: tuple[Interface, ...] = ()
     default_routes: tuple[DefaultRoute, ...] = ()
     features: dict[str, Feature] = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
+    first_rule: int | None = None
 
     @property
     def addresses(self) -> frozenset[str]:

@@ -6,6 +6,7 @@ from gateway.config.schema import Lan
 from gateway.marks import (
     PRIORITY_DIVERT,
     PRIORITY_DIVERT_OWN,
+    PRIORITY_FIRST,
     PRIORITY_NOP,
     PRIORITY_VALIDATE,
     TABLE_TPROXY,
@@ -15,25 +16,37 @@ from gateway.plan.host import HostFacts
 from gateway.plan.model import IpRule, Route, Sysctl
 
 
-def ip_rules(shape: Shape) -> tuple[IpRule, ...]:
-    """The ladder, per family; see ``gateway.marks`` for why each rung is where it is."""
+def ip_rules(shape: Shape, host: HostFacts) -> tuple[IpRule, ...]:
+    """The ladder, per family; see ``gateway.marks`` for why each rung is where it is.
+
+    As a whole it stands in front of the rules of others: one that is added without a priority,
+    as wg-quick does it, gets the first place of all (``fib_default_rule_pref`` of
+    net/core/fib_rules.c), and would take diverted packets along into its tunnel.
+    """
     if not _needs_local_table(shape):
         return ()
     divert, own = shape.marks.divert, shape.marks.divert_own
+    down = _shift(host)
+    end = PRIORITY_NOP - down
     rules = []
     for family in shape.families:
         rules += [
-            IpRule(PRIORITY_VALIDATE, family, "goto", goto=PRIORITY_NOP, mark=divert, iif="lo"),
-            IpRule(PRIORITY_DIVERT, family, "lookup", table=TABLE_TPROXY, mark=divert),
+            IpRule(PRIORITY_VALIDATE - down, family, "goto", goto=end, mark=divert, iif="lo"),
+            IpRule(PRIORITY_DIVERT - down, family, "lookup", table=TABLE_TPROXY, mark=divert),
         ]
         if shape.own and shape.tproxy:
-            rules.append(
-                IpRule(
-                    PRIORITY_DIVERT_OWN, family, "lookup", table=TABLE_TPROXY, mark=own, iif="lo"
-                )
-            )
-        rules.append(IpRule(PRIORITY_NOP, family, "nop"))
+            priority = PRIORITY_DIVERT_OWN - down
+            rules.append(IpRule(priority, family, "lookup", table=TABLE_TPROXY, mark=own, iif="lo"))
+        rules.append(IpRule(end, family, "nop"))
     return tuple(rules)
+
+
+def _shift(host: HostFacts) -> int:
+    """By how much the ladder stands below its priorities, so that it ends before all others."""
+    if host.first_rule is None or host.first_rule > PRIORITY_NOP:
+        return 0
+    height = PRIORITY_NOP - PRIORITY_FIRST
+    return PRIORITY_FIRST - max(1, host.first_rule - height - 1)
 
 
 def routes(shape: Shape) -> tuple[Route, ...]:

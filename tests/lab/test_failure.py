@@ -18,6 +18,7 @@ from traffic import (
     upstream,
 )
 
+from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
 from gateway.lab.process import LabError, wait_until
@@ -49,13 +50,20 @@ def wait_direct(lab: Lab, machine: Machine) -> None:
     wait_until(direct, "the kernel to route on by itself")
 
 
+def kill_alone(lab: Lab, gateway: GatewayProcess) -> None:
+    """SIGKILL to the process that its owner knows; its workers must end by themselves."""
+    gateway.process.signal(signal.SIGKILL)
+    gateway.process.wait()
+    wait_until(lambda: not lab.router.listens("", DEFAULT_TCP_PORT), "the workers to end")
+
+
 def test_killed_and_closed_nothing_leaks(module_lab: Lab, backend: str, mode: str) -> None:
     """What rules proxy gets no packet out; what they send direct goes on working."""
     lab, desk = module_lab, module_lab.client("desk")
     config = proxying_web(lab, "closed")
     with running(lab, config, backend=backend, mode=mode) as gateway:
         assert_proxied(lab, desk)
-        gateway.kill()
+        kill_alone(lab, gateway)
         seen = Witness(lab.internet, *desk.spec.links[0].pair)
         for host in targets(lab, "web"):
             _, end = attempt(desk, host, 80, timeout_s=0.5)
@@ -74,7 +82,7 @@ def test_killed_and_open_the_kernel_routes_on(module_lab: Lab, backend: str, mod
     lab, desk = module_lab, module_lab.client("desk")
     with running(lab, proxying_web(lab, "open"), backend=backend, mode=mode) as gateway:
         assert_proxied(lab, desk)
-        gateway.kill()
+        kill_alone(lab, gateway)
         wait_direct(lab, desk)
         command(lab, "down", "--run-dir", str(gateway.run_dir))
 

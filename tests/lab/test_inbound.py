@@ -103,7 +103,9 @@ def test_running_out_of_descriptors_does_not_end_accepting(
 ) -> None:
     """What cannot be carried is reset and counted; once there is room, flows pass again."""
     desk, host = lab.client("desk"), target(lab, 4)
-    with running(lab, lab.config({"to": "home"}), backend=backend, mode=mode) as gateway:
+    config = lab.config({"to": "home"})
+    config["inbound"]["workers"] = 1  # the limit is set on the one process
+    with running(lab, config, backend=backend, mode=mode) as gateway:
         lab.router.run(["prlimit", f"--pid={gateway.pid}", "--nofile=64:64"])
         with ExitStack() as flood:
             for _ in range(100):

@@ -37,10 +37,11 @@ STORM = 50
 DESCRIPTORS = 300
 
 
-def diverting_itself(lab: Lab) -> dict[str, Any]:
+def diverting_itself(lab: Lab, workers: int = 1) -> dict[str, Any]:
     """Everything to ``home``, this machine's own traffic as well."""
     config = lab.config({"to": "home"})
     config["lan"]["this_machine"] = True
+    config["inbound"]["workers"] = workers
     return config
 
 
@@ -78,20 +79,28 @@ def test_the_bypass_mark_prevents_an_accept_storm(
         assert accepted(gateway) == 2
 
 
-def test_the_detector_ends_a_loop_by_itself(
-    module_lab: Lab, backend: str, mode: str, family: Family
-) -> None:
+def test_the_detector_ends_a_loop_by_itself(module_lab: Lab, backend: str, mode: str) -> None:
     """Unmarked but detected: the gateway's own connection is closed, counted, and named."""
-    lab, host = module_lab, target(module_lab, family)
-    program = (*NAIVE, "--detect-loops")
+    lab, program = module_lab, (*NAIVE, "--detect-loops")
     with running(
         lab, diverting_itself(lab), backend=backend, mode=mode, program=program
     ) as gateway:
-        assert reset_flow(gateway, lab.router, host)["close_reason"] == "upstream-reset"
+        for host in targets(lab, "web"):
+            assert reset_flow(gateway, lab.router, host)["close_reason"] == "upstream-reset"
         counters = gateway.counters()
-        assert (counters["flows_accepted"], counters["closed_loop"]) == (2, 1)
-        reasons = {flow["close_reason"]: flow["detail"] for flow in gateway.flows()}
-        assert "diverted" in reasons["loop"]
+        assert (counters["flows_accepted"], counters["closed_loop"]) == (4, 2)
+        details = [f["detail"] for f in gateway.flows() if f["close_reason"] == "loop"]
+        assert all("diverted" in detail for detail in details)
+
+
+def test_the_detector_ends_a_loop_through_several_workers(module_lab: Lab, mode: str) -> None:
+    """Each knows its own connections only; the loop ends when it comes back to one it knows."""
+    lab, program = module_lab, (*NAIVE, "--detect-loops")
+    with running(lab, diverting_itself(lab, workers=2), mode=mode, program=program) as gateway:
+        reset_flow(gateway, lab.router, target(lab, 4))
+        counters = gateway.counters()
+        assert counters["closed_loop"] >= 1
+        assert counters["flows_accepted"] <= STORM
 
 
 # --- the `device` strategy --------------------------------------------------------------------
@@ -197,6 +206,7 @@ def test_an_upstream_in_the_lan_is_not_sent_to_itself(lab: Lab, backend: str, mo
     upstreams.microsocks(desk, server, lab.directory)
     outbounds = {"desk": {"type": "socks5", "server": server.addresses.ipv4}}
     config = lab.config({"to": "desk"}, outbounds=outbounds)
+    config["inbound"]["workers"] = 1
     with running(lab, config, backend=backend, mode=mode) as gateway:
         assert peer_seen(kid, target(lab, 4)) == server.addresses.ipv4
         assert accepted(gateway) == 1

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import signal
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from threading import Event
 from typing import Any
 
 import pytest
 from traffic import (
     FAMILIES,
-    Family,
     address,
     dial,
     listen,
@@ -61,75 +62,80 @@ def test_flows_outlive_a_reload_and_new_ones_obey_it(
         else:
             gateway.process.signal(signal.SIGHUP)
             wait_until(lambda: any(" reloaded " in line for line in gateway.log), "the reload")
-        for family in FAMILIES:
-            assert peer_seen(desk, target(lab, family)) in upstream(lab, "work")
+        assert_new_flows_by(lab, "work")
         head, _, body = received.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         body += read(download, SIZE - len(body))
         assert hashlib.sha256(body).hexdigest() == http_server.digest(SIZE)
-        echoes(idle)
+        echoes([idle])
         assert {flow["outbound"] for flow in gateway.flows(0)} == {"home"}
 
 
-def test_flows_outlive_their_listener(
-    module_lab: Lab, backend: str, mode: str, family: Family
-) -> None:
+def test_flows_outlive_their_listener(module_lab: Lab, backend: str, mode: str) -> None:
     """After `inbound.port` changed, old flows go on and new ones pass by the other port."""
-    lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, family)
+    lab = module_lab
     inbound = {"backend": backend, "tcp": mode}
-    with (
-        running(lab, config(lab, "home", **inbound)) as gateway,
-        dial(desk, host, serve.ECHO_PORT) as old,
-    ):
-        echoes(old)
+    with running(lab, config(lab, "home", **inbound)) as gateway, dialled(lab) as old:
         gateway.reload(config(lab, "work", **inbound, port=OTHER_PORT))
-        assert peer_seen(desk, host) in upstream(lab, "work")
+        assert_new_flows_by(lab, "work")
         wait_until(lambda: not lab.router.listens("", DEFAULT_TCP_PORT), "the old port to close")
         echoes(old)
-        assert [flow["outbound"] for flow in gateway.flows(0)] == ["home"]
+        assert [flow["outbound"] for flow in gateway.flows(0)] == ["home", "home"]
 
 
-def test_flows_outlive_a_change_of_the_firewall(module_lab: Lab, mode: str, family: Family) -> None:
+def test_flows_outlive_a_change_of_the_firewall(module_lab: Lab, mode: str) -> None:
     """`inbound.backend` may change under them; the old one's rules are gone."""
-    lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, family)
+    lab = module_lab
     with (
         running(lab, config(lab, "home", backend="nftables", tcp=mode)) as gateway,
-        dial(desk, host, serve.ECHO_PORT) as old,
+        dialled(lab) as old,
     ):
-        echoes(old)
         gateway.reload(config(lab, "work", backend="iptables", tcp=mode))
         assert "table inet gateway" not in lab.router.run(["nft", "list", "ruleset"]).stdout
-        assert peer_seen(desk, host) in upstream(lab, "work")
+        assert_new_flows_by(lab, "work")
         echoes(old)
 
 
-def echoes(client: socket.socket) -> None:
-    """Whether the flow still carries bytes both ways."""
-    client.sendall(b"awake")
-    assert read(client, 5) == b"awake"
-
-
-def test_a_flow_keeps_the_way_it_was_given(
-    module_lab: Lab, backend: str, mode: str, family: Family
-) -> None:
+def test_a_flow_keeps_the_way_it_was_given(module_lab: Lab, backend: str, mode: str) -> None:
     """One that the kernel routes is not taken over, nor is a relayed one let go."""
-    lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, family)
+    lab, desk = module_lab, module_lab.client("desk")
     inbound = {"backend": backend, "tcp": mode}
-    with (
-        running(lab, config(lab, "direct", **inbound)) as gateway,
-        dial(desk, host, serve.ECHO_PORT) as routed,
-    ):
-        echoes(routed)
+    with running(lab, config(lab, "direct", **inbound)) as gateway, dialled(lab) as routed:
         gateway.reload(config(lab, "home", **inbound))
-        assert peer_seen(desk, host) in upstream(lab, "home")
+        assert_new_flows_by(lab, "home")
         echoes(routed)
-        assert gateway.counters()["flows_accepted"] == 1
-        with dial(desk, host, serve.ECHO_PORT) as relayed:
-            echoes(relayed)
+        assert gateway.counters()["flows_accepted"] == len(FAMILIES)
+        with dialled(lab) as relayed:
             gateway.reload(config(lab, "direct", **inbound))
-            assert peer_seen(desk, host) == address(desk, family)
+            for family in FAMILIES:
+                assert peer_seen(desk, target(lab, family)) == address(desk, family)
             echoes(relayed)
             echoes(routed)
+
+
+@contextmanager
+def dialled(lab: Lab) -> Iterator[list[socket.socket]]:
+    """A flow of each family, with bytes relayed already, to the echo server."""
+    with ExitStack() as stack:
+        flows = [
+            stack.enter_context(dial(lab.client("desk"), target(lab, family), serve.ECHO_PORT))
+            for family in FAMILIES
+        ]
+        echoes(flows)
+        yield flows
+
+
+def echoes(flows: list[socket.socket]) -> None:
+    """Each flow still carries bytes both ways."""
+    for flow in flows:
+        flow.sendall(b"awake")
+        assert read(flow, 5) == b"awake"
+
+
+def assert_new_flows_by(lab: Lab, outbound: str) -> None:
+    """New flows of both families take that SOCKS server."""
+    for family in FAMILIES:
+        assert peer_seen(lab.client("desk"), target(lab, family)) in upstream(lab, outbound)
 
 
 def test_a_refused_reload_changes_nothing(module_lab: Lab, backend: str, mode: str) -> None:
@@ -169,7 +175,7 @@ def test_no_connection_is_lost_under_reloads(module_lab: Lab, backend: str, mode
         while not over.is_set():
             for family in FAMILIES:
                 with dial(desk, target(lab, family), serve.ECHO_PORT) as client:
-                    echoes(client)
+                    echoes([client])
             rounds += 1
         return rounds
 

@@ -154,6 +154,16 @@ def test_preserved_sources_need_policy_routing_even_with_redirect() -> None:
     assert {route.table for route in plan.routes} == {8801}
 
 
+@pytest.mark.parametrize(
+    ("foreign", "first"), [(None, 8800), (32766, 8800), (8810, 8800), (8809, 8799), (5210, 5200)]
+)
+def test_ladder_stands_before_the_rules_of_others(foreign: int | None, first: int) -> None:
+    host = replace(ROUTER, first_rule=foreign)
+    rules = replace(SCENARIOS["own"], host=host).plan(Backend.NFTABLES).ip_rules
+    assert sorted({rule.priority - first for rule in rules}) == [0, 1, 2, 9]
+    assert {rule.goto for rule in rules if rule.action == "goto"} == {first + 9}
+
+
 def test_own_mark_has_a_rule_only_with_this_machine() -> None:
     assert 8802 not in {rule.priority for rule in _plan("lan").ip_rules}
     assert 8802 in {rule.priority for rule in _plan("own").ip_rules}
