@@ -38,8 +38,9 @@ DESCRIPTORS = 300
 
 
 def diverting_itself(lab: Lab, workers: int = 1) -> dict[str, Any]:
-    """Everything to ``home``, this machine's own traffic as well."""
-    config = lab.config({"to": "home"})
+    """Everything to ``home``, this machine's own traffic as well; one connection a flow."""
+    outbounds = {"home": lab.socks("home") | {"handshake": "strict"}}
+    config = lab.config({"to": "home"}, outbounds=outbounds)
     config["lan"]["this_machine"] = True
     config["inbound"]["workers"] = workers
     return config
