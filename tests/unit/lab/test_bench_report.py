@@ -79,7 +79,7 @@ def test_a_candidate_that_is_always_n_times_as_fast_has_that_ratio(
 
 
 class FakeRig:
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, _wan_delay_ms: float) -> None:
         self.candidate = candidate
 
     def __enter__(self) -> FakeRig:
@@ -139,7 +139,7 @@ def test_a_peer_that_fails_is_reported_and_the_rest_is_measured() -> None:
 
 def test_a_gateway_that_does_not_come_up_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def broken(_: Candidate) -> Iterator[None]:
+    def broken(_: Candidate, _wan_delay_ms: float) -> Iterator[None]:
         raise LabError("no")
         yield
 
