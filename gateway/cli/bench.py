@@ -18,6 +18,8 @@ from gateway.errors import GatewayError
 if TYPE_CHECKING:
     from gateway.lab.bench.suite import Sizes, Suite
 
+LOG_COLUMNS = 160
+
 
 @click.group()
 def bench() -> None:
@@ -150,7 +152,11 @@ def _measure(suite: Suite, sizes: Sizes, as_json: bool, output: Path | None) -> 
     if as_json:
         print_json(report.to_json())
     else:
-        Console().print(render(report))
+        console = Console()
+        # Rich takes 80 columns where there is no terminal, which would break every cell.
+        if not console.is_terminal:
+            console.width = LOG_COLUMNS
+        console.print(render(report))
 
 
 def _progress() -> Progress:

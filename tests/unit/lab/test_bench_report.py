@@ -174,6 +174,18 @@ def test_the_table_shows_medians_ratios_and_failures() -> None:
     assert lines[-1] == "failed: stuck: bulk: nothing moves"
 
 
+def test_a_table_without_room_breaks_cells_and_loses_nothing() -> None:
+    names = ("gateway", *(f"candidate {number}" for number in range(5)))
+    out = StringIO()
+    Console(file=out, width=70).print(table.render(run(*names)))
+    text = out.getvalue()
+    assert "…" not in text
+    for metric in (RATE, CPU):
+        assert f"\n{metric.title} " in text
+        assert f" {metric.unit} " in text
+    assert text.count("1.00x") == 2 * len(names)
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0, "0"), (0.4251, "0.43"), (7.215, "7.21"), (58.04, "58.0"), (6604.3, "6604")],
