@@ -16,11 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from gateway.lab import upstreams
+from gateway.lab import delay, upstreams
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess
 from gateway.lab.machine import Machine
 from gateway.lab.namespaces import FILES, PREFIX, ip, listed, remove, require_root
 from gateway.lab.process import Process
+from gateway.lab.topology import Machine as MachineSpec
 from gateway.lab.topology import Topology
 
 _serial = itertools.count()
@@ -41,10 +42,13 @@ class Lab:
     """A context manager: built on entry, gone without a trace on exit.
 
     ``keep`` names it so that no sweep removes it: an owner that ends without leaving the
-    context leaves it up, until ``Lab.remove_kept``.
+    context leaves it up, until ``Lab.remove_kept``. ``wan_delay_ms`` is what the cable between
+    router and internet delays each packet by, both ways: half of a round trip.
     """
 
-    def __init__(self, topology: Topology | None = None, *, keep: bool = False) -> None:
+    def __init__(
+        self, topology: Topology | None = None, *, keep: bool = False, wan_delay_ms: float = 0
+    ) -> None:
         self.topology = topology or Topology.load()
         owner = "keep" if keep else f"{os.getpid()}-{next(_serial)}"
         self._stem = f"{PREFIX}-{owner}-"
@@ -53,6 +57,8 @@ class Lab:
             name: Machine(spec, self._stem + name, self.directory)
             for name, spec in self.topology.machines.items()
         }
+        self._wan_delay_ms = wan_delay_ms
+        self._delay = Machine(MachineSpec("delay", (), ()), self._stem + "delay", self.directory)
         self._gateways = itertools.count()
         self.embedded: Process | None = None
 
@@ -82,10 +88,14 @@ class Lab:
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(mode=0o755)
         machines = self.machines.values()
+        if self._wan_delay_ms:
+            ip([f"netns add {self._delay.namespace}"])
         ip(f"netns add {machine.namespace}" for machine in machines)
         for machine in machines:
             machine.run(["sysctl", "-q", "-w", *_SYSCTLS])
         ip(self._cables())
+        if self._wan_delay_ms:
+            self._start_delay()
         for machine in machines:
             ip(self._addresses(machine), machine.namespace)
         for machine in machines:
@@ -97,7 +107,20 @@ class Lab:
             (left, right) = (
                 f"name {link.name} netns {self._stem}{machine.name}" for machine, link in ends
             )
-            yield f"link add {left} type veth peer {right}"
+            if network == "wan" and self._wan_delay_ms:
+                for end, port in zip((left, right), delay.PORTS, strict=True):
+                    inner = f"name {port} netns {self._delay.namespace}"
+                    yield f"link add {end} type veth peer {inner}"
+            else:
+                yield f"link add {left} type veth peer {right}"
+
+    def _start_delay(self) -> None:
+        # Without a link-local address a port says nothing of its own.
+        ports = (f"link set {port} addrgenmode none up" for port in delay.PORTS)
+        ip(ports, self._delay.namespace)
+        command = [sys.executable, "-m", "gateway.lab.delay", str(self._wan_delay_ms)]
+        process = self._delay.start("cable", command, ENVIRONMENT)
+        process.wait_until(lambda: delay.READY in process.log, "the cable to be joined")
 
     def _addresses(self, machine: Machine) -> Iterable[str]:
         yield "link set lo up"
@@ -114,7 +137,8 @@ class Lab:
     def close(self) -> None:
         """End its processes, remove its namespaces and files."""
         present = listed()
-        for machine in self.machines.values():
+        # The delay first: it ends with an error where its interfaces go away before it.
+        for machine in (self._delay, *self.machines.values()):
             if machine.namespace in present:
                 machine.stop_all()
                 ip([f"netns del {machine.namespace}"])

@@ -19,11 +19,13 @@ OF_PROCESSES = {
     *(f"{kind}{flows}_cpu" for kind in ("download", "upload") for flows in (1, 8)),
 }
 METRICS = 15
+#: Other peers may fail in ways of their own.
+PEERS = {"redsocks", "sing-box"} & {peer.name for peer in peers.installed()}
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        gateway_command("bench", "tcp", *arguments),
+        gateway_command("bench", *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -38,14 +40,13 @@ def labs_of(owner: int) -> list[str]:
 def test_every_cell_has_a_number(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     sizes = ["--quick", "--seconds", "0.3", "--idle-flows", "50"]
-    bench = start(*sizes, "--redirect", "--json", "--output", str(path))
+    bench = start("tcp", *sizes, "--redirect", "--json", "--output", str(path))
     output, errors = bench.communicate(timeout=120)
     assert bench.returncode == 0, errors
     report = json.loads(output)
     assert report == json.loads(path.read_text())
     assert len(report["rows"]) == METRICS
-    # Other peers may fail in ways of their own.
-    required = CANDIDATES | ({"redsocks", "sing-box"} & {p.name for p in peers.installed()})
+    required = CANDIDATES | PEERS
     for row in report["rows"]:
         expected = required - {"forwarding"} if row["metric"] in OF_PROCESSES else required
         assert set(row["candidates"]) >= expected, (row["metric"], report["failures"])
@@ -54,8 +55,26 @@ def test_every_cell_has_a_number(tmp_path: Path) -> None:
     assert not labs_of(bench.pid)
 
 
+def test_every_latency_has_a_number() -> None:
+    bench = start("latency", "--quick", "--json")
+    output, errors = bench.communicate(timeout=120)
+    assert bench.returncode == 0, errors
+    report = json.loads(output)
+    rows = {row["metric"]: row["candidates"] for row in report["rows"]}
+    assert len(rows) == 5
+    required = {"forwarding", "gateway", "gateway (strict)", "gateway (pipelined)"} | PEERS
+    for metric, candidates in rows.items():
+        assert set(candidates) >= required, (metric, report["failures"])
+        if metric != "connections_failed":
+            assert all(cell["median"] > 0 for cell in candidates.values())
+    assert min(cell["median"] for cell in rows["link_round_trip"].values()) >= 50
+    # One to connect, one to ask: no machine is so fast that it saves one.
+    assert rows["first_byte_p50"]["forwarding"]["median"] >= 2 * 50
+    assert not labs_of(bench.pid)
+
+
 def test_an_interrupt_leaves_nothing() -> None:
-    bench = start()
+    bench = start("tcp")
     wait_until(lambda: len(labs_of(bench.pid)) > 4, "a second lab to be made")
     bench.send_signal(signal.SIGINT)
     _, errors = bench.communicate(timeout=60)

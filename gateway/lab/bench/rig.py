@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,11 @@ from gateway.lab.process import LabError, Process, wait_until
 #: The SOCKS5 server, and the host that clients ask for, by their names in the topology.
 UPSTREAM: Final = "home"
 TARGET: Final = "web"
+
+#: Before each window: TCP's buffers grow to their size, and all clients get under way (seconds).
+WARM_UP_S: Final = 0.25
+START_TIMEOUT_S: Final = 30.0
+PINGS: Final = 9
 
 Kind = Literal["download", "upload", "exchange", "idle"]
 
@@ -51,17 +58,25 @@ def forwarding() -> Candidate:
     return Candidate("forwarding", start)
 
 
-def this_gateway(mode: Literal["tproxy", "redirect"]) -> Candidate:
-    """The gateway itself. It logs what is wrong and no more, as its peers do."""
+def this_gateway(
+    mode: Literal["tproxy", "redirect"] = "tproxy",
+    handshake: Literal["auto", "pipelined", "strict"] = "auto",
+) -> Candidate:
+    """The gateway itself, named after what differs from the defaults.
+
+    It logs what is wrong and no more, as its peers do.
+    """
 
     def start(lab: Lab) -> Process:
+        outbound = {**lab.socks(UPSTREAM), "handshake": handshake}
         config = {
-            **lab.config({"to": UPSTREAM}, outbounds={UPSTREAM: lab.socks(UPSTREAM)}),
+            **lab.config({"to": UPSTREAM}, outbounds={UPSTREAM: outbound}),
             "log": {"level": "warning"},
         }
         return lab.start_gateway(config, mode=mode).process
 
-    return Candidate("gateway" if mode == "tproxy" else f"gateway ({mode})", start)
+    differs = [choice for choice in (mode, handshake) if choice not in ("tproxy", "auto")]
+    return Candidate(f"gateway ({', '.join(differs)})" if differs else "gateway", start)
 
 
 def other(peer: Peer) -> Candidate:
@@ -113,6 +128,20 @@ class Clients:
             counts["exchanges"],
         )
 
+    def window(self, seconds: float) -> tuple[Sample, Sample]:
+        """Two samples in full swing, so far apart. Raises ``LabError`` where nothing moves."""
+        start = self.sample()
+        self.process.wait_until(
+            lambda: self.sample().work > start.work, "the first bytes", START_TIMEOUT_S
+        )
+        time.sleep(WARM_UP_S)
+        first = self.sample()
+        time.sleep(seconds)
+        last = self.sample()
+        if last.work == first.work:
+            raise LabError("nothing moves")
+        return first, last
+
     def first_bytes_s(self) -> list[float]:
         """End them, and return the times to first byte of their exchanges, in order."""
         self.process.stop()
@@ -123,9 +152,10 @@ class Clients:
 class Rig:
     """A context manager: a candidate that is up, until the end."""
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, wan_delay_ms: float = 0) -> None:
+        """``wan_delay_ms``: as of ``Lab``."""
         self.candidate = candidate
-        self._lab = Lab()
+        self._lab = Lab(wan_delay_ms=wan_delay_ms)
         self._runs = itertools.count()
         self.process: Process | None = None
         self.counters: Counters
@@ -187,6 +217,13 @@ class Rig:
         past = "direct" if self.process is not None else "socks"
         if self.counters.read()[past] != before[past]:
             raise LabError(f"{self.candidate.name}: connections went past it")
+
+    def round_trip_s(self) -> float:
+        """From the router to the SOCKS server and back: the median of a few pings."""
+        server = self._lab.topology.upstreams[UPSTREAM].addresses.ipv4
+        command = ["ping", "-n", "-c", str(PINGS), "-i", "0.02", server]
+        times_ms = re.findall(r"time=([0-9.]+) ms", self._lab.router.run(command).stdout)
+        return statistics.median(map(float, times_ms)) / 1e3
 
     def cpu_s(self) -> float:
         """CPU that the candidate has used (seconds); 0 for the kernel alone."""

@@ -63,7 +63,7 @@ def run(suite: Suite, sizes: Sizes, progress: Progress) -> Report:
         for candidate in suite.candidates:
             progress(f"starting {candidate.name}", 0)
             try:
-                rigs.append(stack.enter_context(Rig(candidate)))
+                rigs.append(stack.enter_context(Rig(candidate, suite.wan_delay_ms)))
             except LabError as error:
                 if candidate.name.startswith(BASELINE):
                     raise

@@ -38,11 +38,12 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """``gateway bench NAME``."""
+    """``gateway bench NAME``; ``wan_delay_ms`` as of ``Lab``."""
 
     name: str
     candidates: tuple[Candidate, ...]
     scenarios: tuple[Scenario, ...]
+    wan_delay_ms: float = 0
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -14,10 +14,11 @@ def render(report: Report) -> RenderableType:
     """A row for each metric, a column for each candidate, and what the numbers mean below."""
     summary = report.summary
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    table.add_column("")
+    # Where it is too wide, cells may break; what they are about may not.
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for name in summary.candidates:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for row in summary.rows:
         cells = [_cell(row.cells.get(name)) for name in summary.candidates]
         table.add_row(row.metric.title, Text(row.metric.unit, style="dim"), *cells)

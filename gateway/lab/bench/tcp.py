@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Final, Literal
 
 from gateway.lab import peers
 from gateway.lab.bench.metric import Metric
-from gateway.lab.bench.rig import Clients, Rig, Sample, forwarding, other, this_gateway
+from gateway.lab.bench.rig import (
+    START_TIMEOUT_S,
+    Clients,
+    Rig,
+    forwarding,
+    other,
+    this_gateway,
+)
 from gateway.lab.bench.suite import Scenario, Sizes, Suite
-from gateway.lab.process import LabError
 
 CONCURRENCY: Final = 50
-#: Before each window: TCP's buffers grow to their size, and all clients get under way (seconds).
-WARM_UP_S: Final = 0.25
-START_TIMEOUT_S: Final = 30.0
 
 
 def suite(*, redirect: bool) -> Suite:
     """All that this machine can compare; ``redirect``: this gateway in that mode, too."""
-    candidates = [forwarding(), this_gateway("tproxy")]
+    candidates = [forwarding(), this_gateway()]
     if redirect:
         candidates.append(this_gateway("redirect"))
     candidates += [other(peer) for peer in peers.installed()]
@@ -41,26 +43,11 @@ def suite(*, redirect: bool) -> Suite:
     )
 
 
-def _window(clients: Clients, seconds: float) -> tuple[Sample, Sample]:
-    """Two samples of clients in full swing, ``seconds`` apart."""
-    start = clients.sample()
-    clients.process.wait_until(
-        lambda: clients.sample().work > start.work, "the first bytes", START_TIMEOUT_S
-    )
-    time.sleep(WARM_UP_S)
-    first = clients.sample()
-    time.sleep(seconds)
-    last = clients.sample()
-    if last.work == first.work:
-        raise LabError("nothing moves")
-    return first, last
-
-
 def _measure_bulk(
     kind: Literal["download", "upload"], flows: int, rig: Rig, sizes: Sizes
 ) -> dict[str, float]:
     with rig.clients(kind, flows) as clients:
-        first, last = _window(clients, sizes.seconds)
+        first, last = clients.window(sizes.seconds)
     gigabytes = (last.received - first.received) / 1e9
     values = {f"{kind}{flows}_rate": gigabytes * 8 / (last.time_s - first.time_s)}
     if rig.process is not None:
@@ -82,7 +69,7 @@ def _bulk(kind: Literal["download", "upload"], flows: int) -> Scenario:
 
 def _measure_exchange(rig: Rig, sizes: Sizes) -> dict[str, float]:
     with rig.clients("exchange", CONCURRENCY) as clients:
-        first, last = _window(clients, sizes.seconds)
+        first, last = clients.window(sizes.seconds)
         times_s = clients.first_bytes_s()[first.exchanges : last.exchanges]
     exchanges = last.exchanges - first.exchanges
     percentiles = statistics.quantiles(times_s, n=100)

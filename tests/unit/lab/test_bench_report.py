@@ -79,7 +79,7 @@ def test_a_candidate_that_is_always_n_times_as_fast_has_that_ratio(
 
 
 class FakeRig:
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, _wan_delay_ms: float) -> None:
         self.candidate = candidate
 
     def __enter__(self) -> FakeRig:
@@ -139,7 +139,7 @@ def test_a_peer_that_fails_is_reported_and_the_rest_is_measured() -> None:
 
 def test_a_gateway_that_does_not_come_up_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def broken(_: Candidate) -> Iterator[None]:
+    def broken(_: Candidate, _wan_delay_ms: float) -> Iterator[None]:
         raise LabError("no")
         yield
 
@@ -172,6 +172,18 @@ def test_the_table_shows_medians_ratios_and_failures() -> None:
         ["bulk", "Gbit/s", "2.00", "±0%", "1.00x", "2.00", "±0%", "1.00x", "-"]
     ]
     assert lines[-1] == "failed: stuck: bulk: nothing moves"
+
+
+def test_a_table_without_room_breaks_cells_and_loses_nothing() -> None:
+    names = ("gateway", *(f"candidate {number}" for number in range(5)))
+    out = StringIO()
+    Console(file=out, width=70).print(table.render(run(*names)))
+    text = out.getvalue()
+    assert "…" not in text
+    for metric in (RATE, CPU):
+        assert f"\n{metric.title} " in text
+        assert f" {metric.unit} " in text
+    assert text.count("1.00x") == 2 * len(names)
 
 
 @pytest.mark.parametrize(
