@@ -87,10 +87,10 @@ def test_killed_and_open_the_kernel_routes_on(module_lab: Lab, backend: str, mod
         command(lab, "down", "--run-dir", str(gateway.run_dir))
 
 
-def test_frozen_and_open_the_kernel_routes_on(module_lab: Lab, backend: str, mode: str) -> None:
+def test_frozen_and_open_the_kernel_routes_on(module_lab: Lab, backend: str) -> None:
     """A gateway that stands still counts as dead, until it moves again."""
     lab, desk = module_lab, module_lab.client("desk")
-    with running(lab, proxying_web(lab, "open"), backend=backend, mode=mode) as gateway:
+    with running(lab, proxying_web(lab, "open"), backend=backend) as gateway:
         assert_proxied(lab, desk)
         gateway.process.signal(signal.SIGSTOP)
         try:
@@ -102,14 +102,14 @@ def test_frozen_and_open_the_kernel_routes_on(module_lab: Lab, backend: str, mod
 
 
 @pytest.mark.parametrize("wrong", ["port", "config"])
-def test_a_failed_start_leaves_nothing(lab: Lab, backend: str, mode: str, wrong: str) -> None:
+def test_a_failed_start_leaves_nothing(lab: Lab, mode: str, wrong: str) -> None:
     """It ends with one sentence and a cure, not with a traceback."""
     before = lab.router.snapshot()
     config = proxying_web(lab, "closed")
     if wrong == "config":
         config["rules"][0]["to"] = "hom"
     with listen(lab.router, "::1", DEFAULT_TCP_PORT):
-        gateway = lab.start_gateway(config, backend=backend, mode=mode, wait=False)
+        gateway = lab.start_gateway(config, mode=mode, wait=False)
         status = gateway.process.wait()
     said = "\n".join(gateway.log)
     assert status == (2 if wrong == "config" else 1)
