@@ -189,6 +189,13 @@ class Socks5Outbound(_Egress):
             " for each answer; `auto` tries it with one flow, without losing it, and remembers"
         ),
     )
+    pool: Literal["auto", "off"] = Field(
+        default="auto",
+        description=(
+            "`auto` keeps connections ready for the flows to come, as many as lately came while"
+            " one was made ready, where that takes 5 ms or more; none while there are no flows"
+        ),
+    )
 
 
 class DirectOutbound(_Egress):

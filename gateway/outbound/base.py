@@ -55,6 +55,9 @@ class Outbound(Protocol):
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to open a leg for a flow. None: it failed at once, ``failed`` was called."""
 
+    def close(self) -> None:
+        """Give up what no flow uses: none will be opened. Legs that are being opened go on."""
+
 
 def failure_of(error: OSError) -> UpstreamFailure:
     """What an error of connect(2), send(2) or recv(2) means to the client."""
