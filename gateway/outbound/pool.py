@@ -112,20 +112,22 @@ class Pool:
         ``otherwise`` is also what a connection is replaced by that turns out to be dead
         before the server has said anything of the request: nobody notices.
         """
-        self._demand.flow(time.monotonic())
+        now = time.monotonic()
+        self._demand.flow(now)
         if self._ready:
             warm = self._ready.pop()
             del self._opened[warm]
             leg = warm.carry(target, requester, otherwise)
         else:
             leg = otherwise()
-        self._fill()
+        self._fill(now)
         return leg
 
     def measured(self, took_s: float) -> None:
         """Learn how long the server took to accept a connection."""
-        self._demand.took(took_s, time.monotonic())
-        self._fill()
+        now = time.monotonic()
+        self._demand.took(took_s, now)
+        self._fill(now)
 
     def close(self) -> None:
         """Close what no flow has taken, for good."""
@@ -137,8 +139,7 @@ class Pool:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _fill(self) -> None:
-        now = time.monotonic()
+    def _fill(self, now: float) -> None:
         while not self._closed and len(self._opened) < self._demand.size(now):
             warm = _Warm(self._lose)
             self._opened[warm] = now
