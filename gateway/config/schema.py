@@ -185,8 +185,9 @@ class Socks5Outbound(_Egress):
     handshake: Literal["auto", "pipelined", "strict"] = Field(
         default="auto",
         description=(
-            "`pipelined` sends the whole handshake at once, a round trip sooner; `strict` waits"
-            " for each answer; `auto` tries it with one flow, without losing it, and remembers"
+            "`pipelined` sends the whole handshake at once, a round trip sooner, and what the"
+            " client has said already right behind, another one sooner; `strict` waits for each"
+            " answer; `auto` tries the handshake with one flow, without losing it, and remembers"
         ),
     )
     pool: Literal["auto", "off"] = Field(

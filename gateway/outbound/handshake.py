@@ -22,11 +22,12 @@ OnAccepted = Callable[[float], None]
 class Socks5Attempt(ConnectAttempt):
     """Connect, then the handshake; without a target it waits for ``ask`` before the request.
 
-    What is sent is a few dozen bytes into an empty send buffer, so a short write
-    cannot happen on a socket that works.
+    What it sends itself is a few dozen bytes into an empty send buffer, so a short write
+    cannot cut it on a socket that works. ``eager``: the client's first bytes go right
+    behind the request, as far as they fit.
     """
 
-    __slots__ = ("_handshake", "_on_accepted", "_started")
+    __slots__ = ("_eager", "_handshake", "_on_accepted", "_sent", "_started")
 
     def __init__(
         self,
@@ -36,10 +37,14 @@ class Socks5Attempt(ConnectAttempt):
         server: Endpoint,
         handshake: ClientHandshake,
         on_accepted: OnAccepted | None,
+        *,
+        eager: bool,
     ) -> None:
         super().__init__(reactor, requester, sock, server)
         self._handshake = handshake
         self._on_accepted = on_accepted
+        self._eager = eager
+        self._sent = 0
         self._started = time.monotonic()
 
     @property
@@ -53,10 +58,19 @@ class Socks5Attempt(ConnectAttempt):
         Raises ``OSError`` where the connection has failed, ``ValueError`` as
         ``encode_address`` does.
         """
-        self._sock.send(self._handshake.request(target))
+        self._request(self._handshake.request(target))
+
+    def _request(self, data: bytes) -> None:
+        """Send what ends with the request, and what may follow it."""
+        first = self._requester.first_bytes() if self._eager else b""
+        self._sent = max(0, self._sock.send(data + first) - len(data))
 
     def _on_connected(self) -> None:
-        self._sock.send(self._handshake.opening())
+        opening = self._handshake.opening()
+        if self._handshake.asked:
+            self._request(opening)
+        else:
+            self._sock.send(opening)
 
     def _on_readable(self) -> None:
         while True:
@@ -76,7 +90,7 @@ class Socks5Attempt(ConnectAttempt):
                 self._on_accepted(time.monotonic() - self._started)
                 self._on_accepted = None
             if self._handshake.established:
-                self._succeed(self._handshake.surplus)
+                self._requester.connected(self._sock, self._handshake.surplus, self._sent)
                 return
             if len(data) < _READ_BYTES and not self._hung_up:
                 return  # drained: what comes next has an edge of its own

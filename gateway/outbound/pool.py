@@ -48,13 +48,13 @@ class _Warm:
     def carry(self, target: Endpoint, requester: Requester, otherwise: Otherwise) -> Attempt | None:
         """Become a flow's leg."""
         assert self._attempt is not None
+        self._requester = requester
+        self._otherwise = otherwise
         try:
             self._attempt.ask(target)
         except OSError:  # it has died, and the edge that tells is not served yet
             self.cancel()
             return otherwise()
-        self._requester = requester
-        self._otherwise = otherwise
         return self
 
     @property
@@ -71,11 +71,16 @@ class _Warm:
                 attempt.cancel()
         self._attempt = self._replacement = None
 
-    def connected(self, upstream: socket.socket, surplus: bytes) -> None:
+    def first_bytes(self) -> bytes:
+        """The flow's."""
+        assert self._requester is not None
+        return self._requester.first_bytes()
+
+    def connected(self, upstream: socket.socket, surplus: bytes, sent: int = 0) -> None:
         """The server has granted the request."""
         assert self._requester is not None
         self._attempt = None
-        self._requester.connected(upstream, surplus)
+        self._requester.connected(upstream, surplus, sent)
 
     def failed(self, failure: UpstreamFailure, detail: str) -> None:
         """The flow's answer, if the server gave one; else the connection had gone stale."""

@@ -72,4 +72,12 @@ class Socks5Outbound:
         sock = open_socket(self.factory, self.server, self.options, requester)
         if sock is None:
             return None
-        return Socks5Attempt(self.reactor, requester, sock, self.server, handshake, on_accepted)
+        return Socks5Attempt(
+            self.reactor,
+            requester,
+            sock,
+            self.server,
+            handshake,
+            on_accepted,
+            eager=self.handshake == "pipelined",
+        )

@@ -137,6 +137,11 @@ class ClientHandshake:
         return self._state not in (_State.METHOD, _State.AUTH)
 
     @property
+    def asked(self) -> bool:
+        """Whether ``opening`` has the request in it."""
+        return self._pipelined and bool(self._request)
+
+    @property
     def replied(self) -> bool:
         """Whether the server has said anything of the request."""
         return self.established or (self._state is _State.REPLY and bool(self._buffer))

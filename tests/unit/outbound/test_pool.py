@@ -32,10 +32,12 @@ LOGIN_DIALOGUE = (
 class Rig:
     """A pooled outbound, and its server, which the test plays."""
 
-    def __init__(self, plane, new_requester, credentials: Credentials | None) -> None:
+    def __init__(
+        self, plane, new_requester, credentials: Credentials | None, handshake: str
+    ) -> None:
         self.plane = plane
         self._new_requester = new_requester
-        self._dialogue = ANONYMOUS_DIALOGUE if credentials is None else LOGIN_DIALOGUE
+        self.dialogue = ANONYMOUS_DIALOGUE if credentials is None else LOGIN_DIALOGUE
         self.server, self.where = plane.server()
         self.home = Socks5Outbound(
             "home",
@@ -44,14 +46,16 @@ class Rig:
             self.where,
             SocketOptions(),
             credentials,
+            handshake,
             warm=True,
         )
         assert self.home.pool is not None
         self.pool = self.home.pool
 
-    def flow(self):
-        """Ask for a leg."""
+    def flow(self, first: bytes = b""):
+        """Ask for a leg. ``first``: what the client has sent already."""
         requester = self._new_requester()
+        requester.first = first
         requester.attempt = self.home.open(FACTS, requester)
         return requester
 
@@ -60,7 +64,7 @@ class Rig:
 
     async def prepare(self, far: socket.socket) -> None:
         """Accept the gateway, on a connection of the pool or any other."""
-        for expected, answer in self._dialogue:
+        for expected, answer in self.dialogue:
             assert await self.plane.read(far, len(expected)) == expected
             far.send(answer)
 
@@ -101,8 +105,8 @@ def rig(plane, new_requester):
     """Makes one; the outbound is closed at the end, so nothing may be left of it."""
     made: list[Rig] = []
 
-    def make(credentials: Credentials | None = None) -> Rig:
-        made.append(Rig(plane, new_requester, credentials))
+    def make(credentials: Credentials | None = None, handshake: str = "strict") -> Rig:
+        made.append(Rig(plane, new_requester, credentials, handshake))
         return made[-1]
 
     yield make
@@ -414,5 +418,45 @@ def test_without_descriptors_the_pool_gives_up_and_the_flow_goes_on(plane, rig, 
         await one.grant(far)
         assert isinstance((await requester.answer())[0], socket.socket)
         assert not len(one.pool)
+
+    plane.run(scenario())
+
+
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.usefixtures("size")
+def test_first_bytes_go_behind_the_request_whoever_carries_it(plane, rig, stale):
+    one = rig(handshake="pipelined")
+
+    async def scenario():
+        far = await one.ready()
+        requester = one.flow(b"hello")
+        await one.prepare(await one.accept())
+        await plane.until(lambda: len(one.pool))
+        assert await plane.read(far, len(REQUEST) + 5) == REQUEST + b"hello"
+        if stale:
+            far.close()
+            far = await one.accept()
+            greeting = one.dialogue[0][0]
+            sent = greeting + REQUEST + b"hello"
+            assert await plane.read(far, len(sent)) == sent
+            far.send(b"\x05\x00")
+        far.send(GRANTED)
+        await requester.answer()
+        assert requester.sent == 5
+
+    plane.run(scenario())
+
+
+@pytest.mark.parametrize("handshake", ["auto", "strict"])
+@pytest.mark.usefixtures("size")
+def test_a_ready_connection_takes_no_first_bytes_unless_it_is_written_down(plane, rig, handshake):
+    one = rig(handshake=handshake)
+
+    async def scenario():
+        far = await one.ready()
+        requester = one.flow(b"not yet")
+        await one.grant(far)
+        await requester.answer()
+        assert requester.sent == 0
 
     plane.run(scenario())
