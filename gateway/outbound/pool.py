@@ -145,10 +145,13 @@ class Pool:
             self._timer.cancel()
 
     def _fill(self, now: float) -> None:
-        while not self._closed and len(self._opened) < self._demand.size(now):
+        wanted = 0 if self._closed else self._demand.size(now)
+        while len(self._opened) < wanted:
             warm = _Warm(self._lose)
             self._opened[warm] = now
             warm.prepare(self._open, partial(self._accepted, warm))
+            if warm not in self._opened:
+                break  # it failed at once
         self._watch_age(now)
 
     def _accepted(self, warm: _Warm, took_s: float) -> None:

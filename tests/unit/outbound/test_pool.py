@@ -271,7 +271,13 @@ def test_one_on_which_the_server_stirs_is_dropped_at_once(plane, rig, says):
         await plane.until(lambda: not len(one.pool))
         assert await plane.read_to_end(far) == b""
         assert await one.is_quiet(), "another one is for a flow to ask for"
-        await one.ordinary()
+        requester = one.flow()
+        far = await one.accept()
+        assert await one.is_quiet(), "and for the server to be worth"
+        await one.prepare(far)
+        await one.prepare(await one.accept())
+        await one.grant(far)
+        await requester.answer()
 
     plane.run(scenario())
 
@@ -301,11 +307,12 @@ def test_they_age_out(plane, rig, monkeypatch, how_far):
 def test_only_the_old_ones_age_out(plane, rig, size, monkeypatch):
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    timers = []
+    timers, handles = [], []
 
     def call_later(delay_s: float, callback) -> asyncio.TimerHandle:
         timers.append((delay_s, callback))
-        return plane.loop.call_later(1000, callback)
+        handles.append(plane.loop.call_later(1000, callback))
+        return handles[-1]
 
     monkeypatch.setattr(plane.reactor, "call_later", call_later)
     one = rig()
@@ -324,6 +331,8 @@ def test_only_the_old_ones_age_out(plane, rig, size, monkeypatch):
         assert await plane.read_to_end(old) == b""
         assert len(one.pool) == 1
         assert timers[1][0] == 5
+        one.home.close()
+        assert handles[1].cancelled()
 
     plane.run(scenario())
 
