@@ -74,6 +74,9 @@ class DataPlane:
                 if known and known[0] == key
                 else (key, recipe(reactor=self._reactor, factory=self._factory))
             )
+        for name, known in self._made.items():
+            if made.get(name) is not known:
+                known[1].close()
         self._made = made
         outbounds = {name: outbound for name, (_, outbound) in made.items()}
         return Routing(plan.policy, outbounds, plan.timeouts)
@@ -105,6 +108,8 @@ class DataPlane:
             for listener in listeners:
                 listener.close()
         self._dispatcher.close_all()
+        for _, outbound in self._made.values():
+            outbound.close()
         self._flow_log.write()
         self._mover.pipes.close()
         self._reactor.stop()

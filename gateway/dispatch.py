@@ -15,7 +15,7 @@ from gateway.errors import UpstreamFailure
 from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
 from gateway.kernel.reactor import ERROR, HANGUP
 from gateway.kernel.sockets import arrival_interface, reset_on_close
-from gateway.outbound.base import Attempt, Outbound
+from gateway.outbound.base import FIRST_BYTES, Attempt, Outbound
 from gateway.policy.engine import Policy
 from gateway.relay.tcp import Mover, Relay
 
@@ -117,7 +117,14 @@ class Flow:
         """End after a bug."""
         self.close(CloseReason.INTERNAL_ERROR)
 
-    def connected(self, upstream: socket.socket, surplus: bytes) -> None:
+    def first_bytes(self) -> bytes:
+        """What the client has sent already; it stays in its socket."""
+        try:
+            return self._client.recv(FIRST_BYTES, socket.MSG_PEEK)
+        except OSError:  # nothing yet, or an end of which an edge of its own tells
+            return b""
+
+    def connected(self, upstream: socket.socket, surplus: bytes, sent: int = 0) -> None:
         """Relay from here on."""
         self._attempt = None
         self.quiet_since = time.monotonic()
@@ -125,7 +132,7 @@ class Flow:
             self._dispatcher.mover, self._client, upstream, surplus, self._relay_closed
         )
         self._dispatcher.relaying(self)
-        self._relay.start(self._edges)
+        self._relay.start(self._edges, sent)
 
     def failed(self, failure: UpstreamFailure, detail: str) -> None:
         """Give the client what it would have met: the flow ends with a reset."""

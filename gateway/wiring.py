@@ -85,4 +85,5 @@ def _socks5(name: str, settings: Socks5Outbound, assembly: Assembly, address: st
         options=SocketOptions(device=device_for(settings, address, assembly.host)),
         credentials=credentials,
         handshake=settings.handshake,
+        warm=settings.pool == "auto",
     )

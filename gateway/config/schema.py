@@ -185,8 +185,16 @@ class Socks5Outbound(_Egress):
     handshake: Literal["auto", "pipelined", "strict"] = Field(
         default="auto",
         description=(
-            "`pipelined` sends the whole handshake at once, a round trip sooner; `strict` waits"
-            " for each answer; `auto` tries it with one flow, without losing it, and remembers"
+            "`pipelined` sends the whole handshake at once, a round trip sooner, and what the"
+            " client has said already right behind, another one sooner; `strict` waits for each"
+            " answer; `auto` tries the handshake with one flow, without losing it, and remembers"
+        ),
+    )
+    pool: Literal["auto", "off"] = Field(
+        default="auto",
+        description=(
+            "`auto` keeps connections ready for the flows to come, as many as lately came while"
+            " one was made ready, where that takes 5 ms or more; none while there are no flows"
         ),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
@@ -24,11 +24,24 @@ _FAILURES = {
 }
 
 
-class Requester(Protocol):
-    """Who asked for a leg. Exactly one of the two is called, once, unless cancelled before."""
+#: At most so much of what the client has sent goes with a handshake.
+FIRST_BYTES: Final = 16 << 10
 
-    def connected(self, upstream: socket.socket, surplus: bytes) -> None:
-        """The leg is up, still watched by the reactor; ``surplus`` came with its handshake."""
+
+class Requester(Protocol):
+    """Who asked for a leg: ``connected`` or ``failed`` is called, once, unless cancelled before."""
+
+    def first_bytes(self) -> bytes:
+        """What the client has sent already, at most ``FIRST_BYTES`` of it; never waits.
+
+        To look takes nothing away: a leg that fails has lost nothing of the flow's.
+        """
+
+    def connected(self, upstream: socket.socket, surplus: bytes, sent: int = 0) -> None:
+        """The leg is up, still watched by the reactor.
+
+        ``surplus`` came with its handshake; so many of ``first_bytes`` are ``sent``.
+        """
 
     def failed(self, failure: UpstreamFailure, detail: str) -> None:
         """There is no leg; its socket is closed."""
@@ -54,6 +67,9 @@ class Outbound(Protocol):
 
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to open a leg for a flow. None: it failed at once, ``failed`` was called."""
+
+    def close(self) -> None:
+        """Give up what no flow uses: none will be opened. Legs that are being opened go on."""
 
 
 def failure_of(error: OSError) -> UpstreamFailure:

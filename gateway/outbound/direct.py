@@ -33,3 +33,6 @@ class DirectOutbound:
         if sock is None:
             return None
         return ConnectAttempt(self.reactor, requester, sock, facts.destination)
+
+    def close(self) -> None:
+        """There is nothing that no flow uses."""

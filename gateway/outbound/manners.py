@@ -53,8 +53,13 @@ class _Runner:
     trial: Trial
     pipelined: bool
 
-    def connected(self, upstream: socket.socket, surplus: bytes) -> None:
+    def first_bytes(self) -> bytes:
+        """A trial sends nothing of the client's before the server has shown what it is like."""
+        return b""
+
+    def connected(self, upstream: socket.socket, surplus: bytes, sent: int = 0) -> None:
         """It is established."""
+        del sent
         self.trial.won(self.pipelined, upstream, surplus)
 
     def failed(self, failure: UpstreamFailure, detail: str) -> None:

@@ -27,6 +27,9 @@ class RejectOutbound:
         del facts
         requester.failed(self.failure, self.detail)
 
+    def close(self) -> None:
+        """There is nothing that no flow uses."""
+
 
 def refusal(name: str, failure: UpstreamFailure, detail: str, **_: object) -> RejectOutbound:
     """Make one, leaving aside what other outbounds are made of.

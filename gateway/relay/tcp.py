@@ -143,16 +143,22 @@ class Relay:
         """Whether one direction has ended and the other has not."""
         return self.up.done != self.down.done
 
-    def start(self, client_edges: int = UNKNOWN) -> None:
+    def start(self, client_edges: int = UNKNOWN, sent: int = 0) -> None:
         """Take over both sockets, which the reactor watches already, and serve what is there.
 
-        ``client_edges``: all that the reactor has told of the client so far.
+        ``client_edges``: all that the reactor has told of the client so far. ``sent``: the
+        upstream has so many bytes already that the client's socket still holds.
         """
         self.up.note(client_edges)
         self.down.note(UNKNOWN)
         reactor = self._mover.reactor
         reactor.hand_over(self._client.fileno(), self)
         reactor.hand_over(self._upstream.fileno(), self)
+        try:
+            self._skip(sent)
+        except OSError:
+            self.close(CloseReason.CLIENT_RESET)
+            return
         self._serve()
 
     def on_ready(self, fd: int, events: int) -> None:
@@ -191,6 +197,11 @@ class Relay:
         if leg is self._client:
             return CloseReason.CLIENT_RESET
         return CloseReason.UPSTREAM_RESET
+
+    def _skip(self, sent: int) -> None:
+        """Take from the client's socket what was sent on while it was only looked at."""
+        while self.up.moved < sent:
+            self.up.moved += self._client.recv_into(self._mover.buffer, sent - self.up.moved)
 
     def _serve(self) -> None:
         try:

@@ -8,6 +8,9 @@ RFC 1928 has the client wait for each answer. Nothing in a handshake depends on 
 answer, though, once a single method is offered: ``pipelined`` sends it all at once
 and saves a round trip for each wait. A server that reads into a buffer and throws
 away what it did not expect loses the request, so this is for those known to bear it.
+
+A handshake without a target stops before the request and waits for
+``request(target)``: so a connection can be prepared before it is known what for.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ class Credentials(NamedTuple):
 class _State(Enum):
     METHOD = auto()
     AUTH = auto()
+    READY = auto()
     REPLY = auto()
     DONE = auto()
 
@@ -109,14 +113,14 @@ class ClientHandshake:
 
     def __init__(
         self,
-        target: Endpoint,
+        target: Endpoint | None,
         credentials: Credentials | None = None,
         *,
         pipelined: bool = False,
     ) -> None:
         """Raise ``ValueError`` where target or credentials cannot be encoded."""
         self._pipelined = pipelined
-        self._request = encode_request(target)
+        self._request = b"" if target is None else encode_request(target)
         self._auth = None if credentials is None else encode_auth(credentials)
         self._buffer = b""
         self._state = _State.METHOD
@@ -126,6 +130,30 @@ class ClientHandshake:
     def established(self) -> bool:
         """Whether the server has connected us to the target."""
         return self._state is _State.DONE
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the server has accepted us: what is left is the request and its reply."""
+        return self._state not in (_State.METHOD, _State.AUTH)
+
+    @property
+    def asked(self) -> bool:
+        """Whether ``opening`` has the request in it."""
+        return self._pipelined and bool(self._request)
+
+    @property
+    def replied(self) -> bool:
+        """Whether the server has said anything of the request."""
+        return self.established or (self._state is _State.REPLY and bool(self._buffer))
+
+    def request(self, target: Endpoint) -> bytes:
+        """What to send for ``target`` where none was given and the server has accepted us.
+
+        Raises ``ValueError`` where it cannot be encoded.
+        """
+        assert self._state is _State.READY
+        self._request = encode_request(target)
+        return self._accept()
 
     def opening(self) -> bytes:
         """The first bytes to send (RFC 1928 section 3).
@@ -148,20 +176,19 @@ class ClientHandshake:
             self.surplus += data
             return b""
         self._buffer += data
-        while self._state is not _State.REPLY:
+        send = b""
+        while not self.accepted and not send:
             if len(self._buffer) < 2:
                 return b""
             send = self._on_method() if self._state is _State.METHOD else self._on_auth()
             if self._pipelined:
-                continue  # it is sent already
-            if self._buffer:
-                # Were it taken for a reply, the request would never be sent.
-                raise Socks5Error(
-                    UpstreamFailure.PROTOCOL, "the server answered before it was asked"
-                )
-            return send
-        self._on_reply()
-        return b""
+                send = b""  # it is sent already
+        if self._buffer and (send or self._state is _State.READY):
+            # Were it taken for a reply, the request would never be sent.
+            raise Socks5Error(UpstreamFailure.PROTOCOL, "the server answered before it was asked")
+        if self._state is _State.REPLY:
+            self._on_reply()
+        return send
 
     def _take(self, count: int) -> bytes:
         taken, self._buffer = self._buffer[:count], self._buffer[count:]
@@ -176,8 +203,7 @@ class ClientHandshake:
                 "check that server and port are those of a SOCKS5 proxy",
             )
         if method == NO_AUTH and (self._auth is None or not self._pipelined):
-            self._state = _State.REPLY
-            return self._request
+            return self._accept()
         if method == USER_PASSWORD and self._auth is not None:
             self._state = _State.AUTH
             return self._auth
@@ -202,7 +228,10 @@ class ClientHandshake:
                 "the server refused username and password",
                 "check username and password of this outbound",
             )
-        self._state = _State.REPLY
+        return self._accept()
+
+    def _accept(self) -> bytes:
+        self._state = _State.REPLY if self._request else _State.READY
         return self._request
 
     def _on_reply(self) -> None:

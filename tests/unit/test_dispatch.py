@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from ipaddress import ip_network
@@ -22,11 +23,13 @@ from gateway.kernel.sockets import (
     local_endpoint,
     open_listener,
 )
+from gateway.outbound.base import FIRST_BYTES
 from gateway.outbound.direct import DirectOutbound
 from gateway.outbound.reject import RejectOutbound
 from gateway.outbound.socks5 import Socks5Outbound
 from gateway.policy.engine import CompiledRule, Policy
 from gateway.relay.tcp import Mover
+from gateway.wire.socks5 import encode_request
 
 GRANTED = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
 TIMEOUTS = Timeouts(connect=10, idle=1000, half_closed=100)
@@ -40,7 +43,8 @@ POLICY = Policy(
             0, "rules[0] -> reject", "reject", destination=(ip_network("198.51.100.0/24"),)
         ),
         CompiledRule(1, "rules[1] -> direct", "direct", destination=(ip_network("127.0.0.0/8"),)),
-        CompiledRule(2, "rules[2] -> home", "home"),
+        CompiledRule(2, "rules[2] -> eager", "eager", destination=(ip_network("192.0.2.0/24"),)),
+        CompiledRule(3, "rules[3] -> home", "home"),
     ]
 )
 
@@ -61,6 +65,9 @@ class Rig:
                 "direct": DirectOutbound("direct", reactor, factory, SocketOptions()),
                 "reject": RejectOutbound("reject"),
                 "home": Socks5Outbound("home", reactor, factory, where, SocketOptions()),
+                "eager": Socks5Outbound(
+                    "eager", reactor, factory, where, SocketOptions(), None, "pipelined"
+                ),
             },
             timeouts,
         )
@@ -157,7 +164,7 @@ def test_through_socks(plane, rig):
     assert record.close_reason is CloseReason.DONE
     assert (record.bytes_up, record.bytes_down) == (5, 9)
     assert (record.client, record.destination) == (endpoint(client.getsockname()), FAR_AWAY)
-    assert (record.rule, record.outbound) == ("rules[2] -> home", "home")
+    assert (record.rule, record.outbound) == ("rules[3] -> home", "home")
     assert abs(record.started - time.time()) < 60
     assert 0 <= record.duration_s < 60
     assert record == one.closed[0].record(), "the duration of a closed flow stands still"
@@ -320,6 +327,114 @@ def test_what_a_client_sends_early_is_read_to_its_end(plane, rig):
     plane.run(scenario())
 
 
+# --- the client's first bytes go with the handshake ----------------------------------------------
+
+EAGER = Endpoint("192.0.2.9", 443)
+OPENING = b"\x05\x01\x00" + encode_request(EAGER)
+WELCOME = b"\x05\x00" + GRANTED
+
+
+@pytest.mark.parametrize("size", [1, 5000, FIRST_BYTES, FIRST_BYTES + 1, 200_000])
+@pytest.mark.parametrize("ended", [False, True], ids=["goes on", "ended"])
+def test_first_bytes_go_right_behind_the_request(plane, rig, size, ended):
+    one = rig()
+    early, late = os.urandom(size), b"" if ended else b"and more"
+
+    async def scenario():
+        client = one.flow(EAGER)
+        sending = plane.loop.create_task(plane.loop.sock_sendall(client, early))
+        far = await plane.accept(one.socks)
+        behind = min(size, FIRST_BYTES)
+        received = await plane.read(far, len(OPENING) + behind)
+        assert received == OPENING + early[:behind]
+        (flow,) = one.dispatcher.live
+        assert flow.record().state is FlowState.CONNECTING
+        assert flow.record().bytes_up == 0
+        far.send(WELCOME)
+        rest = await plane.read(far, size - behind)
+        await sending
+        assert rest == early[behind:]
+        client.send(late)
+        client.shutdown(socket.SHUT_WR)
+        assert await plane.read_to_end(far) == late
+        far.send(b"answered")
+        far.close()
+        assert await plane.read_to_end(client) == b"answered"
+        assert (await one.end()).bytes_up == size + len(late)
+
+    plane.run(scenario())
+
+
+def test_a_client_that_ended_before_is_served_to_its_end(plane, rig):
+    one = rig()
+
+    async def scenario():
+        client = one.flow(EAGER)
+        client.send(b"all I ask")
+        client.shutdown(socket.SHUT_WR)
+        far = await plane.accept(one.socks)
+        assert await plane.read(far, len(OPENING) + 9) == OPENING + b"all I ask"
+        far.send(WELCOME)
+        assert await plane.read_to_end(far) == b""
+        far.close()
+        flow = await one.end()
+        assert (flow.reason, flow.bytes_up) == (CloseReason.DONE, 9)
+
+    plane.run(scenario())
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_a_client_that_has_said_nothing_yet_is_not_waited_for(plane, rig, first):
+    one = rig()
+
+    async def scenario():
+        client = one.flow(EAGER)
+        far = await plane.accept(one.socks)
+        assert await plane.read(far, len(OPENING)) == OPENING
+        await plane.turns()
+        if first == "client":
+            client.send(b"hello")
+        far.send(WELCOME + b"220 ")
+        assert await plane.read(client, 4) == b"220 "
+        if first == "server":
+            client.send(b"hello")
+        assert await plane.read(far, 5) == b"hello"
+
+    plane.run(scenario())
+
+
+def test_a_client_that_resets_behind_its_first_bytes_ends_its_flow(plane, rig):
+    one = rig()
+
+    async def scenario():
+        client = one.flow(EAGER)
+        client.send(b"never mind")
+        far = await plane.accept(one.socks)
+        await plane.read(far, len(OPENING) + 10)
+        far.send(WELCOME)
+        plane.reset(client)
+        assert (await one.end()).reason is CloseReason.CLIENT_RESET
+        assert await is_reset(plane, far)
+
+    plane.run(scenario())
+
+
+def test_first_bytes_that_are_urgent_are_part_of_the_stream(plane, rig):
+    one = rig()
+
+    async def scenario():
+        client = one.flow(EAGER)
+        client.send(b"stop!", socket.MSG_OOB)
+        client.send(b" and go on")
+        far = await plane.accept(one.socks)
+        await plane.read(far, len(OPENING))
+        await plane.turns()
+        far.send(WELCOME)
+        assert await plane.read(far, 15) == b"stop! and go on"
+
+    plane.run(scenario())
+
+
 # --- time-outs: the clock is an argument, so no test waits for one -------------------------------
 
 
@@ -398,7 +513,7 @@ def test_half_closed_timeout(plane, rig):
         assert not one.closed, "the wait counts from the half-close, not from the last byte"
         one.dispatcher.expire_idle(late + 100)
         assert not one.closed
-        one.dispatcher.expire_idle(late + 101)
+        one.dispatcher.expire_idle(late + 102)  # a hundred, and what floats make of it
         assert (await one.end()).reason is CloseReason.IDLE_TIMEOUT
 
     plane.run(scenario())

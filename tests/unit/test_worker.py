@@ -53,12 +53,12 @@ def test_messages_arrive_whole_and_in_order_however_they_are_cut(
     assert asyncio.run(scenario()) == sent
 
 
-def assembly() -> Assembly:
+def assembly(**home: str) -> Assembly:
     config = Config.model_validate(
         {
             "lan": {"interfaces": ["lan0"]},
             "outbounds": {
-                "home": {"type": "socks5", "server": "203.0.113.5"},
+                "home": {"type": "socks5", "server": "203.0.113.5", **home},
                 "no": {"type": "reject"},
                 "vpn": {"type": "direct", "preserve_source": True},
             },
@@ -87,3 +87,12 @@ def test_a_worker_loads_no_library_that_only_its_parent_needs(outcome: Outcome) 
     loaded = set(done.stdout.decode().split())
     assert "gateway" in loaded
     assert not loaded & {"aiohttp", "pydantic", "pyroute2", "yaml", "click", "rich"}
+
+
+@pytest.mark.parametrize(("home", "warm"), [({}, True), ({"pool": "off"}, False)])
+def test_connections_are_kept_ready_unless_it_is_turned_off(
+    home: dict[str, str], warm: bool
+) -> None:
+    made = assembly(**home)
+    found = Finding(Egress("home", "203.0.113.5", made.marks.bypass), Outcome.CLEAR, "")
+    assert blueprint(made, [found]).outbounds["home"].keywords["warm"] is warm

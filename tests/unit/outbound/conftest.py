@@ -11,8 +11,14 @@ class Requester:
     def __init__(self, plane) -> None:
         self._plane = plane
         self.answers: list[tuple[object, object]] = []
+        self.first = b""
+        self.sent = 0
 
-    def connected(self, upstream, surplus):
+    def first_bytes(self):
+        return self.first
+
+    def connected(self, upstream, surplus, sent=0):
+        self.sent = sent
         self.answers.append((self._plane.own(upstream), surplus))
 
     def failed(self, failure, detail):

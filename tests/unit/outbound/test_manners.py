@@ -186,3 +186,24 @@ def test_what_is_written_down_is_not_tried(plane, outbound, handshake, serve, ne
             await requester.answer()
 
     plane.run(scenario())
+
+
+@pytest.mark.parametrize("handshake", ["auto", "strict"])
+def test_the_clients_first_bytes_wait_unless_it_is_written_down(
+    plane, outbound, handshake, new_requester
+):
+    """Whether the flow tries, or it has been learnt, or each answer is waited for."""
+    server, where = plane.server()
+    home = outbound(where, handshake)
+    serve = serve_strictly if handshake == "strict" else serve_at_once
+
+    async def scenario():
+        for _ in range(2):
+            requester = new_requester()
+            requester.first = b"not yet"
+            home.open(FACTS, requester)
+            await serve(plane, await plane.accept(server))
+            await requester.answer()
+            assert requester.sent == 0
+
+    plane.run(scenario())

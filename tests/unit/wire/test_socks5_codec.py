@@ -283,3 +283,62 @@ def test_pipelined_a_method_that_was_not_offered_is_an_error():
     )
     with pytest.raises(Socks5Error, match="not offered"):
         handshake.feed(b"\x05\x00")
+
+
+#: Credentials, and the dialogue until the server has accepted us: what is sent, what is answered.
+PREPARED = [
+    (None, [(b"\x05\x01\x00", b"\x05\x00")]),
+    (LOGIN, [(b"\x05\x02\x00\x02", b"\x05\x00")]),
+    (LOGIN, [(b"\x05\x02\x00\x02", b"\x05\x02"), (encode_auth(LOGIN), b"\x01\x00")]),
+]
+
+
+def prepared(
+    credentials: Credentials | None, dialogue: list[tuple[bytes, bytes]]
+) -> ClientHandshake:
+    """A handshake without a target, as far as it goes; every answer in single bytes."""
+    handshake = ClientHandshake(None, credentials)
+    sent = handshake.opening()
+    for expected, answer in dialogue:
+        assert sent == expected
+        assert not handshake.accepted
+        sent = b"".join(handshake.feed(answer[at : at + 1]) for at in range(len(answer)))
+    assert sent == b""
+    return handshake
+
+
+@pytest.mark.parametrize(("credentials", "dialogue"), PREPARED)
+def test_without_a_target_it_waits_before_the_request(credentials, dialogue):
+    stream = GRANTED + BOUND_V6 + b"220 welcome\r\n"
+    for cut in range(len(stream) + 1):
+        handshake = prepared(credentials, dialogue)
+        assert handshake.accepted
+        assert not handshake.replied
+        assert handshake.request(NAMED) == encode_request(NAMED)
+        assert not handshake.replied
+        assert handshake.feed(stream[:cut]) == b""
+        assert handshake.replied == (cut > 0)
+        assert handshake.feed(stream[cut:]) == b""
+        assert handshake.replied
+        assert handshake.established
+        assert handshake.surplus == b"220 welcome\r\n", cut
+
+
+@pytest.mark.parametrize(("credentials", "dialogue"), PREPARED)
+@pytest.mark.parametrize("early", [b"\x05", GRANTED + BOUND_V4])
+def test_a_server_that_speaks_before_the_request_does_not_play(credentials, dialogue, early):
+    with pytest.raises(Socks5Error, match="before it was asked"):
+        prepared(credentials, dialogue).feed(early)
+    *before, (_, last) = dialogue
+    handshake = ClientHandshake(None, credentials)
+    for _, answer in before:
+        handshake.feed(answer)
+    with pytest.raises(Socks5Error, match="before it was asked"):
+        handshake.feed(last + early)
+
+
+def test_a_target_that_does_not_fit_leaves_it_waiting():
+    handshake = prepared(*PREPARED[0])
+    with pytest.raises(ValueError, match="does not fit"):
+        handshake.request(Endpoint("", 80))
+    assert handshake.request(V4) == encode_request(V4)

@@ -1,0 +1,96 @@
+"""One connection to a SOCKS5 server: connect, then the handshake."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+from gateway.errors import UpstreamFailure
+from gateway.flow import Endpoint
+from gateway.kernel.reactor import Reactor
+from gateway.outbound.base import ConnectAttempt, Requester
+from gateway.wire.socks5 import ClientHandshake, Socks5Error
+
+#: A handshake's bytes fit many times over; what a server sends behind it is read too.
+_READ_BYTES = 16 << 10
+
+#: Told once, when the server has accepted us, how long that took from the start (seconds).
+OnAccepted = Callable[[float], None]
+
+
+class Socks5Attempt(ConnectAttempt):
+    """Connect, then the handshake; without a target it waits for ``ask`` before the request.
+
+    What it sends itself is a few dozen bytes into an empty send buffer, so a short write
+    cannot cut it on a socket that works. ``eager``: the client's first bytes go right
+    behind the request, as far as they fit.
+    """
+
+    __slots__ = ("_eager", "_handshake", "_on_accepted", "_sent", "_started")
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        requester: Requester,
+        sock: socket.socket,
+        server: Endpoint,
+        handshake: ClientHandshake,
+        on_accepted: OnAccepted | None,
+        *,
+        eager: bool,
+    ) -> None:
+        super().__init__(reactor, requester, sock, server)
+        self._handshake = handshake
+        self._on_accepted = on_accepted
+        self._eager = eager
+        self._sent = 0
+        self._started = time.monotonic()
+
+    @property
+    def replied(self) -> bool:
+        """Whether the server has said anything of the request."""
+        return self._handshake.replied
+
+    def ask(self, target: Endpoint) -> None:
+        """Send the request that it waits for.
+
+        Raises ``OSError`` where the connection has failed, ``ValueError`` as
+        ``encode_address`` does.
+        """
+        self._request(self._handshake.request(target))
+
+    def _request(self, data: bytes) -> None:
+        """Send what ends with the request, and what may follow it."""
+        first = self._requester.first_bytes() if self._eager else b""
+        self._sent = max(0, self._sock.send(data + first) - len(data))
+
+    def _on_connected(self) -> None:
+        opening = self._handshake.opening()
+        if self._handshake.asked:
+            self._request(opening)
+        else:
+            self._sock.send(opening)
+
+    def _on_readable(self) -> None:
+        while True:
+            data = self._sock.recv(_READ_BYTES)
+            if not data:
+                self._fail(UpstreamFailure.RESET, "the server closed during the handshake")
+                return
+            try:
+                answer = self._handshake.feed(data)
+            except Socks5Error as error:
+                cure = f" ({error.hint})" if error.hint else ""
+                self._fail(error.failure, f"{error}{cure}")
+                return
+            if answer:
+                self._sock.send(answer)
+            if self._on_accepted is not None and self._handshake.accepted:
+                self._on_accepted(time.monotonic() - self._started)
+                self._on_accepted = None
+            if self._handshake.established:
+                self._requester.connected(self._sock, self._handshake.surplus, self._sent)
+                return
+            if len(data) < _READ_BYTES and not self._hung_up:
+                return  # drained: what comes next has an edge of its own
