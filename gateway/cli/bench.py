@@ -108,11 +108,12 @@ def latency(
       plain forwarding              2  connect; request and answer
       a SOCKS proxy, step by step   4  connect; greeting; SOCKS request; request and answer
       the handshake in one flight   3  connect; greeting with SOCKS request; request and answer
+      a connection that was ready   2  SOCKS request; request and answer
 
     The first row, in round trips, is the median wait divided by a ping to the server in the
     same round. This gateway is measured as it comes (`handshake: auto`, which learns from its first
-    flow), and with the `handshake` of its SOCKS outbound set to `strict` and to `pipelined`;
-    beside it, what is installed of redsocks, sing-box, ipt2socks, v2ray and pproxy. 20 clients
+    flow, and `pool: auto`), without the pool, and with neither (`handshake: strict`); beside it,
+    what is installed of redsocks, sing-box, ipt2socks, v2ray and pproxy. 20 clients
     connect, ask, and begin again. A p99 is worth more in a longer window.
 
     \b

@@ -221,10 +221,18 @@ class Lab:
         }
 
     def socks(self, upstream: str, family: Literal[4, 6] = 4) -> dict[str, Any]:
-        """The ``outbounds:`` entry for a SOCKS server of the topology."""
+        """The ``outbounds:`` entry for a SOCKS server of the topology.
+
+        Without a pool, so that the server sees as many connections as there are flows.
+        """
         server = self.topology.upstreams[upstream]
         host = server.addresses.ipv4 if family == 4 else server.addresses.ipv6
-        entry: dict[str, Any] = {"type": "socks5", "server": host, "port": server.port}
+        entry: dict[str, Any] = {
+            "type": "socks5",
+            "server": host,
+            "port": server.port,
+            "pool": "off",
+        }
         if server.username is not None:
             entry |= {"username": server.username, "password": server.password}
         return entry

@@ -22,8 +22,8 @@ def suite() -> Suite:
     candidates = (
         forwarding(),
         this_gateway(),
-        this_gateway(handshake="strict"),
-        this_gateway(handshake="pipelined"),
+        this_gateway(pool="off"),
+        this_gateway(handshake="strict", pool="off"),
         *(other(peer) for peer in peers.installed()),
     )
     return Suite("latency", candidates, (FIRST_BYTE,), wan_delay_ms=ROUND_TRIP_MS / 2)

@@ -61,6 +61,7 @@ def forwarding() -> Candidate:
 def this_gateway(
     mode: Literal["tproxy", "redirect"] = "tproxy",
     handshake: Literal["auto", "pipelined", "strict"] = "auto",
+    pool: Literal["auto", "off"] = "auto",
 ) -> Candidate:
     """The gateway itself, named after what differs from the defaults.
 
@@ -68,14 +69,16 @@ def this_gateway(
     """
 
     def start(lab: Lab) -> Process:
-        outbound = {**lab.socks(UPSTREAM), "handshake": handshake}
+        outbound = {**lab.socks(UPSTREAM), "handshake": handshake, "pool": pool}
         config = {
             **lab.config({"to": UPSTREAM}, outbounds={UPSTREAM: outbound}),
             "log": {"level": "warning"},
         }
         return lab.start_gateway(config, mode=mode).process
 
-    differs = [choice for choice in (mode, handshake) if choice not in ("tproxy", "auto")]
+    differs: list[str] = [one for one in (mode, handshake) if one not in ("tproxy", "auto")]
+    if pool == "off":
+        differs.append("no pool")
     return Candidate(f"gateway ({', '.join(differs)})" if differs else "gateway", start)
 
 
