@@ -41,11 +41,11 @@ async def main():
         ("127.0.0.1", 7895), ("::1", 7895), ("10.91.0.1", 7895), ("fd91::1", 7895),
     ):
         def dial():
-            with socket.create_connection((host, port), timeout=10) as sock:
-                try:
+            try:
+                with socket.create_connection((host, port), timeout=10) as sock:
                     sock.recv(1)
-                except ConnectionResetError:
-                    pass
+            except ConnectionResetError:
+                pass  # it may come before connect(2) has returned
         await asyncio.to_thread(dial)
 
 asyncio.run(main())
