@@ -62,7 +62,8 @@ def test_every_latency_has_a_number() -> None:
     report = json.loads(output)
     rows = {row["metric"]: row["candidates"] for row in report["rows"]}
     assert len(rows) == 5
-    required = {"forwarding", "gateway", "gateway (strict)", "gateway (pipelined)"} | PEERS
+    gateways = {"gateway", "gateway (no pool)", "gateway (strict, no pool)"}
+    required = {"forwarding"} | gateways | PEERS
     for metric, candidates in rows.items():
         assert set(candidates) >= required, (metric, report["failures"])
         if metric != "connections_failed":
