@@ -11,7 +11,8 @@ from gateway.lab import serve
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 
-#: Inside the WAN's network, but nobody has it.
+#: Inside the WAN's network, but nobody has it. The router knows a hardware address for it: were it
+#: asked for by ARP, the kernel would say "unreachable" whenever an earlier question has failed.
 NOBODY = "203.0.113.99"
 #: Outside all that the lab's internet has a route to.
 NOWHERE = "192.0.2.99"
@@ -46,6 +47,8 @@ def gateway(module_lab: Lab, backend: str, mode: str) -> Iterator[GatewayProcess
     rules = [{"port": PORTS[trouble], "to": names[trouble]} for trouble in TROUBLES]
     config = lab.config(*rules, {"to": "direct"}, outbounds=outbounds)
     config["timeouts"] = {"connect": 0.5}
+    neighbour = ["lladdr", "02:00:00:00:00:99", "dev", "wan0", "nud", "permanent"]
+    lab.router.run(["ip", "neighbour", "replace", NOBODY, *neighbour])
     mute = listen(lab.internet, lab.topology.upstreams["home"].addresses.ipv4, MUTE_PORT)
     with mute, running(lab, config, backend=backend, mode=mode) as gateway:
         yield gateway
