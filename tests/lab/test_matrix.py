@@ -112,12 +112,12 @@ def test_bulk_both_ways(
 
     report = ["-w", "%{stderr}%{local_port}"]
     path = lab.directory / "download"
-    down = curl(machine, url(host, f"/bytes/{SIZE}"), *report, "-o", str(path))
+    down = curl(machine, url(host, f"/bytes/{SIZE}"), *report, "-o", str(path), timeout_s=120)
     assert down.returncode == 0, down.stderr
     digest = machine.run(["sha256sum", str(path)]).stdout.split()[0]
     assert digest == http_server.digest(SIZE)
 
-    up = curl(machine, url(host, "/upload"), *report, "-T", str(payload))
+    up = curl(machine, url(host, "/upload"), *report, "-T", str(payload), timeout_s=120)
     assert up.returncode == 0, up.stderr
     assert json.loads(up.stdout) == {"sha256": http_server.digest(SIZE), "size": SIZE}
 
