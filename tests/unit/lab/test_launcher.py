@@ -93,7 +93,7 @@ def test_test_checks_then_tests_and_passes_arguments_on(checkout: Checkout) -> N
         "python3.11 -m ruff check gateway tests",
         "python3.11 -m ruff format --check gateway tests",
         "python3.11 -m mypy",
-        "python3.11 -m pytest --require-lab -k lab",
+        "python3.11 -m pytest --require-lab -n 3 --dist loadfile -k lab",
     ]
 
 
