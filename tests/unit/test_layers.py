@@ -15,7 +15,7 @@ PACKAGE = ROOT / "gateway"
 LAYERS = {
     "flow": 0, "decision": 0, "marks": 0, "errors": 0, "version": 0,
     "config": 1, "wire": 1,
-    "policy": 2,
+    "policy": 2, "sniff": 2,
     "plan": 3,
     "kernel": 4,
     "inbound": 5, "outbound": 5, "relay": 5,
