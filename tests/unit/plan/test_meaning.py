@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 from hypothesis import given
+from policies import HOSTS, PORTS, configs
 
-from gateway.config.schema import Config, Rule
+from gateway.config.schema import Config
 from gateway.flow import Endpoint, FlowFacts, Protocol
 from gateway.plan.build import build_plan
 from gateway.plan.model import Backend, Plan
@@ -13,13 +14,8 @@ from gateway.plan.xt import chain_name, xt_tables
 from gateway.policy.compile import compile_policy
 
 from .netfilter import family_of, walk, walk_xt
-from .scenarios import HOME, ROUTER
+from .scenarios import ROUTER
 
-OUTBOUNDS = {
-    **HOME,
-    "icmp": {"type": "reject", "answer": "icmp"},
-    "silent": {"type": "reject", "answer": "drop"},
-}
 #: What the chain does to a packet of each outbound.
 ANSWER = {
     "direct": "direct",
@@ -28,49 +24,6 @@ ANSWER = {
     "silent": "drop",
     "home": "divert",
 }
-
-#: Few, and nested, so that rules and packets often meet.
-V4 = ["10.0.0.0/8", "10.0.1.0/24", "10.0.1.7/32", "192.0.2.0/24", "0.0.0.0/0"]
-V6 = ["fd00::/8", "fd00:1::/64", "2001:db8::/32", "fd00:1::7/128", "::/0"]
-HOSTS = {4: ["10.0.1.7", "10.9.9.9", "192.0.2.1"], 6: ["fd00:1::7", "fd00:2::1", "2001:db8::1"]}
-PORTS = [22, 79, 80, 81, 443, 8000]
-
-outbounds = st.sampled_from(list(ANSWER))
-networks = st.lists(st.sampled_from([*V4, *V6]), max_size=4)
-ports = st.lists(st.sampled_from([p for port in PORTS for p in (port, f"{port}-{port + 1}")]))
-rules = st.builds(
-    Rule.model_validate,
-    st.fixed_dictionaries(
-        {"to": outbounds},
-        optional={
-            "source": networks,
-            "destination": networks,
-            "interface": st.sampled_from(["lan0", "lan1"]),
-        },
-    ).flatmap(
-        lambda rule: st.one_of(
-            st.fixed_dictionaries({"protocol": st.lists(st.sampled_from(["tcp", "udp", "icmp"]))}),
-            st.fixed_dictionaries(
-                {
-                    "protocol": st.lists(st.sampled_from(["tcp", "udp"])),
-                    "port": ports,
-                    "source_port": ports,
-                }
-            ),
-        ).map(lambda more: {**rule, **more})
-    ),
-)
-
-
-@st.composite
-def configs(draw: st.DrawFn) -> Config:
-    return Config.model_validate(
-        {
-            "lan": {"interfaces": ["lan0", "lan1"], "this_machine": True},
-            "outbounds": OUTBOUNDS,
-            "rules": [*draw(st.lists(rules, max_size=5)), Rule(to=draw(outbounds))],
-        }
-    )
 
 
 @st.composite
