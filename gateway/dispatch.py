@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from gateway.control.running import FlowRecord, FlowState
-from gateway.decision import Decision
+from gateway.decision import Decision, Undecided
 from gateway.errors import UpstreamFailure
 from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
 from gateway.kernel.reactor import ERROR, HANGUP
@@ -251,9 +251,11 @@ class Dispatcher:
         """Decide a flow and begin its second leg."""
         routing = self.routing
         self.counters["flows_accepted"] += 1
-        interface = arrival_interface(client) if routing.policy.needs_interface else ""
+        interface = arrival_interface(client) if routing.policy.needs.interface else ""
         facts = FlowFacts(Protocol.TCP, source, destination, interface)
         decision = routing.policy.decide(facts)
+        if isinstance(decision, Undecided):
+            decision = routing.policy.settle(facts)
         flow = Flow(self, self._next_id, client, facts, decision)
         self._next_id += self._id_step
         self._connecting[flow.id] = flow

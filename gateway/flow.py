@@ -28,13 +28,40 @@ class Protocol(StrEnum):
     ICMP = "icmp"
 
 
+class Owner(NamedTuple):
+    """Whose a flow of this machine is; None for what could not be learnt.
+
+    ``cgroup`` is a path below the cgroup2 mount, without a slash at either end.
+    """
+
+    uid: int | None = None
+    gid: int | None = None
+    cgroup: str | None = None
+
+
 class FlowFacts(NamedTuple):
-    """What rules may see. ``interface`` is empty where no rule asks for it."""
+    """What rules may see.
+
+    A fact that no rule asks for (``Policy.needs``) need not be fetched, and its default
+    stands. ``interface``, ``mac`` (lower case) and ``hostname`` (DHCP, lower case) are of
+    the source, and empty or None where unknown; ``dscp`` is 0 to 63; ``owner`` is None for
+    flows that this machine did not begin.
+
+    ``name`` of the destination (lower case, A-labels, no final dot) and the ``sniffed``
+    protocol cost time to learn: None is *not looked for yet*, empty *looked for, and there
+    is none*.
+    """
 
     protocol: Protocol
     source: Endpoint
     destination: Endpoint
     interface: str = ""
+    mac: str | None = None
+    hostname: str | None = None
+    dscp: int | None = None
+    owner: Owner | None = None
+    name: str | None = None
+    sniffed: str | None = None
 
 
 class CloseReason(StrEnum):

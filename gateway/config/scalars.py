@@ -115,6 +115,49 @@ def read_destination(value: object) -> IPv4Network | IPv6Network | str:
     return read_network(value)
 
 
+def read_domain(value: object) -> str:
+    """A name, or a pattern of names (``+.a.example``, ``*.a.example``, ``keyword:``, ``regex:``).
+
+    In lower case, with A-labels (RFC 5890) and without the final dot; a regular expression
+    is left as it is. Raises ``PydanticCustomError``.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    kind, colon, rest = text.partition(":")
+    if colon and kind == "regex":
+        try:
+            re.compile(rest)
+        except (re.error, OverflowError) as error:
+            raise _refuse(f"not a regular expression: {error}", _DOMAIN_CURE) from None
+        if not rest:
+            raise _refuse("an empty expression matches every name", _DOMAIN_CURE)
+        return text
+    if colon and kind == "keyword" and rest:
+        return f"keyword:{_a_labels(rest)}"
+    prefix = "+." if text.startswith("+.") else ""
+    name = _a_labels(text.removeprefix("+.").removesuffix("."))
+    plain = name.replace("*", "x") if not prefix else name
+    if "*" in name and any("*" in label and label != "*" for label in name.split(".")):
+        raise _refuse("a `*` stands for a whole label", _DOMAIN_CURE)
+    if not HOST_NAME.fullmatch(plain):
+        raise _refuse("not a domain name or a pattern of one", _DOMAIN_CURE)
+    return prefix + name
+
+
+_DOMAIN_CURE = (
+    "write a.example, +.a.example (with all below it), *.a.example, keyword:a or regex:^a"
+)
+
+
+def _a_labels(text: str) -> str:
+    """In lower case and ASCII. Raises ``PydanticCustomError`` where IDNA has no A-label for it."""
+    if text.isascii():
+        return text.lower()
+    try:
+        return text.lower().encode("idna").decode("ascii")
+    except UnicodeError:
+        raise _refuse("not a domain name: IDNA cannot write it in ASCII", _DOMAIN_CURE) from None
+
+
 def read_ports(value: object) -> int | str:
     """A port or a range, as it was written. Raises ``PydanticCustomError``."""
     if isinstance(value, bool) or not isinstance(value, int | str):

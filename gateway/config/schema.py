@@ -26,6 +26,7 @@ from gateway.config.scalars import (
     NAME_PATTERN,
     read_address,
     read_destination,
+    read_domain,
     read_network,
     read_ports,
 )
@@ -75,6 +76,10 @@ InterfaceNames = Annotated[tuple[InterfaceName, ...], OneOrMore()]
 PortRanges = Annotated[tuple[PortRange, ...], OneOrMore()]
 Protocols = Annotated[tuple[Literal["tcp", "udp", "icmp"], ...], OneOrMore()]
 Destinations = Annotated[tuple[Destination, ...], OneOrMore()]
+DomainPattern = Annotated[str, BeforeValidator(read_domain)]
+DomainPatterns = Annotated[tuple[DomainPattern, ...], OneOrMore()]
+Sniffed = Literal["tls", "http", "quic", "ssh", "dns", "stun", "bittorrent"]
+SniffedProtocols = Annotated[tuple[Sniffed, ...], OneOrMore()]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 
 
@@ -254,21 +259,41 @@ class Rule(Model):
     protocol: Protocols = Field(default=(), description="tcp, udp or icmp")
     interface: InterfaceNames = Field(default=(), description="arrived on one of these interfaces")
     rule_set: Names = Field(default=(), description="destination is in one of these rule sets")
+    domain: DomainPatterns = Field(
+        default=(),
+        description=(
+            "destination's name: `a.example` alone, `+.a.example` with all below it,"
+            " `*.a.example` with one label for each `*`, `keyword:a` anywhere in it,"
+            " `regex:^a[0-9]`"
+        ),
+    )
+    sniffed: SniffedProtocols = Field(
+        default=(), description="the protocol that the client's first bytes are of"
+    )
     to: Name = Field(description="an outbound's name, `direct` or `reject`")
+    log: bool = Field(default=False, description="log the flows that this rule decides")
+    sniff: bool = Field(
+        default=True,
+        description="`off` never waits for the client's first bytes on behalf of this rule",
+    )
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The keys that ask something of a flow, in the schema's order."""
+        return tuple(
+            key
+            for key in type(self).model_fields
+            if key not in _RULE_ACTIONS and getattr(self, key)
+        )
 
     @property
     def is_catch_all(self) -> bool:
         """Whether the rule matches every flow, so that none below it can fire."""
-        return not (
-            self.subnet
-            or self.source
-            or self.destination
-            or self.port
-            or self.source_port
-            or self.protocol
-            or self.interface
-            or self.rule_set
-        )
+        return not self.asked
+
+
+#: Keys of a rule that say what becomes of a flow.
+_RULE_ACTIONS = frozenset({"to", "log", "sniff"})
 
 
 class MarkSettings(Model):

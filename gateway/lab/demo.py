@@ -229,7 +229,7 @@ class _Accounts:
         flow = self._relayed.get(str(done.client))
         if flow is not None:
             return Account(flow["rule"], flow["outbound"], "listener", flow["bytes_down"])
-        decision = self._policy.decide(FlowFacts(Protocol.TCP, done.client, done.destination))
+        decision = self._policy.settle(FlowFacts(Protocol.TCP, done.client, done.destination))
         return Account(decision.rule, decision.outbound, self._places[decision.rule_index])
 
 

@@ -26,7 +26,7 @@ from gateway.plan.model import (
     Transport,
     Verdict,
 )
-from gateway.policy.engine import CompiledRule
+from gateway.policy.rule import CompiledRule
 
 Side = Literal["source", "destination"]
 Place = Literal["kernel", "listener", "both"]
@@ -53,7 +53,7 @@ def policy_chain(
         tuple(
             nft_rule
             for rule in rules
-            for nft_rule in _nft_rules(rule, _verdict(config, rule.outbound, divert), families)
+            for nft_rule in _nft_rules(rule, _verdict(config, rule, divert), families)
         ),
     )
 
@@ -81,6 +81,8 @@ def placement(rule: CompiledRule, config: Config) -> RulePlacement:
 
 
 def _place(rule: CompiledRule, outbound: Outbound) -> tuple[Place, str]:
+    if not rule.by_packet:
+        return "listener", "the kernel diverts the TCP that it may match; UDP and ICMP pass it by"
     if outbound == _PLAIN_DIRECT:
         return "kernel", "routed on, never enters the gateway"
     if isinstance(outbound, RejectOutbound):
@@ -128,8 +130,10 @@ def of_family(networks: Iterable[Network], family: Family) -> tuple[Network, ...
     return tuple(network for network in networks if network.version == version)
 
 
-def _verdict(config: Config, name: str, divert: str) -> Verdict:
-    outbound = config.outbound(name)
+def _verdict(config: Config, rule: CompiledRule, divert: str) -> Verdict:
+    outbound = config.outbound(rule.outbound)
+    if not rule.by_packet:
+        return Goto(divert)
     if outbound == _PLAIN_DIRECT:
         return Goto(DIRECT)
     if not isinstance(outbound, RejectOutbound):
@@ -142,6 +146,8 @@ def _verdict(config: Config, name: str, divert: str) -> Verdict:
 def _nft_rules(
     rule: CompiledRule, verdict: Verdict, families: Sequence[Family]
 ) -> Iterator[NftRule]:
+    if not rule.by_packet and not _may_be(rule, Protocol.TCP):
+        return  # what no listener sees goes on to the rules below
     common = _common_matches(rule)
     name = f"rule-{rule.index}"
     if rule.source is None and rule.destination is None:
@@ -180,8 +186,9 @@ def _common_matches(rule: CompiledRule) -> tuple[Match, ...]:
     matches: list[Match] = []
     if rule.interfaces:
         matches.append(InInterface(rule.interfaces))
-    if rule.protocols:
-        matches.append(Transport(rule.protocols))
+    protocols = rule.protocols if rule.by_packet else (Protocol.TCP,)
+    if protocols:
+        matches.append(Transport(protocols))
     if rule.source_ports:
         matches.append(Ports("source", rule.source_ports))
     if rule.ports:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from gateway.config.scalars import port_range
 from gateway.config.schema import Config, Rule
 from gateway.flow import Protocol
-from gateway.policy.engine import CompiledRule, Policy, PortRanges
+from gateway.policy.engine import Policy
+from gateway.policy.names import NamePatterns
 from gateway.policy.prefixes import Network, PrefixSet
+from gateway.policy.rule import CompiledRule, PortRanges
 from gateway.policy.rulesets import RuleSetData
 
 #: Values of one key that a rule's text shows before it says how many more there are.
@@ -48,6 +50,10 @@ def _compiled(
         source_ports=source_ports,
         protocols=protocols,
         interfaces=rule.interface,
+        names=NamePatterns.of(rule.domain) if rule.domain else None,
+        sniffed=rule.sniffed,
+        log=rule.log,
+        sniff=rule.sniff,
     )
 
 
@@ -84,12 +90,11 @@ def _merged(ranges: Iterable[int | str]) -> PortRanges:
 def _text(index: int, rule: Rule) -> str:
     """The rule on one line, for logs: ``rules[2] subnet=kids port=443 -> home``."""
     words = [f"rules[{index}]"]
-    for key in Rule.model_fields:
+    for key in rule.asked:
         values = getattr(rule, key)
-        if key != "to" and values:
-            shown = ",".join(_written(value) for value in values[:SHOWN_VALUES])
-            more = len(values) - SHOWN_VALUES
-            words.append(f"{key}={shown}" + (f",+{more}" if more > 0 else ""))
+        shown = ",".join(_written(value) for value in values[:SHOWN_VALUES])
+        more = len(values) - SHOWN_VALUES
+        words.append(f"{key}={shown}" + (f",+{more}" if more > 0 else ""))
     return " ".join([*words, "->", rule.to])
 
 

@@ -2,95 +2,187 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+from typing import NamedTuple
 
-from gateway.decision import Decision
-from gateway.flow import FlowFacts, Protocol
-from gateway.policy.matchers import Axis, Bounds, Words
-from gateway.policy.prefixes import Network, PrefixSet, address_number
+from gateway.decision import Decision, Undecided
+from gateway.flow import FlowFacts
+from gateway.policy.demands import Geography, Question, all_hold
+from gateway.policy.rule import CompiledRule, Condition
+from gateway.policy.table import Table
 
-PortRanges = tuple[tuple[int, int], ...]
 
+class Needs(NamedTuple):
+    """Which facts some rule asks for; the others need not be fetched.
 
-@dataclass(frozen=True, slots=True)
-class CompiledRule:
-    """A rule with every name resolved; all that a plan or an engine needs of it.
-
-    ``source`` and ``destination`` are shortest lists of prefixes; None is any address, an
-    empty tuple is none at all (the rule never matches). Empty ``ports``, ``source_ports``,
-    ``protocols`` and ``interfaces`` are any; port ranges are inclusive, sorted and apart.
-    A rule with ports has protocols, and ICMP is not among them.
+    ``owner`` is for the flows of this machine alone. ``name`` and ``sniffed`` are asked for
+    flow by flow (``Undecided``); where they are False, that never happens.
     """
 
-    index: int
-    text: str
-    outbound: str
-    source: tuple[Network, ...] | None = None
-    destination: tuple[Network, ...] | None = None
-    ports: PortRanges = ()
-    source_ports: PortRanges = ()
-    protocols: tuple[Protocol, ...] = ()
-    interfaces: tuple[str, ...] = ()
+    interface: bool = False
+    mac: bool = False
+    hostname: bool = False
+    dscp: bool = False
+    owner: bool = False
+    time: bool = False
+    name: bool = False
+    sniffed: bool = False
 
-    @property
-    def is_catch_all(self) -> bool:
-        """Whether it matches every flow."""
-        asked = (self.ports, self.source_ports, self.protocols, self.interfaces)
-        return self.source is None and self.destination is None and not any(asked)
+
+class Outcome(StrEnum):
+    """What became of a flow at one rule."""
+
+    MISSED = "missed"
+    ENTERED = "entered"
+    LEFT = "left"
+    MATCHED = "matched"
+    UNDECIDED = "undecided"
+
+
+class Step(NamedTuple):
+    """One rule of a trace.
+
+    ``key`` and ``seen``: of a missed rule, its first key that did not hold, and what the
+    flow has there; of an undecided one, the fact that is missing. ``left`` stands at the end
+    of a list that a rule led to, with that rule. ``answer`` is what is decided by it.
+    """
+
+    rule: CompiledRule
+    outcome: Outcome
+    key: str = ""
+    seen: str = ""
+    answer: Decision | Undecided | None = None
 
 
 class Policy:
-    """Rules in order, the last of which matches everything. Immutable."""
+    """Rules in order, the last of which matches everything, and lists they lead to. Immutable."""
 
-    __slots__ = (
-        "_decisions",
-        "_destinations",
-        "_interfaces",
-        "_ports",
-        "_protocols",
-        "_source_ports",
-        "_sources",
-        "needs_interface",
-        "rules",
-    )
+    __slots__ = ("_geography", "_main", "_tables", "lists", "needs", "rules")
 
-    def __init__(self, rules: Iterable[CompiledRule]) -> None:
-        """Raises ``ValueError`` where the last rule is not a catch-all."""
-        self.rules = tuple(rules)
+    def __init__(
+        self,
+        rules: Iterable[CompiledRule],
+        lists: Mapping[str, Iterable[CompiledRule]] | None = None,
+        geography: Geography | None = None,
+    ) -> None:
+        """Raises ``ValueError`` where the last rule is not a catch-all.
+
+        Every ``goto`` is to a list that is there, and no list leads back to itself.
+        """
+        self._main = Table(rules)
+        self._tables = {name: Table(its) for name, its in (lists or {}).items()}
+        self._geography = geography
+        self.rules = self._main.rules
+        self.lists = {name: table.rules for name, table in self._tables.items()}
         if not self.rules or not self.rules[-1].is_catch_all:
             raise ValueError("the last rule of a policy must match everything")
-        #: Whether a rule asks for the interface, which costs a look-up per flow to know.
-        self.needs_interface = any(rule.interfaces for rule in self.rules)
-        self._decisions = tuple(Decision(r.outbound, r.index, r.text) for r in self.rules)
-        self._sources = Axis.of([_address_bounds(rule.source) for rule in self.rules])
-        self._destinations = Axis.of([_address_bounds(rule.destination) for rule in self.rules])
-        self._ports = Axis.of([_port_bounds(rule.ports) for rule in self.rules])
-        self._source_ports = Axis.of([_port_bounds(rule.source_ports) for rule in self.rules])
-        self._protocols = Words.of([rule.protocols for rule in self.rules])
-        self._interfaces = Words.of([rule.interfaces for rule in self.rules])
+        self.needs = _needs([*self.rules, *(rule for its in self.lists.values() for rule in its)])
 
-    def decide(self, facts: FlowFacts) -> Decision:
-        """The outbound of the first rule that matches.
+    def decide(self, facts: FlowFacts, now: int | None = None) -> Decision | Undecided:
+        """The answer of the first rule that matches, or what must be known to find it.
 
-        Addresses are canonical text, IPv4-mapped ones written as IPv4. Raises
-        ``ValueError`` where one is a name.
+        ``now``: minutes of the week since Monday 00:00 in the policy's time zone; it may be
+        left out where ``needs.time`` is False. Addresses are canonical text, IPv4-mapped ones
+        written as IPv4. Raises ``ValueError`` where one is a name, or the time is missing.
         """
-        protocol, (source, source_port), (destination, port), interface = facts
-        matching = (
-            self._sources.rules_at(address_number(source))
-            & self._destinations.rules_at(address_number(destination))
-            & self._ports.rules_at(port)
-            & self._source_ports.rules_at(source_port)
-            & self._protocols.rules_at(protocol)
-            & self._interfaces.rules_at(interface)
-        )
-        return self._decisions[(matching & -matching).bit_length() - 1]
+        if now is None:
+            if self.needs.time:
+                raise ValueError("rules of this policy ask for the time")
+            now = 0
+        main = self._main
+        matching, doubtful = main.ask(facts, now)
+        first = matching & -matching
+        answer: Decision | Undecided | str | None
+        if not first & doubtful:
+            answer = main.answers[first.bit_length() - 1]
+        else:
+            answer = self._search(main, matching, doubtful, Question(facts, now, self._geography))
+        assert isinstance(answer, Decision | Undecided), "the last rule matches everything"
+        return answer
+
+    def settle(self, facts: FlowFacts, now: int | None = None) -> Decision:
+        """The same, where nothing more can be learnt of a flow: what is missing is not there."""
+        name, sniffed = facts.name or "", facts.sniffed or ""
+        answer = self.decide(facts._replace(name=name, sniffed=sniffed), now)
+        assert isinstance(answer, Decision), "all that can be known is known"
+        return answer
+
+    def _search(
+        self, table: Table, matching: int, doubtful: int, question: Question
+    ) -> Decision | Undecided | None:
+        """The answer of a list; None where no rule of it decides."""
+        while matching:
+            first = matching & -matching
+            matching ^= first
+            index = first.bit_length() - 1
+            its = question
+            if first & doubtful:
+                rule = table.rules[index]
+                its = question if rule.sniff else question.without_sniffing()
+                held = all_hold(table.to_ask(index, question.facts), its)
+                if held is None:
+                    return Undecided(its.need, rule.index, rule.text)
+                if not held:
+                    continue
+            answer: Decision | Undecided | str | None = table.answers[index]
+            if isinstance(answer, str):
+                inner = self._tables[answer]
+                answer = self._search(inner, *inner.ask(its.facts, its.now), its)
+            if answer is not None:
+                return answer
+        return None
+
+    def trace(self, facts: FlowFacts, now: int | None = None) -> tuple[Step, ...]:
+        """Every rule tried, in order, and why it did or did not match.
+
+        The last step has the answer, the same that ``decide`` gives; raises as it does.
+        """
+        if now is None and self.needs.time:
+            raise ValueError("rules of this policy ask for the time")
+        question = Question(facts, now or 0, self._geography)
+        return tuple(self._walk(self._main, question))
+
+    def _walk(self, table: Table, question: Question) -> Iterator[Step]:
+        for rule, demands, answer in zip(table.rules, table.demands, table.answers, strict=True):
+            its = question if rule.sniff else question.without_sniffing()
+            missed = next((each for each in demands if each.holds(its) is False), None)
+            if missed is not None:
+                yield Step(rule, Outcome.MISSED, missed.key, missed.seen(its))
+            elif all_hold(demands, its) is None:
+                undecided = Undecided(its.need, rule.index, rule.text)
+                yield Step(rule, Outcome.UNDECIDED, its.need, "not looked for yet", undecided)
+                return
+            elif isinstance(answer, Decision):
+                yield Step(rule, Outcome.MATCHED, answer=answer)
+                return
+            else:
+                yield Step(rule, Outcome.ENTERED)
+                last = None
+                for last in self._walk(self._tables[answer], its):
+                    yield last
+                if last is not None and last.answer is not None:
+                    return
+                yield Step(rule, Outcome.LEFT)
 
 
-def _address_bounds(networks: tuple[Network, ...] | None) -> Bounds:
-    return None if networks is None else PrefixSet.from_networks(networks).bounds
+def _needs(rules: Iterable[CompiledRule]) -> Needs:
+    asked = [condition for rule in rules for condition in _conditions(rule)]
+    sets = [each for c in asked for group in c.destinations for each in group.sets]
+    return Needs(
+        interface=any(c.interfaces for c in asked),
+        mac=any(c.macs or c.hostnames for c in asked),
+        hostname=any(c.hostnames for c in asked),
+        dscp=any(c.dscps for c in asked),
+        owner=any(c.uids or c.gids or c.cgroups for c in asked),
+        time=any(c.times for c in asked),
+        name=any(c.names for c in asked) or any(each.domains for each in sets),
+        sniffed=any(c.sniffed for c in asked),
+    )
 
 
-def _port_bounds(ranges: PortRanges) -> Bounds:
-    return tuple(bound for first, last in ranges for bound in (first, last + 1)) or None
+def _conditions(condition: Condition) -> Iterator[Condition]:
+    """A condition, and all those inside it."""
+    yield condition
+    for inner in (*condition.all_of, *condition.any_of, *condition.none_of):
+        yield from _conditions(inner)

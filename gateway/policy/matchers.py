@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from gateway.policy.names import NamePatterns, suffixes_of
+
 #: What a rule asks of a property: bounds as in ``PrefixSet``; None where it asks nothing.
 Bounds = tuple[int, ...] | None
 
@@ -60,15 +62,50 @@ class Words:
     def of(cls, asked: Sequence[Collection[str]]) -> Words:
         """The words for what each rule asks (nothing: any word), in the rules' order."""
         named = {word for words in asked for word in words}
-        anything = _mask(not words for words in asked)
-        masks = {word: anything | _mask(word in words for words in asked) for word in named}
+        anything = mask_of(not words for words in asked)
+        masks = {word: anything | mask_of(word in words for words in asked) for word in named}
         return cls(masks, anything)
 
-    def rules_at(self, word: str) -> int:
-        """The rules that this word does not rule out."""
-        return self.masks.get(word, self.other)
+    def rules_at(self, word: str | None) -> int:
+        """The rules that this word (None: unknown) does not rule out."""
+        return self.other if word is None else self.masks.get(word, self.other)
 
 
-def _mask(flags: Iterable[bool]) -> int:
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The property that is a domain name.
+
+    ``other``: the rules that ask for no name, or search in it, which is not done here.
+    """
+
+    exact: dict[str, int]
+    suffixes: dict[str, int]
+    other: int
+
+    @classmethod
+    def of(cls, asked: Sequence[NamePatterns | None]) -> Names:
+        """The names for what each rule asks, in the rules' order."""
+        exact: defaultdict[str, int] = defaultdict(int)
+        suffixes: defaultdict[str, int] = defaultdict(int)
+        for index, patterns in enumerate(asked):
+            if patterns is not None:
+                for name in patterns.exact:
+                    exact[name] |= 1 << index
+                for suffix in patterns.suffixes:
+                    suffixes[suffix] |= 1 << index
+        other = mask_of(patterns is None or bool(patterns.patterns) for patterns in asked)
+        return cls(dict(exact), dict(suffixes), other)
+
+    def rules_at(self, name: str) -> int:
+        """The rules that this name (empty: there is none) does not rule out."""
+        mask = self.other | self.exact.get(name, 0)
+        suffixes = self.suffixes
+        if suffixes:
+            for domain in suffixes_of(name):
+                mask |= suffixes.get(domain, 0)
+        return mask
+
+
+def mask_of(flags: Iterable[bool]) -> int:
     """The bits of the rules for which the flag is true."""
     return sum(1 << index for index, flag in enumerate(flags) if flag)

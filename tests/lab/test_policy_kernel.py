@@ -105,7 +105,7 @@ def decide(lab: Lab, policy: Policy, ask: Ask, family: Family) -> Decision:
     """The engine's answer, with the facts as the listener would have them."""
     source = Endpoint(address(lab.client(ask.client), family), ask.source_port or 50000)
     destination = Endpoint(target(lab, family, ask.host), ask.port)
-    return policy.decide(FlowFacts(Protocol.TCP, source, destination, INTERFACES[ask.client]))
+    return policy.settle(FlowFacts(Protocol.TCP, source, destination, INTERFACES[ask.client]))
 
 
 def observed(lab: Lab, ask: Ask, family: Family) -> str:

@@ -12,7 +12,8 @@ from gateway import logs
 from gateway.blueprint import Blueprint, ListenOn
 from gateway.dataplane import DataPlane
 from gateway.dispatch import FlowTimeouts, OwnTraffic
-from gateway.policy.engine import CompiledRule, Policy
+from gateway.policy.engine import Policy
+from gateway.policy.rule import CompiledRule
 
 
 @dataclass

@@ -27,7 +27,8 @@ from gateway.outbound.base import FIRST_BYTES
 from gateway.outbound.direct import DirectOutbound
 from gateway.outbound.reject import RejectOutbound
 from gateway.outbound.socks5 import Socks5Outbound
-from gateway.policy.engine import CompiledRule, Policy
+from gateway.policy.engine import Policy
+from gateway.policy.rule import CompiledRule
 from gateway.relay.tcp import Mover
 from gateway.wire.socks5 import encode_request
 

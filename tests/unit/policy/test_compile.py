@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from gateway.config.schema import Config
+from gateway.decision import Decision
 from gateway.flow import Endpoint, FlowFacts, Protocol
 from gateway.policy.compile import compile_policy
-from gateway.policy.engine import CompiledRule, Policy
+from gateway.policy.engine import Policy
+from gateway.policy.rule import CompiledRule
 from gateway.policy.rulesets import RuleSetData
 
 SETS = {
@@ -86,13 +88,13 @@ def test_the_text_is_the_rule_as_written(keys: dict[str, Any], text: str) -> Non
 def test_a_rule_that_can_match_nothing_matches_nothing() -> None:
     policy = compiled({"rule_set": "empty", "to": "reject"})
     facts = FlowFacts(Protocol.TCP, Endpoint("192.168.20.1", 1), Endpoint("10.0.0.1", 2))
-    assert policy.decide(facts) == ("direct", 1, "rules[1] -> direct")
+    assert policy.decide(facts) == Decision("direct", 1, "rules[1] -> direct")
 
 
 def test_ports_never_match_icmp() -> None:
     policy = compiled({"port": "1-65535", "to": "reject"})
     facts = FlowFacts(Protocol.ICMP, Endpoint("192.168.20.1", 8), Endpoint("10.0.0.1", 8))
-    assert policy.decide(facts).outbound == "direct"
+    assert policy.settle(facts).outbound == "direct"
 
 
 def test_a_policy_needs_its_rule_sets() -> None:
