@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from socket import MSG_PEEK, SocketType
 from typing import Final, Literal, NamedTuple
 
 from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision, Undecided
 from gateway.errors import UpstreamFailure
 from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
-from gateway.kernel.reactor import ERROR, HANGUP
+from gateway.kernel.reactor import ERROR, HANGUP, UNKNOWN
 from gateway.kernel.sockets import arrival_interface, reset_on_close
 from gateway.outbound.base import FIRST_BYTES, Attempt, Outbound
 from gateway.policy.engine import Policy
@@ -32,6 +32,8 @@ _REASONS: Final = {
     UpstreamFailure.RESOURCES: CloseReason.NO_RESOURCES,
     UpstreamFailure.REJECTED: CloseReason.REJECTED,
 }
+
+_CLOSED: Final = {reason: f"closed_{reason}" for reason in CloseReason}
 
 
 class FlowTimeouts(NamedTuple):
@@ -69,14 +71,13 @@ class Flow:
     __slots__ = (
         "_attempt", "_client", "_dispatcher", "_edges", "_leg", "_relay", "bytes_down", "bytes_up",
         "decision", "detail", "ended", "facts", "id", "quiet_since", "reason", "seen", "started",
-        "started_at",
     )  # fmt: skip
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         flow_id: int,
-        client: socket.socket,
+        client: SocketType,
         facts: FlowFacts,
         decision: Decision,
     ) -> None:
@@ -91,12 +92,11 @@ class Flow:
         self.decision = decision
         self.detail = ""
         self.started = time.monotonic()
-        self.started_at = time.time()
         self.ended = 0.0
         self.reason: CloseReason | None = None
         self.bytes_up = 0
         self.bytes_down = 0
-        self.seen = (0, False)
+        self.seen = 0
         self.quiet_since = self.started
 
     def open(self, outbound: Outbound, *, track: bool) -> None:
@@ -120,19 +120,19 @@ class Flow:
     def first_bytes(self) -> bytes:
         """What the client has sent already; it stays in its socket."""
         try:
-            return self._client.recv(FIRST_BYTES, socket.MSG_PEEK)
+            return self._client.recv(FIRST_BYTES, MSG_PEEK)
         except OSError:  # nothing yet, or an end of which an edge of its own tells
             return b""
 
-    def connected(self, upstream: socket.socket, surplus: bytes, sent: int = 0) -> None:
+    def connected(
+        self, upstream: SocketType, surplus: bytes, sent: int = 0, edges: int = UNKNOWN
+    ) -> None:
         """Relay from here on."""
         self._attempt = None
-        self.quiet_since = time.monotonic()
-        self._relay = Relay(
-            self._dispatcher.mover, self._client, upstream, surplus, self._relay_closed
-        )
-        self._dispatcher.relaying(self)
-        self._relay.start(self._edges, sent)
+        dispatcher = self._dispatcher
+        self._relay = relay = Relay(dispatcher.mover, self._client, upstream, surplus, self)
+        dispatcher.relaying(self)
+        relay.start(self._edges, edges, sent)
 
     def failed(self, failure: UpstreamFailure, detail: str) -> None:
         """Give the client what it would have met: the flow ends with a reset."""
@@ -158,8 +158,8 @@ class Flow:
         relay = self._relay
         if relay is None:
             return
-        # A half-close counts as movement: it begins a wait of its own.
-        seen = (relay.up.moved + relay.down.moved, relay.half_closed)
+        # A half-close counts as movement: it begins a wait of its own. So does the first look.
+        seen = 2 * (relay.up.moved + relay.down.moved) + relay.half_closed + 1
         if seen != self.seen:
             self.seen = seen
             self.quiet_since = now
@@ -171,11 +171,12 @@ class Flow:
     def record(self) -> FlowRecord:
         """The flow as others see it."""
         relay = self._relay
+        now = time.monotonic()
         if self.reason is not None:
             state, end = FlowState.CLOSED, self.ended
         else:
             state = FlowState.CONNECTING if relay is None else FlowState.RELAYING
-            end = time.monotonic()
+            end = now
         return FlowRecord(
             id=self.id,
             client=self.facts.source,
@@ -183,7 +184,7 @@ class Flow:
             rule=self.decision.rule,
             outbound=self.decision.outbound,
             interface=self.facts.interface,
-            started=self.started_at,
+            started=time.time() - now + self.started,
             state=state,
             bytes_up=self.bytes_up if relay is None else relay.up.moved,
             bytes_down=self.bytes_down if relay is None else relay.down.moved,
@@ -192,7 +193,8 @@ class Flow:
             detail=self.detail,
         )
 
-    def _relay_closed(self, reason: CloseReason) -> None:
+    def relay_closed(self, reason: CloseReason) -> None:
+        """The relay has given up both sockets."""
         assert self._relay is not None
         self.bytes_up = self._relay.up.moved
         self.bytes_down = self._relay.down.moved
@@ -247,7 +249,7 @@ class Dispatcher:
         """How many flows have not closed."""
         return len(self._relaying) + len(self._connecting)
 
-    def accepted(self, client: socket.socket, source: Endpoint, destination: Endpoint) -> None:
+    def accepted(self, client: SocketType, source: Endpoint, destination: Endpoint) -> None:
         """Decide a flow and begin its second leg."""
         routing = self.routing
         self.counters["flows_accepted"] += 1
@@ -280,9 +282,11 @@ class Dispatcher:
         """A flow has ended; both its sockets are given up."""
         if self._relaying.pop(flow.id, None) is None:
             self._connecting.pop(flow.id, None)
-        self.counters[f"closed_{flow.reason}"] += 1
-        self.counters["bytes_up"] += flow.bytes_up
-        self.counters["bytes_down"] += flow.bytes_down
+        assert flow.reason is not None
+        counters = self.counters
+        counters[_CLOSED[flow.reason]] += 1
+        counters["bytes_up"] += flow.bytes_up
+        counters["bytes_down"] += flow.bytes_down
         self.recent.append(flow)
         self._on_closed(flow)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from dataclasses import dataclass
+from socket import SocketType
 from typing import Final, Literal, Protocol
 
 from gateway.errors import CapabilityError
@@ -30,7 +30,7 @@ _LISTEN_ON = {"tproxy": ("127.0.0.1", "::1"), "redirect": ("0.0.0.0", "::")}  # 
 class Acceptor(Protocol):
     """Who takes accepted flows."""
 
-    def accepted(self, client: socket.socket, source: Endpoint, destination: Endpoint) -> None:
+    def accepted(self, client: SocketType, source: Endpoint, destination: Endpoint) -> None:
         """A diverted flow; the socket is the acceptor's from here on."""
 
     def refused(self, reason: Literal["not-diverted", "no-resources"], source: Endpoint) -> None:
@@ -43,7 +43,7 @@ class Diversion:
 
     mode: Literal["tproxy", "redirect"]
 
-    def destination(self, client: socket.socket) -> Endpoint | None:
+    def destination(self, client: SocketType) -> Endpoint | None:
         """The original destination; None for a client that dialled the listener itself."""
         local = local_endpoint(client)
         if self.mode == "tproxy":
@@ -61,7 +61,7 @@ class TcpListener:
     """One listening socket in the reactor."""
 
     def __init__(
-        self, reactor: Reactor, sock: socket.socket, diversion: Diversion, acceptor: Acceptor
+        self, reactor: Reactor, sock: SocketType, diversion: Diversion, acceptor: Acceptor
     ) -> None:
         self._reactor = reactor
         self._sock = sock
@@ -100,7 +100,7 @@ class TcpListener:
             os.close(self._spare)
             self._spare = None
 
-    def _take(self, client: socket.socket, source: Endpoint) -> None:
+    def _take(self, client: SocketType, source: Endpoint) -> None:
         try:
             destination = self._diversion.destination(client)
         except OSError:
@@ -167,7 +167,7 @@ def open_listeners(
 
     Raises ``CapabilityError`` where one cannot be opened; none is left open then.
     """
-    socks: list[socket.socket] = []
+    socks: list[SocketType] = []
     try:
         for host in _LISTEN_ON[mode][: 2 if ipv6 else 1]:
             socks.append(open_listener(host, port, transparent=mode == "tproxy"))  # noqa: PERF401

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
-import socket
 from collections.abc import Callable
+from socket import SocketType
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,9 @@ READ_HANGUP = select.EPOLLRDHUP
 HANGUP = select.EPOLLHUP
 ERROR = select.EPOLLERR
 URGENT = select.EPOLLPRI
+
+#: Edges that were not noted: anything may have happened, so a first read goes to the end.
+UNKNOWN = IN | READ_HANGUP | URGENT
 
 _EVENTS = IN | OUT | READ_HANGUP | URGENT | select.EPOLLET
 _BATCH = 256
@@ -48,14 +51,18 @@ class Reactor:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._epoll = select.epoll()
-        self._watchers: dict[int, Watcher] = {}
+        #: By descriptor. Those are small numbers, so a list takes a fraction of a dict.
+        self._watchers: list[Watcher | None] = []
         self._again: dict[int, None] = {}  # a set that keeps the order of asking
-        self._closing: list[socket.socket] = []
+        self._closing: list[SocketType] = []
         self._in_batch = False
         loop.add_reader(self._epoll.fileno(), self._serve)
 
     def watch(self, fd: int, watcher: Watcher) -> None:
         """Call ``watcher`` for every edge of ``fd`` from now on."""
+        missing = fd + 1 - len(self._watchers)
+        if missing > 0:
+            self._watchers.extend([None] * missing)
         self._watchers[fd] = watcher
         self._epoll.register(fd, _EVENTS)
 
@@ -72,13 +79,15 @@ class Reactor:
             self._loop.call_soon(self._serve_again)
         self._again[fd] = None
 
-    def close(self, sock: socket.socket) -> None:
+    def close(self, sock: SocketType) -> None:
         """Forget and close a socket.
 
         Within a batch the descriptor itself is closed at the batch's end: its number
         must not be reused while an event for the old socket may still be in the batch.
         """
-        self._watchers.pop(sock.fileno(), None)
+        fd = sock.fileno()
+        if 0 <= fd < len(self._watchers):
+            self._watchers[fd] = None
         if self._in_batch:
             self._closing.append(sock)
         else:
@@ -105,7 +114,7 @@ class Reactor:
         watchers = self._watchers
         self._in_batch = True
         for fd, bits in events:
-            watcher = watchers.get(fd)
+            watcher = watchers[fd]
             if watcher is None:
                 continue
             try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
+from socket import SocketType
 from typing import Final, Protocol
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
-from gateway.kernel.reactor import IN, OUT, READ_HANGUP, Reactor
+from gateway.kernel.reactor import ERROR, HANGUP, IN, OUT, READ_HANGUP, UNKNOWN, URGENT, Reactor
 from gateway.kernel.sockets import SocketFactory, SocketOptions, local_endpoint, pending_error
 
 _FAILURES = {
@@ -24,6 +24,10 @@ _FAILURES = {
 }
 
 
+_ENDS: Final = ERROR | HANGUP
+#: A read stops short at what comes behind these: the FIN, or the mark of urgent data (tcp(7)).
+_BEHIND: Final = READ_HANGUP | URGENT | _ENDS
+
 #: At most so much of what the client has sent goes with a handshake.
 FIRST_BYTES: Final = 16 << 10
 
@@ -37,10 +41,13 @@ class Requester(Protocol):
         To look takes nothing away: a leg that fails has lost nothing of the flow's.
         """
 
-    def connected(self, upstream: socket.socket, surplus: bytes, sent: int = 0) -> None:
+    def connected(
+        self, upstream: SocketType, surplus: bytes, sent: int = 0, edges: int = UNKNOWN
+    ) -> None:
         """The leg is up, still watched by the reactor.
 
         ``surplus`` came with its handshake; so many of ``first_bytes`` are ``sent``.
+        ``edges`` have been told of it and not served: 0 where it has been read to its end.
         """
 
     def failed(self, failure: UpstreamFailure, detail: str) -> None:
@@ -83,17 +90,17 @@ class ConnectAttempt:
     A subclass that has a handshake overrides ``_on_connected`` and ``_on_readable``.
     """
 
-    __slots__ = ("_connecting", "_hung_up", "_reactor", "_remote", "_requester", "_sock")
+    __slots__ = ("_connecting", "_edges", "_reactor", "_remote", "_requester", "_sock")
 
     def __init__(
-        self, reactor: Reactor, requester: Requester, sock: socket.socket, remote: Endpoint
+        self, reactor: Reactor, requester: Requester, sock: SocketType, remote: Endpoint
     ) -> None:
         self._reactor = reactor
         self._requester = requester
         self._sock = sock
         self._remote = remote
         self._connecting = True
-        self._hung_up = False
+        self._edges = 0
         reactor.watch(sock.fileno(), self)
 
     @property
@@ -112,14 +119,13 @@ class ConnectAttempt:
     def on_ready(self, fd: int, events: int) -> None:
         """Finish the connect, then let the handshake go on."""
         del fd
-        if events & READ_HANGUP:
-            self._hung_up = True
+        self._edges |= events
         try:
             if self._connecting:
                 if not events & OUT:
                     return
-                code = pending_error(self._sock)
-                if code:
+                # Without these the connect went well: connect(2) would have one ask for the error.
+                if events & _ENDS and (code := pending_error(self._sock)):
                     raise OSError(code, os.strerror(code))
                 self._connecting = False
                 self._on_connected()
@@ -132,13 +138,18 @@ class ConnectAttempt:
             self._fail(failure_of(error), error.strerror or str(error))
 
     def _on_connected(self) -> None:
-        self._succeed(b"")
+        self._succeed(b"", 0)
 
     def _on_readable(self) -> None:
         """Nothing is expected from the peer before it is connected."""
 
-    def _succeed(self, surplus: bytes) -> None:
-        self._requester.connected(self._sock, surplus)
+    @property
+    def _drained(self) -> bool:
+        """Whether a short read has left nothing behind it: what comes next has its own edge."""
+        return not self._edges & _BEHIND
+
+    def _succeed(self, surplus: bytes, sent: int) -> None:
+        self._requester.connected(self._sock, surplus, sent, self._edges)
 
     def _fail(self, failure: UpstreamFailure, detail: str) -> None:
         self._reactor.close(self._sock)
@@ -147,7 +158,7 @@ class ConnectAttempt:
 
 def open_socket(
     factory: SocketFactory, remote: Endpoint, options: SocketOptions, requester: Requester
-) -> socket.socket | None:
+) -> SocketType | None:
     """A socket that has begun to connect; None where it failed at once (requester was told)."""
     try:
         return factory.connect_tcp(remote, options)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
+from socket import SocketType
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint
-from gateway.kernel.reactor import Reactor
+from gateway.kernel.reactor import IN, Reactor
 from gateway.outbound.base import ConnectAttempt, Requester
 from gateway.wire.socks5 import ClientHandshake, Socks5Error
 
@@ -33,7 +33,7 @@ class Socks5Attempt(ConnectAttempt):
         self,
         reactor: Reactor,
         requester: Requester,
-        sock: socket.socket,
+        sock: SocketType,
         server: Endpoint,
         handshake: ClientHandshake,
         on_accepted: OnAccepted | None,
@@ -89,8 +89,11 @@ class Socks5Attempt(ConnectAttempt):
             if self._on_accepted is not None and self._handshake.accepted:
                 self._on_accepted(time.monotonic() - self._started)
                 self._on_accepted = None
+            drained = len(data) < _READ_BYTES and self._drained
+            if drained:
+                self._edges &= ~IN
             if self._handshake.established:
-                self._requester.connected(self._sock, self._handshake.surplus, self._sent)
+                self._succeed(self._handshake.surplus, self._sent)
                 return
-            if len(data) < _READ_BYTES and not self._hung_up:
-                return  # drained: what comes next has an edge of its own
+            if drained:
+                return

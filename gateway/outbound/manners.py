@@ -9,14 +9,14 @@ Other flows are strict meanwhile.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from socket import SocketType
 from typing import Final, Literal
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint
-from gateway.kernel.reactor import Reactor
+from gateway.kernel.reactor import UNKNOWN, Reactor
 from gateway.outbound.base import Attempt, Requester
 
 Handshake = Literal["auto", "pipelined", "strict"]
@@ -57,10 +57,12 @@ class _Runner:
         """A trial sends nothing of the client's before the server has shown what it is like."""
         return b""
 
-    def connected(self, upstream: socket.socket, surplus: bytes, sent: int = 0) -> None:
+    def connected(
+        self, upstream: SocketType, surplus: bytes, sent: int = 0, edges: int = UNKNOWN
+    ) -> None:
         """It is established."""
         del sent
-        self.trial.won(self.pipelined, upstream, surplus)
+        self.trial.won(self.pipelined, upstream, surplus, edges)
 
     def failed(self, failure: UpstreamFailure, detail: str) -> None:
         """It is not."""
@@ -106,12 +108,12 @@ class Trial:
             attempt.cancel()
         self._finish()
 
-    def won(self, pipelined: bool, upstream: socket.socket, surplus: bytes) -> None:
+    def won(self, pipelined: bool, upstream: SocketType, surplus: bytes, edges: int) -> None:
         """One is established: it carries the flow, and shows what the server is like."""
         self._manners.pipelining = pipelined
         self._drop(pipelined)
         self.cancel()
-        self._requester.connected(upstream, surplus)
+        self._requester.connected(upstream, surplus, edges=edges)
 
     def lost(self, pipelined: bool, failure: UpstreamFailure, detail: str) -> None:
         """One has failed: by the server's manners, or by its answer, which is the flow's."""

@@ -6,15 +6,15 @@ A flow that finds one waits a single round trip to the server, for the reply.
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from socket import SocketType
 from typing import Final
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint
-from gateway.kernel.reactor import Reactor
+from gateway.kernel.reactor import UNKNOWN, Reactor
 from gateway.outbound.base import Attempt, Requester
 from gateway.outbound.demand import Demand
 from gateway.outbound.handshake import OnAccepted, Socks5Attempt
@@ -26,35 +26,36 @@ MAX_AGE_S: Final = 15.0
 #: Opens a connection without a target.
 Opener = Callable[[Requester, OnAccepted], Socks5Attempt | None]
 #: Opens a flow's leg in the ordinary way.
-Otherwise = Callable[[], Attempt | None]
+Otherwise = Callable[[Endpoint, Requester], Attempt | None]
 
 
 class _Warm:
     """One connection of a pool; then the leg of the flow that took it."""
 
-    __slots__ = ("_attempt", "_lost", "_otherwise", "_replacement", "_requester")
+    __slots__ = ("_attempt", "_lost", "_otherwise", "_replacement", "_requester", "_target")
 
-    def __init__(self, lost: Callable[[_Warm], None]) -> None:
+    def __init__(self, lost: Callable[[_Warm], None], otherwise: Otherwise) -> None:
         self._lost = lost
+        self._otherwise = otherwise
         self._attempt: Socks5Attempt | None = None
         self._requester: Requester | None = None
-        self._otherwise: Otherwise | None = None
+        self._target: Endpoint | None = None
         self._replacement: Attempt | None = None
 
     def prepare(self, opener: Opener, on_accepted: OnAccepted) -> None:
         """Begin to make it ready."""
         self._attempt = opener(self, on_accepted)
 
-    def carry(self, target: Endpoint, requester: Requester, otherwise: Otherwise) -> Attempt | None:
+    def carry(self, target: Endpoint, requester: Requester) -> Attempt | None:
         """Become a flow's leg."""
         assert self._attempt is not None
         self._requester = requester
-        self._otherwise = otherwise
+        self._target = target
         try:
             self._attempt.ask(target)
         except OSError:  # it has died, and the edge that tells is not served yet
             self.cancel()
-            return otherwise()
+            return self._otherwise(target, requester)
         return self
 
     @property
@@ -76,31 +77,41 @@ class _Warm:
         assert self._requester is not None
         return self._requester.first_bytes()
 
-    def connected(self, upstream: socket.socket, surplus: bytes, sent: int = 0) -> None:
+    def connected(
+        self, upstream: SocketType, surplus: bytes, sent: int = 0, edges: int = UNKNOWN
+    ) -> None:
         """The server has granted the request."""
         assert self._requester is not None
         self._attempt = None
-        self._requester.connected(upstream, surplus, sent)
+        self._requester.connected(upstream, surplus, sent, edges)
 
     def failed(self, failure: UpstreamFailure, detail: str) -> None:
         """The flow's answer, if the server gave one; else the connection had gone stale."""
         attempt, self._attempt = self._attempt, None
-        if self._requester is None or self._otherwise is None:
+        if self._requester is None or self._target is None:
             self._lost(self)
         elif attempt is not None and attempt.replied:
             self._requester.failed(failure, detail)
         else:
-            self._replacement = self._otherwise()
+            self._replacement = self._otherwise(self._target, self._requester)
 
 
 class Pool:
     """The ready connections of one outbound, as many as its flows ask for."""
 
-    __slots__ = ("_closed", "_demand", "_open", "_opened", "_reactor", "_ready", "_timer")
+    __slots__ = (
+        "_closed", "_demand", "_open", "_opened", "_otherwise", "_reactor", "_ready", "_timer",
+    )  # fmt: skip
 
-    def __init__(self, reactor: Reactor, opener: Opener) -> None:
+    def __init__(self, reactor: Reactor, opener: Opener, otherwise: Otherwise) -> None:
+        """``otherwise`` opens a leg where none is ready.
+
+        It is also what a connection is replaced by that turns out to be dead before the
+        server has said anything of the request: nobody notices.
+        """
         self._reactor = reactor
         self._open = opener
+        self._otherwise = otherwise
         self._demand = Demand()
         self._opened: dict[_Warm, float] = {}  # and when, the oldest first
         self._ready: list[_Warm] = []  # the last is taken first, so that what is too many ages
@@ -111,20 +122,16 @@ class Pool:
         """How many are ready."""
         return len(self._ready)
 
-    def open(self, target: Endpoint, requester: Requester, otherwise: Otherwise) -> Attempt | None:
-        """A flow's leg: by a connection that is ready, else by ``otherwise``.
-
-        ``otherwise`` is also what a connection is replaced by that turns out to be dead
-        before the server has said anything of the request: nobody notices.
-        """
+    def open(self, target: Endpoint, requester: Requester) -> Attempt | None:
+        """A flow's leg, by a connection that is ready if there is one."""
         now = time.monotonic()
         self._demand.flow(now)
         if self._ready:
             warm = self._ready.pop()
             del self._opened[warm]
-            leg = warm.carry(target, requester, otherwise)
+            leg = warm.carry(target, requester)
         else:
-            leg = otherwise()
+            leg = self._otherwise(target, requester)
         self._fill(now)
         return leg
 
@@ -147,7 +154,7 @@ class Pool:
     def _fill(self, now: float) -> None:
         wanted = 0 if self._closed else self._demand.size(now)
         while len(self._opened) < wanted:
-            warm = _Warm(self._lose)
+            warm = _Warm(self._lose, self._otherwise)
             self._opened[warm] = now
             warm.prepare(self._open, partial(self._accepted, warm))
             if warm not in self._opened:

@@ -33,14 +33,14 @@ class Socks5Outbound:
     def __post_init__(self) -> None:
         """Begin with an empty pool."""
         if self.warm:
-            self.pool = Pool(self.reactor, partial(self._connect, None, pipelined=False))
+            opener = partial(self._connect, None, pipelined=False)
+            self.pool = Pool(self.reactor, opener, self._open)
 
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to connect to the server, and through it to the flow's destination."""
         if self.pool is None:
             return self._open(facts.destination, requester)
-        otherwise = partial(self._open, facts.destination, requester)
-        return self.pool.open(facts.destination, requester, otherwise)
+        return self.pool.open(facts.destination, requester)
 
     def close(self) -> None:
         """Close the connections that wait for a flow."""
@@ -49,16 +49,17 @@ class Socks5Outbound:
 
     def _open(self, target: Endpoint, requester: Requester) -> Attempt | None:
         on_accepted = None if self.pool is None else self.pool.measured
-        connect = partial(self._connect, target, on_accepted=on_accepted)
         if self.handshake == "auto" and self.manners.unknown:
             return Trial.begin(
                 self.manners,
                 self.reactor,
                 requester,
-                lambda runner, pipelined: connect(runner, pipelined=pipelined),
+                lambda runner, pipelined: self._connect(
+                    target, runner, on_accepted, pipelined=pipelined
+                ),
             )
         pipelined = self.handshake == "pipelined" or self.manners.pipelining is True
-        return connect(requester, pipelined=pipelined)
+        return self._connect(target, requester, on_accepted, pipelined=pipelined)
 
     def _connect(
         self,

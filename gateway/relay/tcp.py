@@ -20,11 +20,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
-from typing import Final
+from socket import SocketType
+from typing import Final, Protocol
 
 from gateway.flow import CloseReason
-from gateway.kernel.reactor import ERROR, HANGUP, IN, OUT, READ_HANGUP, URGENT, Reactor
+from gateway.kernel.reactor import ERROR, HANGUP, IN, OUT, READ_HANGUP, UNKNOWN, URGENT, Reactor
 from gateway.kernel.sockets import pending_error, reset_on_close
 from gateway.kernel.splice import FLAGS, PIPE_BYTES, Pipe, PipePool
 
@@ -41,14 +41,12 @@ _READABLE: Final = IN | READ_HANGUP | HANGUP | ERROR
 _TO_END: Final = READ_HANGUP | URGENT
 #: With a hang-up alone of these, all that was sent before the FIN is there to be read.
 _STOPS: Final = READ_HANGUP | URGENT | ERROR
-#: Edges that were not noted: anything may have happened, so a first read goes to the end.
-UNKNOWN: Final = IN | _TO_END
 
 
 class _LegFailedError(Exception):
     """A socket of the flow was reset, or failed in a way that ends it all the same."""
 
-    def __init__(self, leg: socket.socket) -> None:
+    def __init__(self, leg: SocketType) -> None:
         super().__init__()
         self.leg = leg
 
@@ -70,7 +68,6 @@ class Direction:
 
     __slots__ = (
         "blocked",
-        "copied",
         "done",
         "ended",
         "fin",
@@ -81,15 +78,16 @@ class Direction:
         "rest",
         "sink",
         "source",
+        "splice_at",
         "to_end",
     )
 
-    def __init__(self, source: socket.socket, sink: socket.socket, rest: bytes) -> None:
+    def __init__(self, source: SocketType, sink: SocketType, rest: bytes) -> None:
         self.source = source
         self.sink = sink
         self.rest = rest
         self.moved = 0
-        self.copied = 0
+        self.splice_at = SPLICE_AFTER
         self.pipe: Pipe | None = None
         self.piped = 0
         self.readable = False
@@ -112,28 +110,38 @@ class Direction:
                 self.to_end = True
                 self.fin = events & _STOPS == READ_HANGUP
 
+    def copy_again(self) -> None:
+        """Turn from splice to copy, until it has carried enough again."""
+        self.splice_at = self.moved + SPLICE_AFTER
+
+
+class Owner(Protocol):
+    """Whose flow a relay carries."""
+
+    def relay_closed(self, reason: CloseReason) -> None:
+        """Called once, when both sockets are given up."""
+
 
 class Relay:
     """A flow with both legs connected, until it closes.
 
-    ``on_closed`` is called once, when both sockets are given up.
+    It is told by its ``owner``, not by a callback: a bound method is an object of its own,
+    for as long as the flow lives.
     """
 
-    __slots__ = ("_client", "_mover", "_on_closed", "_upstream", "closed", "down", "up")
+    __slots__ = ("_mover", "_owner", "closed", "down", "up")
 
     def __init__(
         self,
         mover: Mover,
-        client: socket.socket,
-        upstream: socket.socket,
+        client: SocketType,
+        upstream: SocketType,
         surplus: bytes,
-        on_closed: Callable[[CloseReason], None],
+        owner: Owner,
     ) -> None:
         """``surplus``: bytes of the upstream that came with its handshake, for the client."""
         self._mover = mover
-        self._client = client
-        self._upstream = upstream
-        self._on_closed = on_closed
+        self._owner = owner
         self.up = Direction(client, upstream, b"")
         self.down = Direction(upstream, client, surplus)
         self.closed = False
@@ -143,17 +151,21 @@ class Relay:
         """Whether one direction has ended and the other has not."""
         return self.up.done != self.down.done
 
-    def start(self, client_edges: int = UNKNOWN, sent: int = 0) -> None:
+    def start(
+        self, client_edges: int = UNKNOWN, upstream_edges: int = UNKNOWN, sent: int = 0
+    ) -> None:
         """Take over both sockets, which the reactor watches already, and serve what is there.
 
-        ``client_edges``: all that the reactor has told of the client so far. ``sent``: the
-        upstream has so many bytes already that the client's socket still holds.
+        ``client_edges``, ``upstream_edges``: what the reactor has told of each, less what was
+        read since. ``sent``: the upstream has so many bytes already that the client's socket
+        still holds.
         """
-        self.up.note(client_edges)
-        self.down.note(UNKNOWN)
+        up, down = self.up, self.down
+        up.note(client_edges)
+        down.note(upstream_edges)
         reactor = self._mover.reactor
-        reactor.hand_over(self._client.fileno(), self)
-        reactor.hand_over(self._upstream.fileno(), self)
+        reactor.hand_over(up.source.fileno(), self)
+        reactor.hand_over(down.source.fileno(), self)
         try:
             self._skip(sent)
         except OSError:
@@ -163,18 +175,17 @@ class Relay:
 
     def on_ready(self, fd: int, events: int) -> None:
         """Note what the edge says, then serve both directions: either may be freed by it."""
-        if fd == self._client.fileno():
-            leg, inward, outward = self._client, self.up, self.down
-        else:
-            leg, inward, outward = self._upstream, self.down, self.up
+        inward, outward = self.up, self.down
+        if fd != inward.source.fileno():
+            inward, outward = outward, inward
         inward.note(events)
         if events & OUT:
             outward.blocked = False
         self._serve()
-        if events & ERROR and not self.closed and pending_error(leg):
+        if events & ERROR and not self.closed and pending_error(inward.source):
             # What came before the reset is passed on; the reset itself was not met where nothing
             # may be read now (back-pressure, or read to its end), and no other edge will tell.
-            self.close(self._reset_of(leg))
+            self.close(self._reset_of(inward.source))
 
     def abort(self) -> None:
         """End the flow with resets."""
@@ -187,21 +198,20 @@ class Relay:
         self.closed = True
         for direction in (self.up, self.down):
             self._give_back(direction)
-        for sock in (self._client, self._upstream):
             if reason is not CloseReason.DONE:
-                reset_on_close(sock)
-            self._mover.reactor.close(sock)
-        self._on_closed(reason)
+                reset_on_close(direction.source)
+            self._mover.reactor.close(direction.source)
+        self._owner.relay_closed(reason)
 
-    def _reset_of(self, leg: socket.socket) -> CloseReason:
-        if leg is self._client:
+    def _reset_of(self, leg: SocketType) -> CloseReason:
+        if leg is self.up.source:
             return CloseReason.CLIENT_RESET
         return CloseReason.UPSTREAM_RESET
 
     def _skip(self, sent: int) -> None:
         """Take from the client's socket what was sent on while it was only looked at."""
         while self.up.moved < sent:
-            self.up.moved += self._client.recv_into(self._mover.buffer, sent - self.up.moved)
+            self.up.moved += self.up.source.recv_into(self._mover.buffer, sent - self.up.moved)
 
     def _serve(self) -> None:
         try:
@@ -222,11 +232,11 @@ class Relay:
         if way.pipe is not None and not way.piped:
             self._give_back(way)
             if way.moved - before < MESSAGE_BYTES:
-                way.copied = 0
+                way.copy_again()
         if way.ended and not way.rest and not way.piped:
             self._finish(way)
         elif not way.idle:
-            self._mover.reactor.again(self._client.fileno())
+            self._mover.reactor.again(self.up.source.fileno())
 
     def _flush(self, way: Direction) -> None:
         """Write what was read before."""
@@ -240,7 +250,7 @@ class Relay:
         for _ in range(BUDGET):
             if not way.readable or way.blocked:
                 return
-            if way.copied < SPLICE_AFTER or not self._has_pipe(way):
+            if way.moved < way.splice_at or not self._has_pipe(way):
                 self._copy(way)
             else:
                 self._splice(way)
@@ -265,7 +275,6 @@ class Relay:
         view = self._mover.view
         # The last data waits for the shutdown that follows at once: both leave in one packet.
         sent = self._write(way, view[:count], socket.MSG_MORE if way.ended else 0)
-        way.copied += count
         if sent < count:
             way.rest = bytes(view[sent:count])
 
@@ -278,7 +287,7 @@ class Relay:
             # The pipe is empty here, so it is the source that has nothing, or stands before the
             # mark of urgent data, which only recv(2) gets past.
             if way.to_end:
-                way.copied = 0
+                way.copy_again()
             else:
                 way.readable = False
             return

@@ -16,6 +16,7 @@ A handshake without a target stops before the request and waits for
 from __future__ import annotations
 
 from enum import Enum, auto
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
@@ -90,8 +91,13 @@ def encode_address(target: Endpoint) -> bytes:
         return bytes((NAME, len(name))) + name + port
 
 
+@lru_cache(maxsize=1024)
 def encode_request(target: Endpoint) -> bytes:
-    """The CONNECT request for ``target`` (RFC 1928 section 4)."""
+    """The CONNECT request for ``target`` (RFC 1928 section 4).
+
+    Remembered, because flows repeat their destinations. Raises ``ValueError`` as
+    ``encode_address`` does.
+    """
     return bytes((VERSION, CONNECT, 0)) + encode_address(target)
 
 

@@ -168,7 +168,9 @@ def test_through_socks(plane, rig):
     assert (record.rule, record.outbound) == ("rules[3] -> home", "home")
     assert abs(record.started - time.time()) < 60
     assert 0 <= record.duration_s < 60
-    assert record == one.closed[0].record(), "the duration of a closed flow stands still"
+    later = one.closed[0].record()
+    assert record.duration_s == later.duration_s, "the duration of a closed flow stands still"
+    assert abs(record.started - later.started) < 1
     assert one.dispatcher.counters == {
         "flows_accepted": 1,
         "closed_done": 1,

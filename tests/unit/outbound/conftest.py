@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.kernel.reactor import UNKNOWN
+
 
 class Requester:
     """Who asked for a leg; notes what it was told."""
@@ -17,7 +19,8 @@ class Requester:
     def first_bytes(self):
         return self.first
 
-    def connected(self, upstream, surplus, sent=0):
+    def connected(self, upstream, surplus, sent=0, edges=UNKNOWN):
+        del edges
         self.sent = sent
         self.answers.append((self._plane.own(upstream), surplus))
 

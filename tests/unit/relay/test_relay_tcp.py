@@ -60,11 +60,12 @@ class Rig:
         )
         self.server = plane.own(server.accept()[0])
         self.reasons: list[CloseReason] = []
-        self.relay = Relay(
-            mover, self._client_leg, self._upstream_leg, surplus, self.reasons.append
-        )
+        self.relay = Relay(mover, self._client_leg, self._upstream_leg, surplus, self)
         for leg in (self._client_leg, self._upstream_leg):
             plane.reactor.watch(leg.fileno(), Bystander())
+
+    def relay_closed(self, reason: CloseReason) -> None:
+        self.reasons.append(reason)
 
     def start(self) -> Rig:
         self.relay.start()
@@ -210,12 +211,12 @@ def test_messages_after_bulk_are_copied_again(plane, rig):
         bulk = os.urandom(1 << 20)
         await plane.loop.sock_sendall(one.client, bulk)
         assert await plane.read(one.server, len(bulk)) == bulk
-        assert one.relay.up.copied >= SPLICE_AFTER
+        assert one.relay.up.moved >= one.relay.up.splice_at
         for number in range(3):
             message = b"message %d" % number
             one.client.send(message)
             assert await plane.read(one.server, len(message)) == message
-        assert one.relay.up.copied < SPLICE_AFTER
+        assert one.relay.up.moved < one.relay.up.splice_at
         assert one.relay.up.pipe is None
 
     plane.run(scenario())
