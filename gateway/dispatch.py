@@ -65,12 +65,21 @@ class OwnTraffic:
     diverted: bool = False
 
 
+class _End(NamedTuple):
+    """How a flow ended, and when (``time.monotonic``)."""
+
+    reason: CloseReason
+    at: float
+    bytes_up: int
+    bytes_down: int
+
+
 class Flow:
     """One flow, from accept to close: the watcher of its client until the relay takes over."""
 
     __slots__ = (
-        "_attempt", "_client", "_dispatcher", "_edges", "_leg", "_relay", "bytes_down", "bytes_up",
-        "decision", "detail", "ended", "facts", "id", "quiet_since", "reason", "seen", "started",
+        "_attempt", "_client", "_dispatcher", "_edges", "_end", "_leg", "_relay", "decision",
+        "detail", "facts", "id", "quiet_since", "seen", "started",
     )  # fmt: skip
 
     def __init__(
@@ -92,12 +101,28 @@ class Flow:
         self.decision = decision
         self.detail = ""
         self.started = time.monotonic()
-        self.ended = 0.0
-        self.reason: CloseReason | None = None
-        self.bytes_up = 0
-        self.bytes_down = 0
+        self._end: _End | None = None
         self.seen = 0
         self.quiet_since = self.started
+
+    @property
+    def reason(self) -> CloseReason | None:
+        """Why it has closed; None while it lives."""
+        return self._end and self._end.reason
+
+    @property
+    def bytes_up(self) -> int:
+        """What has left the client and was passed on."""
+        if self._end is not None:
+            return self._end.bytes_up
+        return 0 if self._relay is None else self._relay.up.moved
+
+    @property
+    def bytes_down(self) -> int:
+        """What the client was given."""
+        if self._end is not None:
+            return self._end.bytes_down
+        return 0 if self._relay is None else self._relay.down.moved
 
     def open(self, outbound: Outbound, *, track: bool) -> None:
         """Begin the second leg. ``track``: let the loop detector know its ends."""
@@ -142,7 +167,7 @@ class Flow:
 
     def close(self, reason: CloseReason) -> None:
         """End the flow, whatever it is doing; once."""
-        if self.reason is not None:
+        if self._end is not None:
             return
         if self._relay is not None:
             self._relay.close(reason)
@@ -170,13 +195,12 @@ class Flow:
 
     def record(self) -> FlowRecord:
         """The flow as others see it."""
-        relay = self._relay
         now = time.monotonic()
-        if self.reason is not None:
-            state, end = FlowState.CLOSED, self.ended
+        if self._end is not None:
+            state, until = FlowState.CLOSED, self._end.at
         else:
-            state = FlowState.CONNECTING if relay is None else FlowState.RELAYING
-            end = now
+            state = FlowState.CONNECTING if self._relay is None else FlowState.RELAYING
+            until = now
         return FlowRecord(
             id=self.id,
             client=self.facts.source,
@@ -186,28 +210,23 @@ class Flow:
             interface=self.facts.interface,
             started=time.time() - now + self.started,
             state=state,
-            bytes_up=self.bytes_up if relay is None else relay.up.moved,
-            bytes_down=self.bytes_down if relay is None else relay.down.moved,
-            duration_s=end - self.started,
+            bytes_up=self.bytes_up,
+            bytes_down=self.bytes_down,
+            duration_s=until - self.started,
             close_reason=self.reason,
             detail=self.detail,
         )
 
     def relay_closed(self, reason: CloseReason) -> None:
         """The relay has given up both sockets."""
-        assert self._relay is not None
-        self.bytes_up = self._relay.up.moved
-        self.bytes_down = self._relay.down.moved
-        self._relay = None
         self._closed(reason)
 
     def _closed(self, reason: CloseReason) -> None:
-        self._attempt = None
-        self.ended = time.monotonic()
-        self.reason = reason
+        self._end = _End(reason, time.monotonic(), self.bytes_up, self.bytes_down)
+        self._attempt = self._relay = None
         if self._leg is not None:
             self._dispatcher.own_legs.discard(self._leg)
-        self._dispatcher.closed(self)
+        self._dispatcher.closed(self, self._end)
 
 
 class Dispatcher:
@@ -278,15 +297,14 @@ class Dispatcher:
         del self._connecting[flow.id]
         self._relaying[flow.id] = flow
 
-    def closed(self, flow: Flow) -> None:
+    def closed(self, flow: Flow, end: _End) -> None:
         """A flow has ended; both its sockets are given up."""
         if self._relaying.pop(flow.id, None) is None:
             self._connecting.pop(flow.id, None)
-        assert flow.reason is not None
         counters = self.counters
-        counters[_CLOSED[flow.reason]] += 1
-        counters["bytes_up"] += flow.bytes_up
-        counters["bytes_down"] += flow.bytes_down
+        counters[_CLOSED[end.reason]] += 1
+        counters["bytes_up"] += end.bytes_up
+        counters["bytes_down"] += end.bytes_down
         self.recent.append(flow)
         self._on_closed(flow)
 

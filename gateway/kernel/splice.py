@@ -19,12 +19,13 @@ FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Pipe:
-    """A non-blocking pipe: read end, write end."""
+    """A non-blocking pipe: read end, write end, and how many bytes its user left inside."""
 
-    __slots__ = ("reader", "writer")
+    __slots__ = ("filled", "reader", "writer")
 
     def __init__(self) -> None:
         """Raise ``OSError`` where descriptors or pipe pages have run out."""
+        self.filled = 0
         self.reader, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -55,10 +56,10 @@ class PipePool:
         self.lent += 1
         return pipe
 
-    def release(self, pipe: Pipe, *, empty: bool) -> None:
+    def release(self, pipe: Pipe) -> None:
         """Take a pipe back; one with bytes inside is closed, never lent again."""
         self.lent -= 1
-        if empty and len(self._free) < _KEEP:
+        if not pipe.filled and len(self._free) < _KEEP:
             self._free.append(pipe)
         else:
             pipe.close()

@@ -7,12 +7,12 @@ directions: no task, no transport, no buffer of its own while it is idle.
 
 Invariants, per direction:
 
-- at most one of ``rest`` (copied, not yet written) and ``piped`` (spliced, not
-  yet written) is non-empty, and nothing is read while either is: back-pressure;
+- at most one of ``rest`` (copied, not yet written) and ``pipe`` (spliced, not yet
+  written) holds bytes, and nothing is read while either does: back-pressure;
 - the write side is shut down only once the source has ended *and* all is written;
 - a pipe is held only while bytes are in it or a burst is being served;
-- ``readable`` is False only after the source said it has no more, ``blocked`` is
-  True only after the sink took no more: the next edge of that socket undoes it.
+- ``edges`` is 0 only after the source said it has no more, ``blocked`` is True only
+  after the sink took no more: the next edge of that socket undoes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MESSAGE_BYTES: Final = 4 << 10
 #: Reads per wake-up and direction, so that one busy flow cannot starve the others.
 BUDGET: Final = 8
 
-_READABLE: Final = IN | READ_HANGUP | HANGUP | ERROR
+_READABLE: Final = IN | READ_HANGUP | URGENT | HANGUP | ERROR
 #: A read stops short at what comes behind these: the FIN, or the mark of urgent data (tcp(7)).
 _TO_END: Final = READ_HANGUP | URGENT
 #: With a hang-up alone of these, all that was sent before the FIN is there to be read.
@@ -69,17 +69,14 @@ class Direction:
     __slots__ = (
         "blocked",
         "done",
+        "edges",
         "ended",
-        "fin",
         "moved",
         "pipe",
-        "piped",
-        "readable",
         "rest",
         "sink",
         "source",
         "splice_at",
-        "to_end",
     )
 
     def __init__(self, source: SocketType, sink: SocketType, rest: bytes) -> None:
@@ -89,26 +86,19 @@ class Direction:
         self.moved = 0
         self.splice_at = SPLICE_AFTER
         self.pipe: Pipe | None = None
-        self.piped = 0
-        self.readable = False
+        self.edges = 0
         self.blocked = False
-        self.to_end = False
-        self.fin = False
         self.ended = False
         self.done = False
 
     @property
     def idle(self) -> bool:
         """Whether only an edge can bring this direction forward."""
-        return self.done or self.blocked or not (self.readable or self.rest or self.piped)
+        return self.done or self.blocked or not (self.edges or self.rest or self.pipe)
 
     def note(self, events: int) -> None:
         """Remember what an edge of the source says."""
-        if events & _READABLE:
-            self.readable = True
-            if events & _TO_END:
-                self.to_end = True
-                self.fin = events & _STOPS == READ_HANGUP
+        self.edges |= events & _READABLE
 
     def copy_again(self) -> None:
         """Turn from splice to copy, until it has carried enough again."""
@@ -129,7 +119,7 @@ class Relay:
     for as long as the flow lives.
     """
 
-    __slots__ = ("_mover", "_owner", "closed", "down", "up")
+    __slots__ = ("_mover", "_owner", "down", "up")
 
     def __init__(
         self,
@@ -141,10 +131,14 @@ class Relay:
     ) -> None:
         """``surplus``: bytes of the upstream that came with its handshake, for the client."""
         self._mover = mover
-        self._owner = owner
+        self._owner: Owner | None = owner
         self.up = Direction(client, upstream, b"")
         self.down = Direction(upstream, client, surplus)
-        self.closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether both sockets are given up."""
+        return self._owner is None
 
     @property
     def half_closed(self) -> bool:
@@ -193,15 +187,15 @@ class Relay:
 
     def close(self, reason: CloseReason) -> None:
         """Close both legs: gracefully where all was relayed, with a reset where it was not."""
-        if self.closed:
+        owner, self._owner = self._owner, None
+        if owner is None:
             return
-        self.closed = True
         for direction in (self.up, self.down):
             self._give_back(direction)
             if reason is not CloseReason.DONE:
                 reset_on_close(direction.source)
             self._mover.reactor.close(direction.source)
-        self._owner.relay_closed(reason)
+        owner.relay_closed(reason)
 
     def _reset_of(self, leg: SocketType) -> CloseReason:
         if leg is self.up.source:
@@ -227,78 +221,76 @@ class Relay:
 
     def _pump(self, way: Direction) -> None:
         before = way.moved
-        self._flush(way)
+        if way.rest:
+            way.rest = way.rest[self._write(way, way.rest) :]
+        elif way.pipe is not None:
+            self._drain(way, way.pipe)
         self._move(way)
-        if way.pipe is not None and not way.piped:
+        if way.pipe is not None and not way.pipe.filled:
             self._give_back(way)
             if way.moved - before < MESSAGE_BYTES:
                 way.copy_again()
-        if way.ended and not way.rest and not way.piped:
+        if way.ended and not way.rest and way.pipe is None:
             self._finish(way)
         elif not way.idle:
             self._mover.reactor.again(self.up.source.fileno())
 
-    def _flush(self, way: Direction) -> None:
-        """Write what was read before."""
-        if way.rest:
-            way.rest = way.rest[self._write(way, way.rest) :]
-        elif way.piped:
-            self._drain_pipe(way)
-
     def _move(self, way: Direction) -> None:
         """Read and write until the source is drained, the sink is full or the budget spent."""
         for _ in range(BUDGET):
-            if not way.readable or way.blocked:
+            if not way.edges or way.blocked:
                 return
-            if way.moved < way.splice_at or not self._has_pipe(way):
-                self._copy(way)
+            if way.moved >= way.splice_at and (pipe := self._pipe(way)):
+                self._splice(way, pipe)
             else:
-                self._splice(way)
+                self._copy(way)
 
     def _copy(self, way: Direction) -> None:
         try:
             count = way.source.recv_into(self._mover.buffer)
         except BlockingIOError:
-            way.readable = way.to_end = False
+            way.edges = 0
             return
         except OSError as error:
             raise _LegFailedError(way.source) from error
         if not count:
             way.ended = True
-            way.readable = False
+            way.edges = 0
             return
         if count < BUFFER_BYTES:
             # A short read has drained the source (epoll(7), on edges), up to its FIN where that is
             # there, with these exceptions.
-            way.ended = way.fin
-            way.readable = way.to_end and not way.fin
+            if way.edges & _STOPS == READ_HANGUP:
+                way.ended = True
+                way.edges = 0
+            elif not way.edges & _TO_END:
+                way.edges = 0
         view = self._mover.view
         # The last data waits for the shutdown that follows at once: both leave in one packet.
         sent = self._write(way, view[:count], socket.MSG_MORE if way.ended else 0)
         if sent < count:
             way.rest = bytes(view[sent:count])
 
-    def _splice(self, way: Direction) -> None:
-        assert way.pipe is not None
+    def _splice(self, way: Direction, pipe: Pipe) -> None:
         try:
             # No short cut on a short count here: the pipe may have been full.
-            count = os.splice(way.source.fileno(), way.pipe.writer, PIPE_BYTES, flags=FLAGS)
+            count = os.splice(way.source.fileno(), pipe.writer, PIPE_BYTES, flags=FLAGS)
         except BlockingIOError:
             # The pipe is empty here, so it is the source that has nothing, or stands before the
             # mark of urgent data, which only recv(2) gets past.
-            if way.to_end:
+            if way.edges & _TO_END:
                 way.copy_again()
             else:
-                way.readable = False
+                way.edges = 0
             return
         except OSError as error:
             raise _LegFailedError(way.source) from error
         if count:
-            way.piped = count
-            self._drain_pipe(way)
+            pipe.filled = count
+            self._drain(way, pipe)
         else:
             way.ended = True
-            way.readable = False
+            way.edges = 0
 
     def _write(self, way: Direction, data: bytes | memoryview, flags: int = 0) -> int:
         try:
@@ -311,27 +303,26 @@ class Relay:
         way.blocked = sent < len(data)
         return sent
 
-    def _drain_pipe(self, way: Direction) -> None:
-        assert way.pipe is not None
-        while way.piped:
+    def _drain(self, way: Direction, pipe: Pipe) -> None:
+        while pipe.filled:
             try:
-                count = os.splice(way.pipe.reader, way.sink.fileno(), way.piped, flags=FLAGS)
+                count = os.splice(pipe.reader, way.sink.fileno(), pipe.filled, flags=FLAGS)
             except BlockingIOError:
                 way.blocked = True
                 return
             except OSError as error:
                 raise _LegFailedError(way.sink) from error
-            way.piped -= count
+            pipe.filled -= count
             way.moved += count
 
-    def _has_pipe(self, way: Direction) -> bool:
+    def _pipe(self, way: Direction) -> Pipe | None:
         if way.pipe is None:
             way.pipe = self._mover.pipes.acquire()
-        return way.pipe is not None
+        return way.pipe
 
     def _give_back(self, way: Direction) -> None:
         if way.pipe is not None:
-            self._mover.pipes.release(way.pipe, empty=not way.piped)
+            self._mover.pipes.release(way.pipe)
             way.pipe = None
 
     def _finish(self, way: Direction) -> None:

@@ -32,36 +32,36 @@ def test_a_pipe_is_large_and_does_not_block(pool):
     for end in (pipe.reader, pipe.writer):
         assert not os.get_blocking(end)
         assert not os.get_inheritable(end)
-    pool.release(pipe, empty=True)
+    pool.release(pipe)
 
 
 def test_an_empty_pipe_is_lent_again(pool):
     first = pool.acquire()
     assert pool.lent == 1
-    pool.release(first, empty=True)
+    pool.release(first)
     assert pool.lent == 0
     assert pool.acquire() is first
-    pool.release(first, empty=True)
+    pool.release(first)
 
 
 def test_a_pipe_with_bytes_inside_is_never_lent_again(pool):
     """The next flow would receive them."""
     first = pool.acquire()
-    os.write(first.writer, b"of another flow")
-    pool.release(first, empty=False)
+    first.filled = os.write(first.writer, b"of another flow")
+    pool.release(first)
     assert not is_open(first.reader)
     assert not is_open(first.writer)
     second = pool.acquire()
     with pytest.raises(BlockingIOError):
         os.read(second.reader, 1)
-    pool.release(second, empty=True)
+    pool.release(second)
     assert pool.lent == 0
 
 
 def test_the_pool_keeps_a_bounded_number(pool):
     pipes = [pool.acquire() for _ in range(splice._KEEP + 5)]
     for pipe in pipes:
-        pool.release(pipe, empty=True)
+        pool.release(pipe)
     assert sum(is_open(pipe.reader) for pipe in pipes) == splice._KEEP
     pool.close()
     assert not any(is_open(pipe.reader) for pipe in pipes)
