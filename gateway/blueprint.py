@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.marks import Mark
 from gateway.policy.engine import Policy
+from gateway.sniffing import SniffLimits
 
 #: Makes an ``Outbound``, given ``reactor`` and ``factory`` of the process that will use it.
 Recipe = partial[Any]
@@ -44,6 +45,7 @@ class Blueprint:
     policy: Policy
     outbounds: Mapping[str, Recipe]
     timeouts: FlowTimeouts
+    sniff: SniffLimits
     own: OwnTraffic
     listen_on: ListenOn
     bypass: Mark | None

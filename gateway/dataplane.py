@@ -79,7 +79,7 @@ class DataPlane:
                 known[1].close()
         self._made = made
         outbounds = {name: outbound for name, (_, outbound) in made.items()}
-        return Routing(plan.policy, outbounds, plan.timeouts)
+        return Routing(plan.policy, outbounds, plan.timeouts, plan.sniff)
 
     async def time_flows(self) -> None:
         """End flows that take or stay too long; runs until it is cancelled."""

@@ -10,14 +10,16 @@ from socket import MSG_PEEK, SocketType
 from typing import Final, Literal, NamedTuple
 
 from gateway.control.running import FlowRecord, FlowState
-from gateway.decision import Decision, Undecided
+from gateway.decision import Decision
 from gateway.errors import UpstreamFailure
 from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
-from gateway.kernel.reactor import ERROR, HANGUP, UNKNOWN
+from gateway.kernel.reactor import ERROR, HANGUP, READ_HANGUP, UNKNOWN
 from gateway.kernel.sockets import arrival_interface, reset_on_close
 from gateway.outbound.base import FIRST_BYTES, Attempt, Outbound
 from gateway.policy.engine import Policy
 from gateway.relay.tcp import Mover, Relay
+from gateway.sniff.sighting import Sighting
+from gateway.sniffing import Sniffing, SniffLimits
 
 #: Closed flows that are kept to be looked at.
 RECENT: Final = 1000
@@ -51,6 +53,7 @@ class Routing:
     policy: Policy
     outbounds: Mapping[str, Outbound]
     timeouts: FlowTimeouts
+    sniff: SniffLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,9 @@ class Flow:
         flow_id: int,
         client: SocketType,
         facts: FlowFacts,
-        decision: Decision,
+        decision: Decision | None,
     ) -> None:
+        """``decision`` is None until the client's first bytes have been seen."""
         self._dispatcher = dispatcher
         self._client = client
         self._edges = 0
@@ -137,15 +141,17 @@ class Flow:
         self._edges |= events
         if events & (HANGUP | ERROR):
             self.close(CloseReason.CLIENT_RESET)
+        elif self.decision is None:
+            self._dispatcher.sniffing.look(self, ended=bool(events & READ_HANGUP))
 
     def abort(self) -> None:
         """End after a bug."""
         self.close(CloseReason.INTERNAL_ERROR)
 
-    def first_bytes(self) -> bytes:
+    def first_bytes(self, most: int = FIRST_BYTES) -> bytes:
         """What the client has sent already; it stays in its socket."""
         try:
-            return self._client.recv(FIRST_BYTES, MSG_PEEK)
+            return self._client.recv(most, MSG_PEEK)
         except OSError:  # nothing yet, or an end of which an edge of its own tells
             return b""
 
@@ -195,9 +201,12 @@ class Flow:
 
     def record(self) -> FlowRecord:
         """The flow as others see it."""
+        decision = self.decision
         now = time.monotonic()
         if self._end is not None:
             state, until = FlowState.CLOSED, self._end.at
+        elif decision is None:
+            state, until = FlowState.SNIFFING, now
         else:
             state = FlowState.CONNECTING if self._relay is None else FlowState.RELAYING
             until = now
@@ -205,8 +214,8 @@ class Flow:
             id=self.id,
             client=self.facts.source,
             destination=self.facts.destination,
-            rule=self.decision.rule,
-            outbound=self.decision.outbound,
+            rule="" if decision is None else decision.rule,
+            outbound="" if decision is None else decision.outbound,
             interface=self.facts.interface,
             started=time.time() - now + self.started,
             state=state,
@@ -215,6 +224,8 @@ class Flow:
             duration_s=until - self.started,
             close_reason=self.reason,
             detail=self.detail,
+            name=self.facts.name or "",
+            sniffed=self.facts.sniffed or "",
         )
 
     def relay_closed(self, reason: CloseReason) -> None:
@@ -254,19 +265,20 @@ class Dispatcher:
         self.recent: deque[Flow] = deque(maxlen=RECENT)
         self._on_closed = on_closed
         self._detect_loops = detect_loops
-        self._connecting: dict[int, Flow] = {}  # in order of start, so in order of time-out
+        self.sniffing = Sniffing(mover.reactor.call_later, self.counters, self._sniffed)
+        self._connecting: dict[int, Flow] = {}  # in order of time-out
         self._relaying: dict[int, Flow] = {}
         self._next_id, self._id_step = flow_ids
 
     @property
     def live(self) -> Iterable[Flow]:
         """Flows that have not closed, oldest first within each stage."""
-        return (*self._relaying.values(), *self._connecting.values())
+        return (*self._relaying.values(), *self._connecting.values(), *self.sniffing.flows)
 
     @property
     def live_count(self) -> int:
         """How many flows have not closed."""
-        return len(self._relaying) + len(self._connecting)
+        return len(self._relaying) + len(self._connecting) + len(self.sniffing)
 
     def accepted(self, client: SocketType, source: Endpoint, destination: Endpoint) -> None:
         """Decide a flow and begin its second leg."""
@@ -274,18 +286,17 @@ class Dispatcher:
         self.counters["flows_accepted"] += 1
         interface = arrival_interface(client) if routing.policy.needs.interface else ""
         facts = FlowFacts(Protocol.TCP, source, destination, interface)
-        decision = routing.policy.decide(facts)
-        if isinstance(decision, Undecided):
-            decision = routing.policy.settle(facts)
+        decision = self._decide(facts)
         flow = Flow(self, self._next_id, client, facts, decision)
         self._next_id += self._id_step
-        self._connecting[flow.id] = flow
         self.mover.reactor.watch(client.fileno(), flow)
         if source.host in self.own.addresses and self._is_loop(source, destination):
             flow.detail = "an outbound's own packets were diverted"
             flow.close(CloseReason.LOOP)
-            return
-        flow.open(routing.outbounds[decision.outbound], track=self.own.diverted)
+        elif decision is None:
+            self.sniffing.begin(flow, routing.sniff)
+        else:
+            self._connect(flow, decision)
 
     def refused(self, reason: Literal["not-diverted", "no-resources"], source: Endpoint) -> None:
         """Count a connection that never became a flow."""
@@ -301,6 +312,7 @@ class Dispatcher:
         """A flow has ended; both its sockets are given up."""
         if self._relaying.pop(flow.id, None) is None:
             self._connecting.pop(flow.id, None)
+            self.sniffing.forget(flow)
         counters = self.counters
         counters[_CLOSED[end.reason]] += 1
         counters["bytes_up"] += end.bytes_up
@@ -312,7 +324,7 @@ class Dispatcher:
         """Close flows whose second leg took too long. ``now``: ``time.monotonic``."""
         limit = now - self.routing.timeouts.connect
         for flow in list(self._connecting.values()):
-            if flow.started > limit:
+            if flow.quiet_since > limit:
                 return
             flow.detail = "the upstream did not answer in time"
             flow.close(CloseReason.CONNECT_TIMEOUT)
@@ -327,6 +339,34 @@ class Dispatcher:
         """End every flow, because the gateway ends."""
         for flow in self.live:
             flow.close(CloseReason.SHUTDOWN)
+        self.sniffing.stop()
+
+    def _decide(self, facts: FlowFacts) -> Decision | None:
+        """The policy's answer; None where the client's first bytes are to be seen before.
+
+        A rule may ask for what they tell, or the outbound for a name.
+        """
+        routing = self.routing
+        answer = routing.policy.decide(facts)
+        if isinstance(answer, Decision) and not (
+            answer.sniff and routing.outbounds[answer.outbound].by_name
+        ):
+            return answer
+        if routing.sniff.covers(facts.destination.port):
+            return None
+        return routing.policy.settle(facts)
+
+    def _sniffed(self, flow: Flow, seen: Sighting) -> None:
+        """Decide a flow by its client's first bytes, or by the lack of them."""
+        flow.facts = flow.facts._replace(name=seen.name, sniffed=seen.protocol)
+        flow.quiet_since = time.monotonic()
+        self._connect(flow, self.routing.policy.settle(flow.facts))
+
+    def _connect(self, flow: Flow, decision: Decision) -> None:
+        """Begin a decided flow's second leg."""
+        flow.decision = decision
+        self._connecting[flow.id] = flow
+        flow.open(self.routing.outbounds[decision.outbound], track=self.own.diverted)
 
     def _is_loop(self, source: Endpoint, destination: Endpoint) -> bool:
         """Whether a flow from one of our addresses is one that an outbound opened.

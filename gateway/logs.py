@@ -58,6 +58,8 @@ def flow_line(flow: FlowRecord) -> dict[str, object]:
         "flow": flow.id,
         "client": str(flow.client),
         "destination": str(flow.destination),
+        **({"name": flow.name} if flow.name else {}),
+        **({"sniffed": flow.sniffed} if flow.sniffed else {}),
         "rule": flow.rule,
         "outbound": flow.outbound,
         "up": flow.bytes_up,

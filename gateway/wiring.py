@@ -8,7 +8,8 @@ from ipaddress import ip_address
 
 from gateway.assembly import Assembly, device_for
 from gateway.blueprint import GUARDED, Blueprint, ListenOn, Recipe, Safety
-from gateway.config.schema import DirectOutbound, RejectOutbound, Socks5Outbound
+from gateway.config.scalars import port_range
+from gateway.config.schema import DirectOutbound, RejectOutbound, Sniff, Socks5Outbound
 from gateway.decision import DIRECT, REJECT
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.errors import UpstreamFailure
@@ -16,6 +17,7 @@ from gateway.flow import Endpoint
 from gateway.kernel.guard import Finding
 from gateway.kernel.sockets import SocketOptions
 from gateway.outbound import direct, reject, socks5
+from gateway.sniffing import SniffLimits
 from gateway.wire.socks5 import Credentials
 
 
@@ -28,6 +30,7 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
         timeouts=FlowTimeouts(
             config.timeouts.connect, config.timeouts.idle, config.timeouts.half_closed
         ),
+        sniff=_sniff_limits(config.sniff),
         own=OwnTraffic(assembly.host.addresses, config.lan.this_machine),
         listen_on=ListenOn(config.inbound.tcp, config.inbound.port, assembly.host.has("ipv6")),
         bypass=assembly.marks.bypass if safety.mark else None,
@@ -35,6 +38,11 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
         log_level=config.log.level,
         log_format=config.log.format,
     )
+
+
+def _sniff_limits(settings: Sniff) -> SniffLimits:
+    ports = tuple(map(port_range, settings.ports)) or None
+    return SniffLimits(settings.timeout, settings.bytes, ports)
 
 
 def _recipes(assembly: Assembly, found: Iterable[Finding]) -> dict[str, Recipe]:
@@ -86,4 +94,5 @@ def _socks5(name: str, settings: Socks5Outbound, assembly: Assembly, address: st
         credentials=credentials,
         handshake=settings.handshake,
         warm=settings.pool == "auto",
+        by_name=assembly.config.sniff.override == "target",
     )

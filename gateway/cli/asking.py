@@ -122,7 +122,18 @@ def flows(run_dir: Path, recent: int, as_json: bool) -> None:
     if not answer["flows"]:
         click.echo("no flows")
         return
-    head = ["ID", "CLIENT", "DESTINATION", "RULE", "OUTBOUND", "STATE", "UP", "DOWN", "TIME"]
+    head = [
+        "ID",
+        "CLIENT",
+        "DESTINATION",
+        "NAME",
+        "RULE",
+        "OUTBOUND",
+        "STATE",
+        "UP",
+        "DOWN",
+        "TIME",
+    ]
     click.echo(columns([head, *(_flow_row(flow) for flow in answer["flows"])]))
 
 
@@ -131,6 +142,7 @@ def _flow_row(flow: dict[str, Any]) -> list[str]:
         str(flow["id"]),
         flow["client"],
         flow["destination"],
+        flow["name"] or flow["sniffed"],
         flow["rule"],
         flow["outbound"],
         flow["close_reason"] or flow["state"],

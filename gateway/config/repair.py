@@ -22,7 +22,7 @@ _STAND_INS: dict[Path, Any] = {
 }
 #: Sections whose keys no other part of the file refers to by name: without a key, its
 #: default holds.
-_SETTINGS = frozenset({"lan", "inbound", "timeouts", "marks", "log"})
+_SETTINGS = frozenset({"lan", "inbound", "timeouts", "sniff", "marks", "log"})
 
 
 def set_aside(data: Any, finding: Finding) -> Path | None:

@@ -78,7 +78,9 @@ Protocols = Annotated[tuple[Literal["tcp", "udp", "icmp"], ...], OneOrMore()]
 Destinations = Annotated[tuple[Destination, ...], OneOrMore()]
 DomainPattern = Annotated[str, BeforeValidator(read_domain)]
 DomainPatterns = Annotated[tuple[DomainPattern, ...], OneOrMore()]
-Sniffed = Literal["tls", "http", "quic", "ssh", "dns", "stun", "bittorrent"]
+Sniffed = Literal[
+    "tls", "http", "http2", "quic", "dtls", "ssh", "rdp", "dns", "stun", "ntp", "bittorrent"
+]
 SniffedProtocols = Annotated[tuple[Sniffed, ...], OneOrMore()]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 
@@ -156,6 +158,32 @@ class Timeouts(Model):
     idle: Seconds = Field(default=3600, description="a flow on which no byte moves is closed")
     half_closed: Seconds = Field(
         default=300, description="the same, once one side has ended its direction"
+    )
+
+
+class Sniff(Model):
+    """How far a flow's first bytes are looked into, where a rule asks for what they tell."""
+
+    timeout: Annotated[float, Field(gt=0, le=10)] = Field(
+        default=0.3,
+        description="a client that has not said enough by then (seconds) is decided without",
+    )
+    bytes: Annotated[int, Field(ge=64, le=16384, strict=True)] = Field(
+        default=8192, description="look no further than this into what the client sends"
+    )
+    ports: PortRanges = Field(
+        default=(),
+        description=(
+            "destination ports to sniff; without it all but those whose servers speak first"
+            " (21, 23, 25, 110, 119, 143, 587, 3306, 4190, 5900-5909)"
+        ),
+    )
+    override: Literal["off", "target"] = Field(
+        default="off",
+        description=(
+            "`target` sniffs every flow for a SOCKS server and asks it for the name instead of"
+            " the address, so that the name is resolved there"
+        ),
     )
 
 
@@ -332,6 +360,10 @@ class Config(Model):
         min_length=1, description="first match wins; the last rule must match everything"
     )
     timeouts: Timeouts = Field(default_factory=Timeouts, description="bounds on every wait")
+    sniff: Sniff = Field(
+        default_factory=Sniff,
+        description="how first bytes are looked into, where rules need a name or a protocol",
+    )
     marks: MarkSettings = Field(
         default_factory=MarkSettings, description="which bits of the packet mark are ours"
     )

@@ -17,6 +17,7 @@ from gateway.plan.model import RulePlacement
 class FlowState(StrEnum):
     """Where a flow is in its life. The values stand in the API: do not rename them."""
 
+    SNIFFING = "sniffing"
     CONNECTING = "connecting"
     RELAYING = "relaying"
     CLOSED = "closed"
@@ -31,6 +32,8 @@ class FlowRecord:
     time in seconds; ``duration_s`` counts to now, or to the end of a closed flow.
     ``bytes_up`` left the client, ``bytes_down`` reached it. ``close_reason`` is None while
     the flow lives; ``detail`` says more where there is more to say (an upstream's answer).
+    ``rule`` and ``outbound`` are empty until a flow is decided. ``name`` and ``sniffed`` are
+    the destination's name and the protocol that the client's first bytes told, if any.
     """
 
     id: int
@@ -46,6 +49,8 @@ class FlowRecord:
     duration_s: float
     close_reason: CloseReason | None = None
     detail: str = ""
+    name: str = ""
+    sniffed: str = ""
 
 
 @dataclass(frozen=True, slots=True)

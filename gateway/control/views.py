@@ -25,6 +25,8 @@ def flow_view(flow: FlowRecord) -> Json:
         "state": str(flow.state),
         "client": str(flow.client),
         "destination": str(flow.destination),
+        "name": flow.name,
+        "sniffed": flow.sniffed,
         "interface": flow.interface,
         "rule": flow.rule,
         "outbound": flow.outbound,

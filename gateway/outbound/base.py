@@ -72,6 +72,10 @@ class Outbound(Protocol):
     def name(self) -> str:
         """The name that rules use."""
 
+    @property
+    def by_name(self) -> bool:
+        """Whether it asks for a destination by name where ``facts`` have one."""
+
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to open a leg for a flow. None: it failed at once, ``failed`` was called."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from gateway.flow import FlowFacts
 from gateway.kernel.reactor import Reactor
@@ -23,6 +24,7 @@ class DirectOutbound:
     factory: SocketFactory
     options: SocketOptions
     preserve_source: bool = False
+    by_name: ClassVar = False
 
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to connect to the flow's destination."""

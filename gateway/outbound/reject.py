@@ -8,6 +8,7 @@ listener is connected already, so a reset is all that is left to answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import FlowFacts
@@ -21,6 +22,7 @@ class RejectOutbound:
     name: str
     failure: UpstreamFailure = UpstreamFailure.REJECTED
     detail: str = ""
+    by_name: ClassVar = False
 
     def open(self, facts: FlowFacts, requester: Requester) -> None:
         """Fail at once."""

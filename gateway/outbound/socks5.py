@@ -17,7 +17,11 @@ from gateway.wire.socks5 import ClientHandshake, Credentials
 
 @dataclass(slots=True)
 class Socks5Outbound:
-    """One SOCKS5 server, at one address. ``warm``: keep connections ready for flows to come."""
+    """One SOCKS5 server, at one address.
+
+    ``warm``: keep connections ready for flows to come. ``by_name``: ask for the name that the
+    client's first bytes told, which the server then resolves.
+    """
 
     name: str
     reactor: Reactor
@@ -27,6 +31,7 @@ class Socks5Outbound:
     credentials: Credentials | None = None
     handshake: Handshake = "strict"
     warm: bool = False
+    by_name: bool = False
     manners: Manners = field(default_factory=Manners)
     pool: Pool | None = field(init=False, default=None, repr=False)
 
@@ -38,9 +43,13 @@ class Socks5Outbound:
 
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to connect to the server, and through it to the flow's destination."""
+        target = facts.destination
+        # The rest of the world knows nothing of a name that has but one label.
+        if self.by_name and facts.name is not None and "." in facts.name:
+            target = Endpoint(facts.name, target.port)
         if self.pool is None:
-            return self._open(facts.destination, requester)
-        return self.pool.open(facts.destination, requester)
+            return self._open(target, requester)
+        return self.pool.open(target, requester)
 
     def close(self) -> None:
         """Close the connections that wait for a flow."""

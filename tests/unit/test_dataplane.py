@@ -14,6 +14,7 @@ from gateway.dataplane import DataPlane
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
+from gateway.sniffing import SniffLimits
 
 
 @dataclass
@@ -44,6 +45,7 @@ def test_an_outbound_is_closed_when_it_is_replaced_or_gone_and_at_the_end(
         policy=Policy([CompiledRule(0, "rules[0] -> home", "home")]),
         outbounds={name: recipe(name) for name in ("home", "changed", "gone")},
         timeouts=FlowTimeouts(10, 1000, 100),
+        sniff=SniffLimits(),
         own=OwnTraffic(),
         listen_on=ListenOn("redirect", 0, ipv6=False),
         bypass=None,

@@ -30,6 +30,7 @@ from gateway.outbound.socks5 import Socks5Outbound
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
 from gateway.relay.tcp import Mover
+from gateway.sniffing import SniffLimits
 from gateway.wire.socks5 import encode_request
 
 GRANTED = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
@@ -71,6 +72,7 @@ class Rig:
                 ),
             },
             timeouts,
+            SniffLimits(),
         )
         self.dispatcher = Dispatcher(self.mover, self.routing, own, self.closed.append, **settings)
         self._listener = plane.own(open_listener("127.0.0.1", 0, transparent=False))
@@ -470,8 +472,8 @@ def test_only_the_overdue_connects_expire(plane, rig):
         (first,) = one.dispatcher.live
         one.flow()
         (_, second) = one.dispatcher.live
-        second.started = first.started + 5
-        one.dispatcher.expire_connects(first.started + 11)
+        second.quiet_since = first.quiet_since + 5
+        one.dispatcher.expire_connects(first.quiet_since + 11)
         assert one.closed == [first]
         assert list(one.dispatcher.live) == [second]
 
@@ -631,6 +633,7 @@ def test_a_reload_leaves_established_flows_alone(plane, rig):
             Policy([CompiledRule(0, "rules[0] -> reject", "reject")]),
             {"reject": RejectOutbound("reject")},
             Timeouts(),
+            SniffLimits(),
         )
         one.flow()
         assert [flow.reason for flow in one.closed] == [CloseReason.REJECTED]
@@ -651,6 +654,7 @@ def test_the_interface_is_looked_up_where_a_rule_asks(plane, rig):
         ),
         one.routing.outbounds,
         Timeouts(),
+        SniffLimits(),
     )
     one.flow()
     (flow,) = one.closed

@@ -35,6 +35,8 @@ LIVE = FlowRecord(
     bytes_up=1500,
     bytes_down=2_500_000,
     duration_s=61.23456,
+    name="www.video.example",
+    sniffed="tls",
 )
 CLOSED = FlowRecord(
     id=6,

@@ -82,11 +82,12 @@ def test_status_says_what_it_may_not_see(run_dir: Path, monkeypatch: pytest.Monk
 def test_flows(served: FakeRunning, run_dir: Path) -> None:
     lines = gateway(run_dir, "flows", "--recent", "1").output.splitlines()
     assert lines[0].split() == [
-        *("ID", "CLIENT", "DESTINATION", "RULE", "OUTBOUND", "STATE", "UP", "DOWN", "TIME")
+        *("ID", "CLIENT", "DESTINATION", "NAME", "RULE", "OUTBOUND"),
+        *("STATE", "UP", "DOWN", "TIME"),
     ]
     assert lines[1] == (
-        "7   192.168.20.5:40000  [2001:db8::1]:443  rules[2] subnet=kids -> home  home"
-        "      relaying          1.5 kB  2.5 MB  1 min 1 s"
+        "7   192.168.20.5:40000  [2001:db8::1]:443  www.video.example"
+        "  rules[2] subnet=kids -> home  home      relaying          1.5 kB  2.5 MB  1 min 1 s"
     )
     assert "upstream-refused" in lines[2]
 

@@ -66,6 +66,8 @@ def test_flows_are_shown_as_text_of_the_logs(served: FakeRunning, run_dir: Path)
         "state": "relaying",
         "client": "192.168.20.5:40000",
         "destination": "[2001:db8::1]:443",
+        "name": "www.video.example",
+        "sniffed": "tls",
         "interface": "eth1",
         "rule": "rules[2] subnet=kids -> home",
         "outbound": "home",
