@@ -102,10 +102,6 @@ class Rig:
     def waits(self) -> bool:
         return self.live.record().state is FlowState.SNIFFING
 
-    async def said(self, client: socket.socket, data: bytes) -> None:
-        client.send(data)
-        await self.plane.turns(20)
-
     def counted(self, name: str) -> int:
         return self.dispatcher.counters[name]
 
@@ -133,7 +129,7 @@ def test_what_was_looked_at_travels_on_first(plane, rig):
         client = await one.flow(REQUEST)
         far = await plane.accept(one.web)
         assert await plane.read(far, len(REQUEST)) == REQUEST
-        await one.said(client, b"more")
+        client.send(b"more")
         assert await plane.read(far, 4) == b"more"
         far.send(b"an answer")
         assert await plane.read(client, 9) == b"an answer"
@@ -157,8 +153,11 @@ def test_a_byte_at_a_time(plane, rig):
             assert one.waits, at
             record = one.live.record()
             assert (record.rule, record.outbound, record.name) == ("", "", "")
-            await one.said(client, REQUEST[at : at + 1])
-        assert not one.waits
+            client.send(REQUEST[at : at + 1])
+            if at < end - 1:
+                await plane.until(lambda so_far=at + 1: len(one.live.first_bytes()) == so_far)
+                await plane.turns()
+        await plane.until(lambda: not one.waits)
         far = await plane.accept(one.web)
         assert await plane.read(far, end) == REQUEST[:end]
 
@@ -249,9 +248,11 @@ def test_no_further_than_so_many_bytes(plane, rig):
 
     async def scenario():
         client = await one.flow(b"GET / HTTP/1.1\r\nCookie: ")
-        await one.said(client, b"x" * 39)
+        client.send(b"x" * 39)
+        await plane.until(lambda: len(one.live.first_bytes()) == 63)
+        await plane.turns()
         assert one.waits
-        await one.said(client, b"x")
+        client.send(b"x")
         await plane.accept(one.socks)
         assert one.live.record().sniffed == "http"
 
@@ -376,7 +377,8 @@ def test_the_wait_for_the_upstream_begins_with_the_decision(plane, rig):
         flow = one.live
         one.dispatcher.expire_connects(flow.started + 999)
         assert one.waits
-        await one.said(client, b"hello\n")
+        client.send(b"hello\n")
+        await plane.until(lambda: not one.waits)
         one.dispatcher.expire_connects(flow.quiet_since + 9)
         assert not one.closed
         one.dispatcher.expire_connects(flow.quiet_since + 11)
