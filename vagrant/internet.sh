@@ -24,4 +24,4 @@ EOF
 fi
 
 export PYTHONPATH="$root"
-service lab-servers "$root/.venv/bin/python" -m gateway.lab.serve
+service lab-servers "$root/.venv/bin/python" -m gateway.lab.serve "$(mktemp -d)"

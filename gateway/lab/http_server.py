@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ssl
 from random import Random
 
 from aiohttp import web
@@ -76,8 +77,8 @@ def application() -> web.Application:
     return app
 
 
-async def start(host: str, port: int) -> None:
+async def start(host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
     """Serve until the loop ends."""
     runner = web.AppRunner(application(), access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port, backlog=1024).start()
+    await web.TCPSite(runner, host, port, backlog=1024, ssl_context=tls).start()

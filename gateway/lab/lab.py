@@ -171,11 +171,11 @@ class Lab:
         return self.machines[name]
 
     def start_servers(self) -> Process:
-        """HTTP, echo, banner and half-close on every address, and SOCKS on ``home`` and ``work``.
+        """HTTP(S), echo, banner and half-close on every address; SOCKS on ``home`` and ``work``.
 
         The ports are in ``gateway.lab.serve``. The process' log has its records.
         """
-        command = [sys.executable, "-m", "gateway.lab.serve"]
+        command = [sys.executable, "-m", "gateway.lab.serve", str(self.directory)]
         process = self.internet.start("servers", command, ENVIRONMENT)
         process.wait_until(lambda: '{"event": "ready"}' in process.log, "the servers to listen")
         self.embedded = process

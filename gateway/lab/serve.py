@@ -1,7 +1,8 @@
 """The lab's embedded servers, all in one process of the machine ``internet``.
 
-``python -m gateway.lab.serve`` listens on every address for HTTP and the stream servers,
-and on the topology's addresses for SOCKS. It writes one JSON object a line:
+``python -m gateway.lab.serve DIRECTORY`` listens on every address for HTTP, HTTPS
+and the stream servers, and on the topology's addresses for SOCKS. The certificate that it
+shows is new, and left in DIRECTORY. It writes one JSON object a line:
 ``{"event": "ready"}`` when all listen, and what each SOCKS server was asked for.
 """
 
@@ -10,13 +11,17 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 from functools import partial
+from pathlib import Path
 
-from gateway.lab import http_server, stream_servers
+from gateway.lab import certificate, http_server, stream_servers
+from gateway.lab.certificate import Certificate
 from gateway.lab.socks_server import SocksServer
-from gateway.lab.topology import Topology
+from gateway.lab.topology import DOMAIN, Topology
 
 HTTP_PORT = 80
+HTTPS_PORT = 443
 ECHO_PORT = 7
 BANNER_PORT = 22
 HALF_CLOSE_PORT = 9000
@@ -35,22 +40,25 @@ def record(event: str, **details: object) -> None:
     print(json.dumps({"event": event, **details}), flush=True)
 
 
-async def serve(topology: Topology) -> None:
+async def serve(topology: Topology, shown: Certificate) -> None:
     """Start all servers, then run until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     servers = []
+    tls = shown.context()
     for host in ANY:
         await http_server.start(host, HTTP_PORT)
+        await http_server.start(host, HTTPS_PORT, tls)
         for port, handler in STREAMS.items():
             servers.append(await stream_servers.start(handler, host, port))
     for name in UPSTREAMS:
         upstream = topology.upstreams[name]
-        server = SocksServer(upstream, partial(record, server=upstream.addresses.ipv4))
+        told = partial(record, server=upstream.addresses.ipv4)
+        server = SocksServer(upstream, told, topology.names)
         servers.append(await server.start())
     record("ready")
     await stop.wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Topology.load()))
+    asyncio.run(serve(Topology.load(), certificate.make(Path(sys.argv[1]), [f"*.{DOMAIN}"])))

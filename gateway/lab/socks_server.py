@@ -9,7 +9,7 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import IntEnum
 from ipaddress import ip_address
@@ -53,12 +53,16 @@ class RefusedError(Exception):
 class SocksServer:
     """One server; it connects on from the address it listens on, in both families.
 
-    Every accept, every request and every failure is told to ``record``.
+    Every accept, every request and every failure is told to ``record``. ``names`` are those
+    that it can resolve.
     """
 
-    def __init__(self, upstream: Upstream, record: Record) -> None:
+    def __init__(
+        self, upstream: Upstream, record: Record, names: Mapping[str, str] | None = None
+    ) -> None:
         self._upstream = upstream
         self._record = record
+        self._names = names or {}
 
     async def start(self) -> asyncio.Server:
         """Listen on all its addresses."""
@@ -123,7 +127,7 @@ class SocksServer:
     async def _connect(self, host: str, port: int, writer: Writer) -> tuple[Reader, Writer]:
         """Connect on, and tell the client how it went (section 6)."""
         try:
-            version, address = await _resolve(host, port)
+            version, address = await _resolve(self._names.get(host, host), port)
             source = next(a for a in self._upstream.addresses if ip_address(a).version == version)
             reader, onward = await asyncio.open_connection(
                 address, port, local_addr=(source, 0), limit=CHUNK

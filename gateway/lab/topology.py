@@ -27,6 +27,8 @@ from typing import Any
 import yaml
 
 FILE = Path(__file__).with_suffix(".yaml")
+#: What the lab's names are below.
+DOMAIN = "lab.example"
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -132,6 +134,11 @@ class Topology:
         """What the machine ``internet`` answers to besides the addresses of its link."""
         hosts = [*self.targets.values(), *(u.addresses for u in self.upstreams.values())]
         return tuple(address for host in hosts for address in host)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the SOCKS servers resolve: ``web.lab.example`` and so on, to an IPv4 address."""
+        return {f"{name}.{DOMAIN}": pair.ipv4 for name, pair in self.targets.items()}
 
     def cable(self, network: str) -> tuple[tuple[Machine, Link], tuple[Machine, Link]]:
         """The two ends of a network. Raises ``ValueError`` where there are not two."""
