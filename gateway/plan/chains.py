@@ -109,7 +109,7 @@ def alive_sets(shape: Shape) -> list[AddressSet]:
 def prerouting(shape: Shape) -> list[Chain]:
     """The way in for packets that arrive, with the chains that it needs besides ``decide``."""
     marks = shape.marks
-    rules = [NftRule("bypass", Accept(), (MarkIs(marks.bypass),))]
+    rules = [NftRule("bypass", Accept(), (MarkIs(marks.bypass),)), _routed(shape)]
     chains = []
     if shape.own and shape.tproxy:
         own = (InInterface(("lo",)), MarkIs(marks.divert_own))
@@ -133,7 +133,7 @@ def output(shape: Shape) -> list[Chain]:
     """The way in for what this machine sends itself."""
     if not shape.own:
         return []
-    rules = [NftRule("bypass", Accept(), (MarkIs(shape.marks.bypass),))]
+    rules = [NftRule("bypass", Accept(), (MarkIs(shape.marks.bypass),)), _routed(shape)]
     if Family.V6 in shape.families:
         # A rule that rejects everything must not cut this machine off from its neighbours.
         rules.append(NftRule("discovery", Return(), (_ICMP, Untracked()), Family.V6))
@@ -223,8 +223,8 @@ def _base(
 def _lan(shape: Shape) -> Chain:
     dialled = (
         _TCP,
-        DestinationType(("local",)),
         Ports("destination", ((shape.port, shape.port),)),
+        DestinationType(("local",)),  # a route lookup: after what is cheap
     )
     rules = [
         NftRule("to-listener", Count(), dialled),
@@ -236,13 +236,20 @@ def _lan(shape: Shape) -> Chain:
     return Chain("lan", "mangle", (*rules, NftRule("decide", Goto("decide"))))
 
 
+def _routed(shape: Shape) -> NftRule:
+    """A flow that was routed cannot be taken over later, whatever a reload says.
+
+    Of such a flow every packet but the first leaves here, both ways, on whatever interface:
+    it has to cost what forwarding costs, so this stands before all that looks anything up.
+    """
+    return NftRule("direct", Return(), (MarkIs(shape.marks.direct, "connection"),))
+
+
 def _left_alone(shape: Shape, mark: Mark) -> list[NftRule]:
     """What no rule of the owner is asked about."""
     rules = [
         NftRule("reply", Return(), (ReplyDirection(),)),
         NftRule("not-forwarded", Return(), (_NOT_FORWARDED,)),
-        # A flow that was routed cannot be taken over later, whatever a reload says.
-        NftRule("direct", Return(), (MarkIs(shape.marks.direct, "connection"),)),
     ]
     if not shape.tproxy:
         # Nor can one that is redirected be let go; the shortcut does this for TPROXY.
