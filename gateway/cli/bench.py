@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.lab.bench.suite import Sizes, Suite
 
 LOG_COLUMNS = 160
+_NEW_FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 
 
 @click.group()
@@ -34,29 +35,27 @@ def bench() -> None:
     Examples:
       gateway bench tcp
       gateway bench latency --quick
+      gateway bench direct --output direct.json --svg direct.svg
     """
 
 
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every benchmark can be told."""
+    """What every comparison can be told; it becomes keywords for ``_compare``."""
     options = (
         click.option(
             "--quick", is_flag=True, help="One short round: an impression, not a measurement."
         ),
+        click.option("--rounds", type=click.IntRange(1, 100), help="Interleaved rounds."),
+        click.option("--seconds", type=click.FloatRange(0.05, 60), help="Length of each window."),
         click.option(
-            "--rounds", type=click.IntRange(1, 100), help="Interleaved rounds.  [default: 3]"
+            "--candidate", "candidates", multiple=True, help="Only those with this in their name."
         ),
         click.option(
-            "--seconds",
-            type=click.FloatRange(0.05, 60),
-            help="Length of each window.  [default: 1.0]",
+            "--scenario", "scenarios", multiple=True, help="Only those with this in their title."
         ),
         json_option,
-        click.option(
-            "--output",
-            type=click.Path(path_type=Path, dir_okay=False, writable=True),
-            help="Write the JSON to a file, besides.",
-        ),
+        click.option("--output", type=_NEW_FILE, help="Write the JSON to a file, besides."),
+        click.option("--svg", type=_NEW_FILE, help="Draw the ratios into a file, besides."),
     )
     for option in reversed(options):
         command = option(command)
@@ -64,41 +63,27 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @bench.command()
-@click.option(
-    "--idle-flows", type=click.IntRange(1, 8000), help="Flows to hold open.  [default: 2000]"
-)
 @click.option("--redirect", is_flag=True, help="Measure this gateway in redirect mode, too.")
 @_shared_options
-def tcp(
-    quick: bool,
-    rounds: int | None,
-    seconds: float | None,
-    idle_flows: int | None,
-    redirect: bool,
-    as_json: bool,
-    output: Path | None,
-) -> None:
-    """TCP: throughput and its CPU, new connections and their CPU, latency, memory.
+def tcp(redirect: bool, **choices: Any) -> None:
+    """TCP: throughput and its CPU, new connections, their CPU and latency.
 
-    Besides plain forwarding and this gateway it measures what is installed of redsocks,
-    sing-box, ipt2socks, v2ray and pproxy.
+    Besides plain forwarding and this gateway, as it comes and with one worker, it measures what
+    is installed of redsocks, sing-box, ipt2socks, v2ray and pproxy.
 
     \b
     Examples:
-      gateway bench tcp --rounds 5 --output bench.json
-      gateway bench tcp --redirect
+      gateway bench tcp --rounds 5 --output tcp.json --svg tcp.svg
+      gateway bench tcp --candidate sing-box --scenario download
     """
     from gateway.lab.bench.tcp import suite
 
-    sizes = _sizes(quick, rounds, seconds, idle_flows)
-    _measure(suite(redirect=redirect), sizes, as_json, output)
+    _compare(suite(redirect=redirect), **choices)
 
 
 @bench.command()
 @_shared_options
-def latency(
-    quick: bool, rounds: int | None, seconds: float | None, as_json: bool, output: Path | None
-) -> None:
+def latency(**choices: Any) -> None:
     """First byte: how long a client waits where the SOCKS server is 50 ms away and back.
 
     Far from the server it is not CPU that counts, but how often something has to cross the
@@ -123,21 +108,79 @@ def latency(
     """
     from gateway.lab.bench.latency import suite
 
-    _measure(suite(), _sizes(quick, rounds, seconds), as_json, output)
+    _compare(suite(), **choices)
 
 
-def _sizes(
-    quick: bool, rounds: int | None, seconds: float | None, idle_flows: int | None = None
-) -> Sizes:
-    """The usual ones, or the quick ones, but for what was chosen."""
+@bench.command()
+@_shared_options
+def direct(**choices: Any) -> None:
+    """Flows that an address rule sends direct, beside forwarding with no gateway at all.
+
+    The kernel carries them in both cases; the difference is what our rules cost. Ratios are to
+    forwarding with connection tracking, which any router that translates addresses has, and
+    without which flows cannot be marked; the first column has none.
+
+    \b
+    Examples:
+      gateway bench direct
+      gateway bench direct --scenario connections --rounds 20
+    """
+    from gateway.lab.bench.direct import suite
+
+    _compare(suite(), **choices)
+
+
+@bench.command()
+@click.option(
+    "--flows",
+    type=click.IntRange(20, 100_000),
+    help="Flows to hold open; of peers, as many as descriptors allow.  [default: 20000]",
+)
+@_shared_options
+def idle(flows: int | None, **choices: Any) -> None:
+    """Idle flows: the memory and the descriptors that one takes.
+
+    A tenth of the flows is opened first, then the rest; what the rest adds, divided by its
+    number, is what one flow costs: user-space memory (proportional set size) and descriptors of
+    all processes of the candidate. The kernel's own memory for sockets is not in it. A process
+    keeps what it has once needed, so there is one round. Where descriptors are limited, this
+    gateway gets more workers.
+
+    \b
+    Examples:
+      gateway bench idle
+      gateway bench idle --flows 2000 --candidate redsocks
+    """
+    from gateway.lab.bench.idle import suite
     from gateway.lab.bench.suite import QUICK, Sizes
 
-    usual = QUICK if quick else Sizes()
-    return Sizes(rounds or usual.rounds, seconds or usual.seconds, idle_flows or usual.idle_flows)
+    count = flows or (QUICK if choices["quick"] else Sizes()).idle_flows
+    _compare(suite(count), idle_flows=count, **choices)
 
 
-def _measure(suite: Suite, sizes: Sizes, as_json: bool, output: Path | None) -> None:
+def _compare(
+    suite: Suite,
+    quick: bool,
+    rounds: int | None,
+    seconds: float | None,
+    candidates: tuple[str, ...],
+    scenarios: tuple[str, ...],
+    idle_flows: int | None = None,
+    **results: Any,
+) -> None:
+    """Run a suite, but for what was chosen otherwise."""
+    from gateway.lab.bench.suite import QUICK, Sizes
+
+    usual = QUICK if quick else suite.sizes
+    sizes = Sizes(rounds or usual.rounds, seconds or usual.seconds, idle_flows or usual.idle_flows)
+    _measure(suite.only(candidates, scenarios), sizes, **results)
+
+
+def _measure(
+    suite: Suite, sizes: Sizes, as_json: bool, output: Path | None, svg: Path | None
+) -> None:
     """Run it, with a progress bar, and show and write what it found."""
+    from gateway.lab.bench.bars import draw
     from gateway.lab.bench.runner import run
     from gateway.lab.bench.table import render
 
@@ -150,6 +193,8 @@ def _measure(suite: Suite, sizes: Sizes, as_json: bool, output: Path | None) -> 
         )
     if output is not None:
         _write(output, json.dumps(report.to_json(), indent=2) + "\n")
+    if svg is not None:
+        _write(svg, draw(report))
     if as_json:
         print_json(report.to_json())
     else:

@@ -7,18 +7,22 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
 
 from gateway.lab import namespaces, peers
 from gateway.lab.gateway_process import ENVIRONMENT, gateway_command
 from gateway.lab.process import wait_until
 
-CANDIDATES = {"forwarding", "gateway", "gateway (redirect)"}
+CANDIDATES = {"forwarding", "gateway", "gateway (1 worker)", "gateway (redirect)"}
 #: What the kernel alone, which has no process, cannot have.
 OF_PROCESSES = {
-    *("idle_flow", "idle_base", "connections_cpu"),
+    "connections_cpu",
     *(f"{kind}{flows}_cpu" for kind in ("download", "upload") for flows in (1, 8)),
 }
-METRICS = 15
+METRICS = 13
 #: Other peers may fail in ways of their own.
 PEERS = {"redsocks", "sing-box"} & {peer.name for peer in peers.installed()}
 
@@ -37,29 +41,57 @@ def labs_of(owner: int) -> list[str]:
     return [name for name in namespaces.listed() if name.startswith(f"gwlab-{owner}-")]
 
 
-def test_every_cell_has_a_number(tmp_path: Path) -> None:
-    path = tmp_path / "bench.json"
-    sizes = ["--quick", "--seconds", "0.3", "--idle-flows", "50"]
-    bench = start("tcp", *sizes, "--redirect", "--json", "--output", str(path))
-    output, errors = bench.communicate(timeout=120)
+def report_of(*arguments: str) -> dict[str, Any]:
+    """What a run of the bench says, in one short round."""
+    bench = start(*arguments, "--quick", "--json")
+    output, errors = bench.communicate(timeout=180)
     assert bench.returncode == 0, errors
-    report = json.loads(output)
+    assert not labs_of(bench.pid)
+    report: dict[str, Any] = json.loads(output)
+    return report
+
+
+def test_every_cell_has_a_number(tmp_path: Path) -> None:
+    path, picture = tmp_path / "bench.json", tmp_path / "bench.svg"
+    files = ["--output", str(path), "--svg", str(picture)]
+    report = report_of("tcp", "--seconds", "0.3", "--redirect", *files)
     assert report == json.loads(path.read_text())
+    assert ElementTree.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert len(report["rows"]) == METRICS
     required = CANDIDATES | PEERS
     for row in report["rows"]:
         expected = required - {"forwarding"} if row["metric"] in OF_PROCESSES else required
         assert set(row["candidates"]) >= expected, (row["metric"], report["failures"])
-        if row["metric"].endswith(("_rate", "_p50", "_p99", "_base")):
+        if row["metric"].endswith(("_rate", "_p50", "_p99")):
             assert all(cell["median"] > 0 for cell in row["candidates"].values())
-    assert not labs_of(bench.pid)
+
+
+def test_flows_that_are_routed_are_measured_in_both_families() -> None:
+    """A run in which one flow went through the SOCKS server would fail."""
+    chosen = ["--scenario", "download, 1 flow", "--scenario", "new connections"]
+    report = report_of("direct", "--seconds", "0.3", *chosen)
+    gateways = {"gateway (nftables)", "gateway (iptables)"}
+    filled = {row["metric"]: row["candidates"] for row in report["rows"]}
+    assert set(filled) == {
+        *(f"download1_ipv{family}_rate" for family in (4, 6)),
+        *(f"connections_ipv{family}_rate" for family in (4, 6)),
+    }
+    for candidates in filled.values():
+        assert set(candidates) == {"forwarding", "tracked forwarding"} | gateways, report
+        assert all(cell["median"] > 0 for cell in candidates.values())
+
+
+def test_idle_flows_are_counted_with_their_descriptors() -> None:
+    report = report_of("idle", "--flows", "200")
+    rows = {row["metric"]: row["candidates"] for row in report["rows"]}
+    (gateway,) = [name for name in rows["idle_flow"] if name.startswith("gateway")]
+    assert rows["idle_flows"][gateway]["median"] == 200
+    assert rows["idle_flow_fds"][gateway]["median"] == pytest.approx(2, abs=0.2)
+    assert set(rows["idle_flow"]) >= PEERS, report["failures"]
 
 
 def test_every_latency_has_a_number() -> None:
-    bench = start("latency", "--quick", "--json")
-    output, errors = bench.communicate(timeout=120)
-    assert bench.returncode == 0, errors
-    report = json.loads(output)
+    report = report_of("latency")
     rows = {row["metric"]: row["candidates"] for row in report["rows"]}
     assert len(rows) == 5
     gateways = {"gateway", "gateway (no pool)", "gateway (strict, no pool)"}
@@ -71,7 +103,6 @@ def test_every_latency_has_a_number() -> None:
     assert min(cell["median"] for cell in rows["link_round_trip"].values()) >= 50
     # One to connect, one to ask: no machine is so fast that it saves one.
     assert rows["first_byte_p50"]["forwarding"]["median"] >= 2 * 50
-    assert not labs_of(bench.pid)
 
 
 def test_an_interrupt_leaves_nothing() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Final
 
-from gateway.lab import peers
+from gateway.lab.bench.candidates import forwarding, others, this_gateway
 from gateway.lab.bench.metric import Metric
-from gateway.lab.bench.rig import Rig, forwarding, other, this_gateway
+from gateway.lab.bench.rig import Rig
 from gateway.lab.bench.suite import Scenario, Sizes, Suite
 from gateway.lab.process import LabError
 
@@ -24,7 +24,7 @@ def suite() -> Suite:
         this_gateway(),
         this_gateway(pool="off"),
         this_gateway(handshake="strict", pool="off"),
-        *(other(peer) for peer in peers.installed()),
+        *others(),
     )
     return Suite("latency", candidates, (FIRST_BYTE,), wan_delay_ms=ROUND_TRIP_MS / 2)
 

@@ -12,86 +12,31 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Final, Literal, Self
 
 from gateway.lab.bench import usage
+from gateway.lab.bench.candidates import TARGET, UPSTREAM, Candidate
 from gateway.lab.gateway_process import ENVIRONMENT
 from gateway.lab.lab import Lab
 from gateway.lab.load import client, server
 from gateway.lab.load.counters import Counters
-from gateway.lab.peers import Peer, Upstream
 from gateway.lab.process import LabError, Process, wait_until
-
-#: The SOCKS5 server, and the host that clients ask for, by their names in the topology.
-UPSTREAM: Final = "home"
-TARGET: Final = "web"
 
 #: Before each window: TCP's buffers grow to their size, and all clients get under way (seconds).
 WARM_UP_S: Final = 0.25
 START_TIMEOUT_S: Final = 30.0
+#: Tens of thousands of connections, one after the other.
+MANY_TIMEOUT_S: Final = 180.0
 PINGS: Final = 9
+#: A connection's port is spent for a minute after its end (tcp(7)); a run makes many.
+PORT_RANGE: Final = "1024 65535"
 
-Kind = Literal["download", "upload", "exchange", "idle"]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What may stand between client and server.
-
-    ``start`` puts it on the lab's router, and returns its process; None for the kernel alone.
-    """
-
-    name: str
-    start: Callable[[Lab], Process | None]
-
-
-def forwarding() -> Candidate:
-    """The kernel's own forwarding: no proxy, no SOCKS server; the most there is to have."""
-
-    def start(lab: Lab) -> None:
-        lab.router.sysctl("net.ipv4.ip_forward", "1")
-
-    return Candidate("forwarding", start)
-
-
-def this_gateway(
-    mode: Literal["tproxy", "redirect"] = "tproxy",
-    handshake: Literal["auto", "pipelined", "strict"] = "auto",
-    pool: Literal["auto", "off"] = "auto",
-) -> Candidate:
-    """The gateway itself, named after what differs from the defaults.
-
-    It logs what is wrong and no more, as its peers do.
-    """
-
-    def start(lab: Lab) -> Process:
-        outbound = {**lab.socks(UPSTREAM), "handshake": handshake, "pool": pool}
-        config = {
-            **lab.config({"to": UPSTREAM}, outbounds={UPSTREAM: outbound}),
-            "log": {"level": "warning"},
-        }
-        return lab.start_gateway(config, mode=mode).process
-
-    differs: list[str] = [one for one in (mode, handshake) if one not in ("tproxy", "auto")]
-    if pool == "off":
-        differs.append("no pool")
-    return Candidate(f"gateway ({', '.join(differs)})" if differs else "gateway", start)
-
-
-def other(peer: Peer) -> Candidate:
-    """Another proxy."""
-
-    def start(lab: Lab) -> Process:
-        directory = lab.directory / "peer"
-        directory.mkdir()
-        settings = lab.topology.upstreams[UPSTREAM]
-        return peer.start(lab.router, Upstream(settings.addresses.ipv4, settings.port), directory)
-
-    return Candidate(peer.name, start)
+Kind = Literal["download", "upload", "exchange", "idle", "active"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +72,7 @@ class Clients:
         return Sample(
             time.monotonic(),
             self._rig.cpu_s(),
-            counts["received"] + self._rig.counters.read()["received"],
+            counts["received"] + self._rig.served("received"),
             counts["exchanges"],
         )
 
@@ -145,6 +90,14 @@ class Clients:
             raise LabError("nothing moves")
         return first, last
 
+    def wait_established(self, connections: int) -> None:
+        """Until so many are open to the far end. Raises ``LabError`` when they do not come up."""
+        self.process.wait_until(
+            lambda: self.read("established") >= connections,
+            f"{connections} connections to be open",
+            MANY_TIMEOUT_S,
+        )
+
     def first_bytes_s(self) -> list[float]:
         """End them, and return the times to first byte of their exchanges, in order."""
         self.process.stop()
@@ -155,19 +108,21 @@ class Clients:
 class Rig:
     """A context manager: a candidate that is up, until the end."""
 
-    def __init__(self, candidate: Candidate, wan_delay_ms: float = 0) -> None:
-        """``wan_delay_ms``: as of ``Lab``."""
+    def __init__(self, candidate: Candidate, wan_delay_ms: float = 0, servers: int = 1) -> None:
+        """``wan_delay_ms``: as of ``Lab``. ``servers``: processes that share the far end."""
         self.candidate = candidate
         self._lab = Lab(wan_delay_ms=wan_delay_ms)
+        self._servers = servers
+        self._counters: list[Counters] = []
         self._runs = itertools.count()
+        self._running = 0
         self.process: Process | None = None
-        self.counters: Counters
 
     def __enter__(self) -> Self:
         """Build the lab, and start servers and candidate. Raises ``GatewayError``."""
         self._lab.__enter__()
         try:
-            self._start_server()
+            self._start_servers()
             self.process = self.candidate.start(self._lab)
         except BaseException:
             self._lab.close()
@@ -183,42 +138,56 @@ class Rig:
         """Remove all."""
         self._lab.close()
 
-    def _start_server(self) -> None:
-        path = self._lab.directory / "server.counters"
-        self.counters = Counters(path, server.COUNTERS, create=True)
+    def _start_servers(self) -> None:
+        self._lab.internet.sysctl("net.core.somaxconn", str(server.BACKLOG))
+        for machine in self._lab.machines.values():
+            machine.sysctl("net.ipv4.ip_local_port_range", PORT_RANGE)
         upstream = self._lab.topology.upstreams[UPSTREAM]
-        socks = f"{upstream.addresses.ipv4}:{upstream.port}"
-        command = [sys.executable, "-m", "gateway.lab.load.server", str(path), socks]
-        process = self._lab.internet.start("load", command, ENVIRONMENT)
-        listens = self._lab.internet.listens
-        process.wait_until(
-            lambda: listens(upstream.addresses.ipv4, upstream.port), "the servers to listen"
-        )
+        for number in range(self._servers):
+            path = self._lab.directory / f"server{number}.counters"
+            self._counters.append(Counters(path, server.COUNTERS, create=True))
+            command = [sys.executable, "-m", "gateway.lab.load.server", str(path)]
+            command += [*upstream.addresses, str(upstream.port)]
+            process = self._lab.internet.start(path.stem, command, ENVIRONMENT)
+            process.wait_until(partial(_said, process, server.READY), "the services to listen")
+
+    def served(self, name: str) -> int:
+        """One of ``gateway.lab.load.server.COUNTERS``, of all servers."""
+        return sum(counters.read()[name] for counters in self._counters)
 
     @contextmanager
-    def clients(self, kind: Kind, connections: int) -> Iterator[Clients]:
-        """Clients in the LAN, until the context ends and the last connection is gone.
+    def clients(
+        self,
+        kind: Kind,
+        connections: int,
+        family: Literal[4, 6] = 4,
+        machine: Literal["desk", "kid"] = "desk",
+    ) -> Iterator[Clients]:
+        """Clients in the LAN until the context ends; of the last ones, their connections too.
 
         Raises ``LabError`` where traffic went past the candidate, or connections stay.
         """
         path = self._lab.directory / f"clients{next(self._runs)}.counters"
         counters = Counters(path, client.COUNTERS, create=True)
-        target = self._lab.topology.targets[TARGET].ipv4
-        command = [sys.executable, "-m", "gateway.lab.load.client", str(path), target, kind]
-        before = self.counters.read()
-        process = self._lab.client("desk").start(
-            path.stem, [*command, str(connections)], ENVIRONMENT
-        )
+        target = self._lab.topology.targets[TARGET]
+        command = [sys.executable, "-m", "gateway.lab.load.client", str(path)]
+        command += [target.ipv4 if family == 4 else target.ipv6, kind, str(connections)]
+        past = "socks" if self.candidate.way == "direct" else "direct"
+        before = self.served(past)
+        process = self._lab.client(machine).start(path.stem, command, ENVIRONMENT)
+        self._running += 1
         try:
             yield Clients(self, process, counters)
         finally:
             process.stop()
-            wait_until(
-                lambda: not self.counters.read()["open"],
-                f"{self.candidate.name}: the last connection to end",
-            )
-        past = "direct" if self.process is not None else "socks"
-        if self.counters.read()[past] != before[past]:
+            self._running -= 1
+            if not self._running:
+                wait_until(
+                    lambda: not self.served("open"),
+                    f"{self.candidate.name}: the last connection to end",
+                    MANY_TIMEOUT_S,
+                )
+        if self.served(past) != before:
             raise LabError(f"{self.candidate.name}: connections went past it")
 
     def round_trip_s(self) -> float:
@@ -232,6 +201,14 @@ class Rig:
         """CPU that the candidate has used (seconds); 0 for the kernel alone."""
         return 0.0 if self.process is None else usage.cpu_s(self.process.pid)
 
+    def descriptors(self) -> int:
+        """Open files and sockets of the candidate now."""
+        return 0 if self.process is None else usage.descriptors(self.process.pid)
+
     def memory_bytes(self) -> int:
         """Memory that the candidate has now."""
         return 0 if self.process is None else usage.memory_bytes(self.process.pid)
+
+
+def _said(process: Process, line: str) -> bool:
+    return line in process.log

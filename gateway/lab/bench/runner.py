@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 from gateway.lab.bench.rig import Rig
 from gateway.lab.bench.suite import Scenario, Sizes, Suite
@@ -15,9 +15,6 @@ from gateway.lab.bench.summary import Measured, Summary, summarise
 from gateway.lab.lab import Lab
 from gateway.lab.process import LabError
 from gateway.version import VERSION
-
-#: Ratios are to this candidate.
-BASELINE: Final = "gateway"
 
 #: Told what comes next, and which part of all is done (0 to 1).
 Progress = Callable[[str, float], None]
@@ -63,9 +60,9 @@ def run(suite: Suite, sizes: Sizes, progress: Progress) -> Report:
         for candidate in suite.candidates:
             progress(f"starting {candidate.name}", 0)
             try:
-                rigs.append(stack.enter_context(Rig(candidate, suite.wan_delay_ms)))
+                rigs.append(stack.enter_context(Rig(candidate, suite.wan_delay_ms, suite.servers)))
             except LabError as error:
-                if candidate.name.startswith(BASELINE):
+                if not candidate.peer:
                     raise
                 failures.append(f"{candidate.name}: {error}")
         plan = [(n, scenario, rig) for n, scenario in _schedule(suite, sizes) for rig in rigs]
@@ -78,7 +75,7 @@ def run(suite: Suite, sizes: Sizes, progress: Progress) -> Report:
                 failures.append(f"{name}: {scenario.title}: {error}")
         progress("removing the labs", 1)
     names = tuple(candidate.name for candidate in suite.candidates)
-    summary = summarise(suite.metrics, names, BASELINE, measured)
+    summary = summarise(suite.metrics, names, suite.baseline, measured)
     return Report(suite.name, sizes, summary, tuple(failures))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
+from gateway.lab.bench.candidates import Candidate
 from gateway.lab.bench.metric import Metric
-from gateway.lab.bench.rig import Candidate, Rig
+from gateway.lab.bench.rig import Rig
+from gateway.lab.process import LabError
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +18,10 @@ class Sizes:
 
     rounds: int = 3
     seconds: float = 1.0
-    idle_flows: int = 2000
+    idle_flows: int = 20_000
 
 
-QUICK = Sizes(rounds=1, seconds=0.4, idle_flows=500)
+QUICK: Final = Sizes(rounds=1, seconds=0.4, idle_flows=500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +41,47 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """``gateway bench NAME``; ``wan_delay_ms`` as of ``Lab``."""
+    """``gateway bench NAME``. Ratios are to the candidate ``baseline``.
+
+    ``wan_delay_ms`` and ``servers`` as of ``Rig``; ``sizes`` unless others are chosen.
+    """
 
     name: str
     candidates: tuple[Candidate, ...]
     scenarios: tuple[Scenario, ...]
+    baseline: str = "gateway"
     wan_delay_ms: float = 0
+    servers: int = 1
+    sizes: Sizes = Sizes()
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Of all scenarios, in order."""
         return tuple(metric for scenario in self.scenarios for metric in scenario.metrics)
+
+    def only(self, candidates: Sequence[str], scenarios: Sequence[str]) -> Suite:
+        """What has one of these texts in its name or title; the baseline stays. None: all.
+
+        Raises ``LabError`` where nothing has.
+        """
+        chosen = replace(
+            self,
+            candidates=tuple(
+                one
+                for one in self.candidates
+                if one.name == self.baseline or _named(one.name, candidates)
+            ),
+            scenarios=tuple(one for one in self.scenarios if _named(one.title, scenarios)),
+        )
+        if not chosen.scenarios:
+            known = ", ".join(one.title for one in self.scenarios)
+            raise LabError(f"no such scenario: {', '.join(scenarios)}", f"there is: {known}")
+        for text in candidates:
+            if not any(_named(one.name, [text]) for one in self.candidates):
+                known = ", ".join(one.name for one in self.candidates)
+                raise LabError(f"no such candidate: {text}", f"there is: {known}")
+        return chosen
+
+
+def _named(name: str, texts: Sequence[str]) -> bool:
+    return not texts or any(text in name for text in texts)

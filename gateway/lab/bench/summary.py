@@ -23,17 +23,22 @@ class Measured:
 class Cell:
     """One metric of one candidate over all rounds.
 
-    ``ratio`` to the baseline is the median of the ratios within each round, in which both
-    met the same conditions; None where the baseline has no value, or 0.
+    ``ratios`` to the baseline are those within each round, in which both met the same
+    conditions; a round in which the baseline has no value, or 0, has none.
     """
 
     samples: tuple[float, ...]
-    ratio: float | None
+    ratios: tuple[float, ...]
 
     @property
     def median(self) -> float:
         """Of all rounds."""
         return statistics.median(self.samples)
+
+    @property
+    def ratio(self) -> float | None:
+        """The median of the ratios, if there are any."""
+        return statistics.median(self.ratios) if self.ratios else None
 
     @property
     def spread(self) -> float:
@@ -71,6 +76,7 @@ class Summary:
                         "median": cell.median,
                         "spread": cell.spread,
                         "ratio": cell.ratio,
+                        "ratios": list(cell.ratios),
                         "samples": list(cell.samples),
                     }
                     for name, cell in row.cells.items()
@@ -109,5 +115,5 @@ def summarise(
 
 
 def _cell(by_round: Mapping[int, float], baseline: Mapping[int, float]) -> Cell:
-    ratios = [value / baseline[n] for n, value in by_round.items() if baseline.get(n)]
-    return Cell(tuple(by_round.values()), statistics.median(ratios) if ratios else None)
+    ratios = (value / baseline[n] for n, value in by_round.items() if baseline.get(n))
+    return Cell(tuple(by_round.values()), tuple(ratios))

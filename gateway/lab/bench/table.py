@@ -35,13 +35,13 @@ def render(report: Report) -> RenderableType:
 def _cell(cell: Cell | None) -> Text:
     if cell is None:
         return Text("-", style="dim")
-    text = Text(_number(cell.median))
+    text = Text(number(cell.median))
     if len(cell.samples) > 1:
         text.append(f" ±{cell.spread:.0%}", style="dim")
     text.append("      " if cell.ratio is None else f" {cell.ratio:.2f}x", style="cyan")
     return text
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits are all that a measurement deserves."""
     return f"{value:.{max(0, 3 - len(str(int(value))))}f}" if value else "0"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PROC = Path("/proc")
@@ -33,7 +34,20 @@ def memory_bytes(pid: int) -> int:
 
     Raises ``OSError`` when the process has ended.
     """
-    return sum(map(_pss_bytes, processes(pid)))
+    return sum(_rollup_bytes(each, "Pss") for each in processes(pid))
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident set size: what is shared between the processes counts in each.
+
+    Raises ``OSError`` when the process has ended.
+    """
+    return sum(_rollup_bytes(each, "Rss") for each in processes(pid))
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors are open. Raises ``OSError`` when the process has ended."""
+    return sum(len(list((_PROC / str(each) / "fd").iterdir())) for each in processes(pid))
 
 
 def _ticks(pid: int) -> int:
@@ -42,8 +56,8 @@ def _ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def _pss_bytes(pid: int) -> int:
+def _rollup_bytes(pid: int, field: Literal["Pss", "Rss"]) -> int:
     for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) << 10
-    return 0
+    return 0  # a process that is ending has no memory any more

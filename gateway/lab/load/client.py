@@ -103,6 +103,7 @@ class Exchanges:
 
     def __init__(self, count: memoryview, target: str, first_bytes_s: list[float]) -> None:
         self._count = count
+        self._family = socket.AF_INET6 if ":" in target else socket.AF_INET
         self._addresses = cycle([(target, port) for port in server.ANSWER])
         self._first_bytes_s = first_bytes_s
         self._epoll = select.epoll()
@@ -127,7 +128,7 @@ class Exchanges:
                     self._begin()
 
     def _begin(self) -> None:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         fd = sock.fileno()
         self._open[fd] = (sock, time.perf_counter())
         code = sock.connect_ex(next(self._addresses))

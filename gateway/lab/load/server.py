@@ -1,9 +1,10 @@
 """Both ends of the outside in one: a SOCKS5 server that is itself what it connects to.
 
-``python -m gateway.lab.load.server COUNTERS HOST:PORT`` serves SOCKS5 (RFC 1928, without
-authentication) on HOST:PORT, and the services below on every address. What a SOCKS client
-asks for is served on the same connection, by the port asked for: no relay of the server's
-own stands behind the one that is measured. Data is never copied to be sent (sendfile from
+``python -m gateway.lab.load.server COUNTERS IPV4 IPV6 PORT`` serves SOCKS5 (RFC 1928, without
+authentication) on PORT of these two addresses, and the services below on every address; once
+it does, it writes ``ready``. Several may share the ports. What a SOCKS client asks for is
+served on the same connection, by the port asked for: no relay of the server's own stands
+behind the one that is measured. In bulk, data is never copied to be sent (sendfile from
 memory) nor to be read (``MSG_TRUNC``, tcp(7)).
 """
 
@@ -15,6 +16,7 @@ import resource
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,10 +37,15 @@ REQUEST: Final = b"GET / HTTP/1.0\r\n\r\n"
 _BODY: Final = b"." * 100
 RESPONSE: Final = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
 
+BACKLOG: Final = 4096
+READY: Final = "ready"
+
 #: Read or sent in one call.
 CHUNK: Final = 4 << 20
 #: A sink is woken when this much waits, not for each packet.
 LOW_WATER: Final = 256 << 10
+
+ECHO_BYTES: Final = 64 << 10
 
 _NO_AUTHENTICATION: Final = b"\x05\x00"
 _SUCCEEDED: Final = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
@@ -60,7 +67,8 @@ class Server:
 
     def listen(self, host: str, port: int, first: Step) -> None:
         """Accept on ``host`` and ``port``; ``first`` is the step of each new connection."""
-        sock = socket.create_server((host, port), backlog=4096)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited
         self._listeners[sock.fileno()] = (sock, first)
@@ -86,7 +94,7 @@ class Server:
                 fd, _ = listener._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
                 return
-            # Given all arguments, socket() asks the kernel nothing.
+            # Given all arguments, socket() asks the kernel nothing; nothing here asks the family.
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
             sock.setblocking(False)
             self._connections[fd] = (sock, first)
@@ -161,11 +169,23 @@ def source_more(server: Server, sock: socket.socket, _: int) -> Step | None:
     return source_more
 
 
-def echo(_: Server, sock: socket.socket, __: int) -> Step | None:
-    """Send back what comes (RFC 862): a few bytes that show that the way is open."""
-    data = sock.recv(512)
-    sock.send(data)
+def echo(server: Server, sock: socket.socket, _: int) -> Step | None:
+    """Send back what comes (RFC 862), and read no more before it is sent."""
+    data = sock.recv(ECHO_BYTES)
+    sent = sock.send(data)
+    if sent < len(data):
+        server.watch(sock, select.EPOLLOUT)
+        return partial(echo_rest, data[sent:])
     return echo if data else None
+
+
+def echo_rest(rest: bytes, server: Server, sock: socket.socket, _: int) -> Step:
+    """The same, while the peer takes less than was read."""
+    sent = sock.send(rest)
+    if sent < len(rest):
+        return partial(echo_rest, rest[sent:])
+    server.watch(sock, select.EPOLLIN)
+    return echo
 
 
 def answer(_: Server, sock: socket.socket, __: int) -> None:
@@ -198,16 +218,19 @@ def main() -> None:
     """Read the arguments and serve."""
     parser = argparse.ArgumentParser(prog="gateway.lab.load.server", description=__doc__)
     parser.add_argument("counters", type=Path)
-    parser.add_argument("socks", metavar="HOST:PORT")
+    parser.add_argument("hosts", metavar="ADDRESS", nargs=2)
+    parser.add_argument("port", type=int)
     arguments = parser.parse_args()
     raise_descriptor_limit()
     server = Server(Counters(arguments.counters, COUNTERS))
     for port in (DISCARD, SOURCE, ECHO, *ANSWER):
         first = service(port)
         assert first is not None
-        server.listen("0.0.0.0", port, first)
-    host, port = arguments.socks.rsplit(":", 1)
-    server.listen(host, int(port), greet)
+        for host in ("0.0.0.0", "::"):
+            server.listen(host, port, first)
+    for host in arguments.hosts:
+        server.listen(host, arguments.port, greet)
+    print(READY, flush=True)
     server.run()
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gateway.lab.bench import runner, table, usage
+from gateway.lab.bench.candidates import Candidate
 from gateway.lab.bench.metric import Metric
-from gateway.lab.bench.rig import Candidate, Rig
+from gateway.lab.bench.rig import Rig
 from gateway.lab.bench.suite import Scenario, Sizes, Suite
 from gateway.lab.bench.summary import Cell, Measured, summarise
 from gateway.lab.lab import Lab
@@ -60,7 +61,7 @@ def test_without_a_baseline_there_is_no_ratio(baseline: tuple[Measured, ...]) ->
 
 
 def test_spread_of_nothing_is_nothing() -> None:
-    assert Cell((0.0, 0.0), None).spread == 0
+    assert Cell((0.0, 0.0), ()).spread == 0
 
 
 @given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=9), st.floats(0.01, 100))
@@ -79,7 +80,7 @@ def test_a_candidate_that_is_always_n_times_as_fast_has_that_ratio(
 
 
 class FakeRig:
-    def __init__(self, candidate: Candidate, _wan_delay_ms: float) -> None:
+    def __init__(self, candidate: Candidate, _wan_delay_ms: float, _servers: int) -> None:
         self.candidate = candidate
 
     def __enter__(self) -> FakeRig:
@@ -102,7 +103,9 @@ def suite(*names: str, log: list[str]) -> Suite:
         log.append(f"idle {rig.candidate.name}")
         return {"cpu": 1.0}
 
-    candidates = tuple(Candidate(name, lambda _: None) for name in names)
+    candidates = tuple(
+        Candidate(name, lambda _: None, peer=name in ("absent", "stuck")) for name in names
+    )
     scenarios = (Scenario("idle", (CPU,), idle, once=True), Scenario("bulk", (RATE,), bulk))
     return Suite("tcp", candidates, scenarios)
 
@@ -139,7 +142,7 @@ def test_a_peer_that_fails_is_reported_and_the_rest_is_measured() -> None:
 
 def test_a_gateway_that_does_not_come_up_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def broken(_: Candidate, _wan_delay_ms: float) -> Iterator[None]:
+    def broken(_: Candidate, _wan_delay_ms: float, _servers: int) -> Iterator[None]:
         raise LabError("no")
         yield
 
@@ -151,7 +154,7 @@ def test_a_gateway_that_does_not_come_up_ends_the_run(monkeypatch: pytest.Monkey
 def test_json_has_every_sample_and_what_is_needed_to_judge_it() -> None:
     document = run("forwarding", "gateway").to_json()
     assert document["baseline"] == "gateway"
-    assert document["sizes"] == {"rounds": 2, "seconds": 1.0, "idle_flows": 2000}
+    assert document["sizes"] == {"rounds": 2, "seconds": 1.0, "idle_flows": 20_000}
     assert document["machine"]["kernel"]
     (row,) = [row for row in document["rows"] if row["metric"] == "rate"]
     assert row["better"] == "more"
@@ -159,6 +162,7 @@ def test_json_has_every_sample_and_what_is_needed_to_judge_it() -> None:
         "median": 2.0,
         "spread": 0.0,
         "ratio": 1.0,
+        "ratios": [1.0, 1.0],
         "samples": [2.0, 2.0],
     }
 
@@ -191,7 +195,19 @@ def test_a_table_without_room_breaks_cells_and_loses_nothing() -> None:
     [(0, "0"), (0.4251, "0.43"), (7.215, "7.21"), (58.04, "58.0"), (6604.3, "6604")],
 )
 def test_numbers_have_the_digits_that_they_deserve(value: float, shown: str) -> None:
-    assert table._number(value) == shown
+    assert table.number(value) == shown
+
+
+def test_a_suite_can_be_cut_down_to_what_is_named() -> None:
+    whole = suite("gateway", "other", "another", "third", log=[])
+    cut = whole.only(["other"], ["bul"])
+    assert [one.name for one in cut.candidates] == ["gateway", "other", "another"]
+    assert [one.title for one in cut.scenarios] == ["bulk"]
+    assert whole.only((), ()) == whole
+    with pytest.raises(LabError, match="no such scenario: bulky"):
+        whole.only((), ["bulky"])
+    with pytest.raises(LabError, match="no such candidate: fourth"):
+        whole.only(["other", "fourth"], ())
 
 
 # --- what a process uses -----------------------------------------------------------------
@@ -217,6 +233,8 @@ def test_cpu_and_memory_are_those_of_the_whole_tree() -> None:
         assert usage.cpu_s(child) >= 0.04
         assert usage.cpu_s(parent.pid) >= usage.cpu_s(child)
         assert usage.memory_bytes(parent.pid) > usage.memory_bytes(child) > 1 << 20
+        assert usage.resident_bytes(parent.pid) > usage.memory_bytes(parent.pid)
+        assert usage.descriptors(parent.pid) > usage.descriptors(child) >= 3
         parent.stdin.close()
     with pytest.raises(OSError, match=str(parent.pid)):
         usage.cpu_s(parent.pid)

@@ -1,0 +1,109 @@
+"""``gateway bench idle``: what a flow costs while nothing moves on it."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.lab.bench.candidates import others, this_gateway
+from gateway.lab.bench.metric import Metric
+from gateway.lab.bench.rig import Rig
+from gateway.lab.bench.suite import Scenario, Sizes, Suite
+
+#: A flow of this gateway has two descriptors; some peers open pipes for each at once.
+_OWN_DESCRIPTORS, _PEERS_DESCRIPTORS = 2, 6
+#: The share of its descriptors that a process is asked to use for flows: the kernel spreads
+#: them over workers by chance.
+_FILL: Final = 0.85
+#: Before the first count this part of the flows is opened: what any first flow needs is there.
+_FIRST_PART: Final = 10
+#: Once all are open, until what was busy has come to rest (seconds).
+_REST_S: Final = 1.0
+
+
+def suite(flows: int) -> Suite:
+    """With as many workers of this gateway, and servers, as descriptors for ``flows`` take."""
+    workers = max(os.cpu_count() or 1, processes_for(flows, _OWN_DESCRIPTORS))
+    gateway = this_gateway(workers=workers)
+    return Suite(
+        "idle",
+        (gateway, *others()),
+        (IDLE,),
+        baseline=gateway.name,
+        servers=processes_for(flows, 1),
+        sizes=Sizes(rounds=1, idle_flows=flows),
+    )
+
+
+def processes_for(flows: int, descriptors: int) -> int:
+    """How many hold ``flows``, each with so many descriptors (``RLIMIT_NOFILE``, getrlimit(2))."""
+    return math.ceil(flows * descriptors / (_limit() * _FILL))
+
+
+def _limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+@contextmanager
+def idle_flows(rig: Rig, flows: int) -> Iterator[None]:
+    """Flows from both clients of the lab, each proved by a byte there and back, then silent."""
+    half = flows // 2
+    with (
+        rig.clients("idle", half) as desk,
+        rig.clients("idle", flows - half, machine="kid") as kid,
+    ):
+        desk.wait_established(half)
+        kid.wait_established(flows - half)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Of all processes of a candidate."""
+
+    memory_bytes: int
+    descriptors: int
+
+    @classmethod
+    def of(cls, rig: Rig) -> Use:
+        """Now that it is at rest."""
+        time.sleep(_REST_S)
+        return cls(rig.memory_bytes(), rig.descriptors())
+
+
+def _measure(rig: Rig, sizes: Sizes) -> dict[str, float]:
+    flows = sizes.idle_flows
+    if rig.candidate.peer:
+        flows = min(flows, int(_limit() * _FILL / _PEERS_DESCRIPTORS))
+    first = max(flows // _FIRST_PART, 2)
+    empty = Use.of(rig)
+    with idle_flows(rig, first):
+        before = Use.of(rig)
+        with idle_flows(rig, flows - first):
+            after = Use.of(rig)
+    added = flows - first
+    return {
+        "idle_flows": flows,
+        "idle_flow": (after.memory_bytes - before.memory_bytes) / added / 1024,
+        "idle_flow_fds": (after.descriptors - before.descriptors) / added,
+        "idle_base": empty.memory_bytes / (1 << 20),
+    }
+
+
+IDLE: Final = Scenario(
+    "idle flows",
+    (
+        Metric("idle_flows", "idle flows held", "", "more"),
+        Metric("idle_flow", "memory of an idle flow", "KiB", "less"),
+        Metric("idle_flow_fds", "descriptors of an idle flow", "", "less"),
+        Metric("idle_base", "memory without flows", "MiB", "less"),
+    ),
+    _measure,
+    once=True,
+)
