@@ -27,7 +27,7 @@ from gateway.plan.host import HostFacts
 from gateway.plan.model import Backend, Plan
 from gateway.policy.compile import compile_policy
 from gateway.policy.engine import Policy
-from gateway.policy.rulesets import load_rule_sets
+from gateway.rulesets.store import load_rule_sets
 
 #: Where the guard looks for an outbound that goes anywhere: documentation addresses, which are
 #: routed as the rest of the Internet is (RFC 5737, RFC 3849). Looked up, never sent to.

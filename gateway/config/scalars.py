@@ -19,6 +19,8 @@ from ipaddress import (
 
 from pydantic_core import PydanticCustomError
 
+from gateway.config.domains import domain_pattern
+
 #: Nothing that could be mistaken for an option, a list or a rule of another tool.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$"
 #: IFNAMSIZ of <linux/if.h> is 16 with the final NUL. The kernel allows nearly every character;
@@ -156,6 +158,25 @@ def _a_labels(text: str) -> str:
         return text.lower().encode("idna").decode("ascii")
     except UnicodeError:
         raise _refuse("not a domain name: IDNA cannot write it in ASCII", _DOMAIN_CURE) from None
+
+
+def read_entry(value: object) -> IPv4Network | IPv6Network | str:
+    """An entry of a rule set: a network, or a domain pattern (``config.domains``), canonical.
+
+    Raises ``PydanticCustomError``.
+    """
+    if not isinstance(value, str) or (
+        _ADDRESS_LIKE.search(value) and not value.startswith(("keyword:", "regex:"))
+    ):
+        return read_network(value)
+    try:
+        return str(domain_pattern(value))
+    except ValueError as error:
+        raise _refuse(
+            str(error),
+            "write a CIDR (192.168.1.0/24), a name (a.example), a name with all below it"
+            " (+.a.example), keyword:word or regex:pattern",
+        ) from None
 
 
 def read_ports(value: object) -> int | str:

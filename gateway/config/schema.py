@@ -27,6 +27,7 @@ from gateway.config.scalars import (
     read_address,
     read_destination,
     read_domain,
+    read_entry,
     read_network,
     read_ports,
 )
@@ -70,6 +71,9 @@ PortRange = Annotated[
 ]
 #: A CIDR, an address, or the name of a rule set.
 Destination = Annotated[IPv4Network | IPv6Network | Name, BeforeValidator(read_destination)]
+#: An entry of a rule set: a CIDR, an address, or a domain pattern.
+Entry = Annotated[IPv4Network | IPv6Network | str, BeforeValidator(read_entry)]
+EntryList = Annotated[tuple[Entry, ...], OneOrMore()]
 Networks = Annotated[tuple[Network, ...], OneOrMore()]
 Names = Annotated[tuple[Name, ...], OneOrMore()]
 InterfaceNames = Annotated[tuple[InterfaceName, ...], OneOrMore()]
@@ -83,6 +87,7 @@ Sniffed = Literal[
 ]
 SniffedProtocols = Annotated[tuple[Sniffed, ...], OneOrMore()]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
+Hours = Annotated[float, Field(ge=0.01, le=24 * 365)]
 
 
 class Model(BaseModel):
@@ -258,20 +263,65 @@ Outbound = Annotated[Socks5Outbound | DirectOutbound | RejectOutbound, Field(dis
 
 
 class InlineRuleSet(Model):
-    """A rule set written in the configuration itself."""
+    """A rule set written into the configuration itself."""
 
     type: Literal["inline"]
-    entries: Networks = Field(description="CIDRs and addresses")
+    entries: EntryList = Field(
+        description=(
+            "CIDRs, addresses and names: `a.example` alone, `+.a.example` with all below it,"
+            " `*.a.example` one label below it, `keyword:word`, `regex:pattern`"
+        )
+    )
 
 
-class FileRuleSet(Model):
-    """A rule set in a file of its own: YAML with `entries:`, or one entry a line."""
+#: How a list is written; see ``gateway.policy.sets.formats``.
+ListFormat = Literal[
+    "auto", "yaml", "text", "clash", "hosts", "adguard", "dnsmasq", "geosite", "geoip", "mmdb"
+]
+
+
+class _ListedRuleSet(Model):
+    """What sets have that are read from lists."""
+
+    format: ListFormat = Field(
+        default="auto",
+        description="how the list is written; `auto` tells by the file's name and its content",
+    )
+    select: str = Field(
+        default="",
+        max_length=255,
+        description=(
+            "which list of a file that has many: `NAME` or `NAME@attribute` of a geosite.dat,"
+            " `NL` of a geoip.dat, `NL`, `continent:EU` or `AS64500` of an MMDB"
+        ),
+    )
+
+
+class FileRuleSet(_ListedRuleSet):
+    """A list in a file of its own; read again by itself when the file changes."""
 
     type: Literal["file"]
     path: str = Field(description="path, relative to the configuration file")
 
 
-RuleSet = Annotated[InlineRuleSet | FileRuleSet, Field(discriminator="type")]
+class UrlRuleSet(_ListedRuleSet):
+    """A list that is fetched; the last good copy is kept, and used until the network is up."""
+
+    type: Literal["url"]
+    url: str = Field(
+        pattern=r"^https?://[^\s/]+(/\S*)?$", max_length=2048, description="http or https"
+    )
+    via: Name = Field(default=DIRECT, description="the outbound that it is fetched through")
+    interval: Hours = Field(
+        default=24, description="hours between two looks whether it has changed"
+    )
+    max_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=64, description="MB; a longer answer is refused"
+    )
+    timeout: Seconds = Field(default=120, description="seconds that a fetch may take")
+
+
+RuleSet = Annotated[InlineRuleSet | FileRuleSet | UrlRuleSet, Field(discriminator="type")]
 
 
 class Rule(Model):
@@ -354,7 +404,8 @@ class Config(Model):
         description="ways out, by name; `direct` and `reject` exist without being written",
     )
     rule_sets: dict[Name, RuleSet] = Field(
-        default_factory=dict, description="named lists of prefixes; shipped ones need no entry"
+        default_factory=dict,
+        description="named lists of prefixes and names; shipped ones need no entry",
     )
     rules: tuple[Rule, ...] = Field(
         min_length=1, description="first match wins; the last rule must match everything"
@@ -363,6 +414,10 @@ class Config(Model):
     sniff: Sniff = Field(
         default_factory=Sniff,
         description="how first bytes are looked into, where rules need a name or a protocol",
+    )
+    state_dir: str = Field(
+        default="/var/lib/gateway",
+        description="directory for what outlives a run, relative to the configuration file",
     )
     marks: MarkSettings = Field(
         default_factory=MarkSettings, description="which bits of the packet mark are ours"

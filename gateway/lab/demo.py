@@ -28,7 +28,7 @@ from gateway.lab.process import LabError, wait_until
 from gateway.lab.snapshot import Snapshot
 from gateway.lab.traffic import FamilyNumber, Fetch, fetch
 from gateway.policy.compile import compile_policy
-from gateway.policy.rulesets import load_rule_sets
+from gateway.rulesets.store import load_rule_sets
 
 DOWNLOAD_BYTES = 5_000_000
 LOG_COLUMNS = 130

@@ -30,8 +30,8 @@ def address_number(host: str) -> int:
     return int(IPv4Address(host))
 
 
-def _interval(network: Network) -> tuple[int, int]:
-    """First number of a network, and the first behind it."""
+def interval(network: Network) -> tuple[int, int]:
+    """First number of a network on the line, and the first behind it."""
     start = int(network.network_address)
     if isinstance(network, IPv6Network):
         start += IPV6_START
@@ -51,7 +51,7 @@ class PrefixSet:
     @classmethod
     def from_networks(cls, networks: Iterable[Network]) -> PrefixSet:
         """All addresses of all networks."""
-        return cls._from_intervals(map(_interval, networks))
+        return cls._from_intervals(map(interval, networks))
 
     @classmethod
     def union(cls, sets: Iterable[PrefixSet]) -> PrefixSet:
@@ -95,10 +95,12 @@ class PrefixSet:
     @property
     def networks(self) -> tuple[Network, ...]:
         """The shortest list of CIDRs that says the same, IPv4 first, ascending."""
-        return tuple(network for start, end in self.intervals for network in _networks(start, end))
+        return tuple(
+            network for start, end in self.intervals for network in networks_of(start, end)
+        )
 
 
-def _networks(start: int, end: int) -> Iterator[Network]:
+def networks_of(start: int, end: int) -> Iterator[Network]:
     """The CIDRs of one interval: at each step the largest aligned block that fits."""
     if start < IPV6_START:
         base, width = 0, 32

@@ -86,7 +86,7 @@ def config(module_lab: Lab) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def policy(config: dict[str, Any]) -> Policy:
     """The engine alone, without a kernel."""
-    many = RuleSetData("many", tuple(map(ip_network, MANY)))
+    many = RuleSetData.of_networks("many", tuple(map(ip_network, MANY)))
     return compile_policy(Config.model_validate(config), {"many": many})
 
 

@@ -18,7 +18,7 @@ LAYERS = {
     "policy": 2, "sniff": 2,
     "plan": 3,
     "kernel": 4,
-    "inbound": 5, "outbound": 5, "relay": 5,
+    "inbound": 5, "outbound": 5, "relay": 5, "rulesets": 5,
     "assembly": 6, "blueprint": 6, "changes": 6, "control": 6, "dispatch": 6, "logs": 6,
     "sniffing": 6, "wiring": 6,
     "app": 7, "dataplane": 7, "worker": 7, "workers": 7, "lab": 7, "cli": 7, "__main__": 7,
@@ -38,7 +38,8 @@ IMPURE = {
 OPENS_FILES = {
     "config/load.py": "reads the configuration and the files that it names",
     "config/shipped.py": "lists the shipped rule sets",
-    "policy/rulesets.py": "reads rule sets, through config.load",
+    "policy/sets/formats.py": "reads lists",
+    "policy/sets/stored.py": "maps compiled rule sets",
 }
 
 #: Every socket that carries traffic comes from one factory, which sets the bypass mark.

@@ -48,7 +48,7 @@ class Scenario:
 
     def plan(self, backend: Backend) -> Plan:
         config = Config.model_validate(self.config)
-        rule_sets = {"private": RuleSetData("private", tuple(map(ip_network, PRIVATE)))}
+        rule_sets = {"private": RuleSetData.of_networks("private", tuple(map(ip_network, PRIVATE)))}
         return build_plan(
             config,
             compile_policy(config, rule_sets),

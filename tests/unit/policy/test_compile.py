@@ -16,9 +16,9 @@ from gateway.policy.rule import CompiledRule
 from gateway.policy.rulesets import RuleSetData
 
 SETS = {
-    "ten": RuleSetData("ten", (ip_network("10.0.0.0/8"), ip_network("fd10::/16"))),
-    "half": RuleSetData("half", (ip_network("10.0.0.0/9"),)),
-    "empty": RuleSetData("empty", ()),
+    "ten": RuleSetData.of_networks("ten", (ip_network("10.0.0.0/8"), ip_network("fd10::/16"))),
+    "half": RuleSetData.of_networks("half", (ip_network("10.0.0.0/9"),)),
+    "empty": RuleSetData.of_networks("empty", ()),
 }
 SUBNETS = {"kids": ["192.168.20.0/24", "fd00:20::/64"], "more": ["192.168.21.0/24"]}
 

@@ -1,0 +1,1 @@
+"""Rule sets of any size: readers of the formats that lists come in, and how sets are kept."""

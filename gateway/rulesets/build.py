@@ -1,0 +1,92 @@
+"""Compile one list, in a process of its own: its memory goes when it is done.
+
+It is told what to do on its command line, and answers on standard output with a line of
+JSON each time that there is progress, and one at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.policy.sets.formats import ListSource, read_list
+from gateway.policy.sets.stored import pack
+
+#: The lowest priority that still runs on a busy machine: flows come first (nice(2)).
+_NICENESS: Final = 10
+#: Of the time that a big list takes, so much is reading it; the rest sorts and writes it.
+_READING: Final = 0.6
+
+
+def compile_list(source: ListSource, target: Path, progress: Callable[[float], None]) -> None:
+    """Compile a list into ``target``, which is replaced whole or not at all.
+
+    Blocks. Raises as ``read_list``, and ``GatewayError`` where the child is lost.
+    """
+    command = [sys.executable, "-m", "gateway.rulesets.build"]
+    arguments = [str(source.path), source.format, source.select, source.named, str(target)]
+    with subprocess.Popen(
+        [*command, *arguments], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    ) as child:
+        assert child.stdout is not None
+        answer: dict[str, Any] = {}
+        for line in child.stdout:
+            answer = json.loads(line)
+            if "progress" in answer:
+                progress(answer["progress"])
+        status = child.wait()
+    if "problems" in answer:
+        raise ConfigError(tuple(Problem(**each) for each in answer["problems"]))
+    if "error" in answer:
+        raise GatewayError(answer["error"], answer["hint"])
+    if status != 0:
+        cause = f"signal {-status}" if status < 0 else f"status {status}"
+        raise GatewayError(
+            f"{source.path}: the process that reads it ended with {cause}",
+            "the file is damaged, or memory ran out: get it anew, or take a smaller list",
+        )
+
+
+def main(path: str, form: str, select: str, named: str, target: str) -> int:
+    """Entry point: ``python -m gateway.rulesets.build PATH FORMAT SELECT NAMED TARGET``."""
+    os.nice(_NICENESS)
+    try:
+        source = ListSource(Path(path), form, select, named)
+        contents = read_list(source, lambda done: _say(progress=done * _READING))
+        _say(progress=_READING)
+        _replace(Path(target), pack(contents))
+    except ConfigError as error:
+        _say(problems=[asdict(problem) for problem in error.problems])
+        return 1
+    except GatewayError as error:
+        _say(error=str(error), hint=error.hint)
+        return 1
+    _say(progress=1)
+    return 0
+
+
+def _say(**message: object) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    fresh = path.with_suffix(f".{os.getpid()}")
+    try:
+        fresh.write_bytes(data)
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise GatewayError(
+            f"cannot write {path}: {error.strerror}", "make room there, or set `state_dir`"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
