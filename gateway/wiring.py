@@ -90,7 +90,11 @@ def _socks5(name: str, settings: Socks5Outbound, assembly: Assembly, address: st
         socks5.Socks5Outbound,
         name,
         server=Endpoint(str(ip_address(address)), settings.port),
-        options=SocketOptions(device=device_for(settings, address, assembly.host)),
+        options=SocketOptions(
+            device=device_for(settings, address, assembly.host),
+            speaks_first=True,
+            fast_open=settings.fast_open,
+        ),
         credentials=credentials,
         handshake=settings.handshake,
         warm=settings.pool == "auto",

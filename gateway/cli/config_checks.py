@@ -86,4 +86,22 @@ def loop_guard(seen: Examined) -> Iterator[Check]:
             yield warn(label, path.reason, path.hint)
 
 
-CHECKS = (configuration, lan_interfaces, default_route, backend, loop_guard)
+def fast_open(seen: Examined) -> Iterator[Check]:
+    """Data in a SYN takes the kernel's consent (ip-sysctl.rst, ``tcp_fastopen``: bit 0)."""
+    outbounds = seen.config.outbounds if seen.config else {}
+    users = [name for name, one in outbounds.items() if one.type == "socks5" and one.fast_open]
+    key = "net.ipv4.tcp_fastopen"
+    value = seen.sysctl(key)
+    if not users or value is None:
+        return
+    if int(value, 0) & 1:
+        yield ok(key, f"is {value}: it lets {', '.join(users)} put data into the SYN")
+    else:
+        yield warn(
+            key,
+            f"is {value}: fast_open of {', '.join(users)} has no effect",
+            f"sysctl -w {key}={int(value, 0) | 1}",
+        )
+
+
+CHECKS = (configuration, lan_interfaces, default_route, backend, loop_guard, fast_open)

@@ -235,6 +235,14 @@ class Socks5Outbound(_Egress):
             " one was made ready, where that takes 5 ms or more; none while there are no flows"
         ),
     )
+    fast_open: bool = Field(
+        default=False,
+        description=(
+            "the handshake's first bytes go with the SYN, a round trip sooner, to a server that"
+            " knows TCP Fast Open (RFC 7413), from the second connection on; others are none the"
+            " worse. Needs bit 0 of `net.ipv4.tcp_fastopen` (Linux sets it)"
+        ),
+    )
 
 
 class DirectOutbound(_Egress):

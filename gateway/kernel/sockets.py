@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from socket import SocketType
@@ -34,6 +35,7 @@ IPV6_RECVPKTINFO = 49
 IPV6_PKTINFO = 50
 SO_ORIGINAL_DST = 80
 IP6T_SO_ORIGINAL_DST = 80
+TCP_FASTOPEN_CONNECT = 30
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK = 270
@@ -54,11 +56,16 @@ class SocketOptions:
     """How an outbound's sockets leave: by device, from a source address, or as someone else.
 
     ``transparent`` binds ``source`` even where it is not an address of this machine.
+    ``speaks_first``: whoever connects sends at once, so the last packet of TCP's handshake
+    waits for that data and leaves with it. ``fast_open``: that data goes with the SYN, once
+    the server has given us a cookie (RFC 7413).
     """
 
     device: str | None = None
     source: str | None = None
     transparent: bool = False
+    speaks_first: bool = False
+    fast_open: bool = False
 
 
 def family_of(host: str) -> Literal[socket.AddressFamily.AF_INET, socket.AddressFamily.AF_INET6]:
@@ -108,6 +115,14 @@ class SocketFactory:
             # The port is chosen at connect(2): many flows may share a source port.
             sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((options.source, 0))
+        if options.speaks_first:
+            # On a socket that connects: send no ACK by itself (tcp_rcv_synsent_state_process of
+            # net/ipv4/tcp_input.c). Without data the kernel still sends it, 0.2 s later.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+        if options.fast_open:
+            # Refused where net.ipv4.tcp_fastopen lacks bit 0; then it is an ordinary connect.
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
 
 
 def resolve(host: str) -> tuple[str, ...]:

@@ -22,12 +22,12 @@ OnAccepted = Callable[[float], None]
 class Socks5Attempt(ConnectAttempt):
     """Connect, then the handshake; without a target it waits for ``ask`` before the request.
 
-    What it sends itself is a few dozen bytes into an empty send buffer, so a short write
-    cannot cut it on a socket that works. ``eager``: the client's first bytes go right
-    behind the request, as far as they fit.
+    What it sends itself is a few hundred bytes at most: only a SYN may be too small for them
+    (TCP Fast Open); the rest then follows once the connection is up. ``eager``: the client's
+    first bytes go right behind the request, as far as they fit.
     """
 
-    __slots__ = ("_eager", "_handshake", "_on_accepted", "_sent", "_started")
+    __slots__ = ("_eager", "_handshake", "_on_accepted", "_sent", "_started", "_unsent")
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Socks5Attempt(ConnectAttempt):
         self._on_accepted = on_accepted
         self._eager = eager
         self._sent = 0
+        self._unsent = b""
         self._started = time.monotonic()
 
     @property
@@ -63,7 +64,9 @@ class Socks5Attempt(ConnectAttempt):
     def _request(self, data: bytes) -> None:
         """Send what ends with the request, and what may follow it."""
         first = self._requester.first_bytes() if self._eager else b""
-        self._sent = max(0, self._sock.send(data + first) - len(data))
+        sent = self._sock.send(data + first)
+        self._unsent = data[sent:]
+        self._sent = max(0, sent - len(data))
 
     def _on_connected(self) -> None:
         opening = self._handshake.opening()
@@ -73,6 +76,8 @@ class Socks5Attempt(ConnectAttempt):
             self._sock.send(opening)
 
     def _on_readable(self) -> None:
+        if self._unsent:
+            self._unsent = self._unsent[self._sock.send(self._unsent) :]
         while True:
             data = self._sock.recv(_READ_BYTES)
             if not data:

@@ -197,6 +197,22 @@ Check1 = Callable[[Examined], Iterator[Check]]
             id="forwarding without accept_ra 2",
         ),
         pytest.param(
+            config_checks.fast_open,
+            replace(
+                with_config(
+                    outbounds={
+                        "far": {"type": "socks5", "server": "203.0.113.5", "fast_open": True}
+                    },
+                    rules=[{"to": "far"}],
+                ),
+                facts=with_sysctl(net__ipv4__tcp_fastopen="1026").facts,
+            ),
+            Status.WARN,
+            "fast_open of far",
+            "net.ipv4.tcp_fastopen=1027",
+            id="TCP Fast Open without the kernel's consent",
+        ),
+        pytest.param(
             clash_checks.priorities,
             with_readings(rules=(ForeignRule("ipv6", 8801, 100, None),)),
             Status.FAIL,

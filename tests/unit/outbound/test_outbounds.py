@@ -9,6 +9,7 @@ import pytest
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts, Protocol
+from gateway.kernel.reactor import OUT
 from gateway.kernel.sockets import SocketFactory, SocketOptions, endpoint
 from gateway.outbound.direct import DirectOutbound
 from gateway.outbound.reject import RejectOutbound
@@ -156,6 +157,40 @@ def test_socks5_login(plane, requester, socks):
         )
         _, surplus = await requester.answer()
         assert surplus == b""
+
+    plane.run(scenario())
+
+
+class Cramped(socket.SocketType):
+    """A socket with room for a few bytes at a time, as a SYN may have."""
+
+    ROOM = 7
+
+    def send(self, data: bytes) -> int:
+        return super().send(data[: self.ROOM])
+
+
+def test_what_does_not_fit_a_syn_follows(plane, requester, monkeypatch):
+    """And nothing of it counts as the client's, who has said a little already."""
+    monkeypatch.setattr("gateway.kernel.sockets.SocketType", Cramped)
+    server, where = plane.server()
+    login = Credentials("me", "secret")
+    home = Socks5Outbound(
+        "home", plane.reactor, SocketFactory(None), where, SocketOptions(), login, "pipelined"
+    )
+    requester.first = b"GET /"
+    opening = b"\x05\x01\x02\x01\x02me\x06secret" + encode_request(TARGET)
+
+    async def scenario():
+        attempt = home.open(facts(), requester)
+        far = await plane.accept(server)
+        for at in range(0, len(opening), Cramped.ROOM):
+            part = opening[at : at + Cramped.ROOM]
+            assert await plane.read(far, len(part)) == part
+            attempt.on_ready(-1, OUT)  # as when there is room again
+        far.send(b"\x05\x02\x01\x00" + GRANTED)
+        await requester.answer()
+        assert requester.sent == 0
 
     plane.run(scenario())
 
