@@ -360,7 +360,9 @@ class Dispatcher:
         """Decide a flow by its client's first bytes, or by the lack of them."""
         flow.facts = flow.facts._replace(name=seen.name, sniffed=seen.protocol)
         flow.quiet_since = time.monotonic()
-        self._connect(flow, self.routing.policy.settle(flow.facts))
+        answer = self.routing.policy.decide(flow.facts)
+        assert isinstance(answer, Decision), "all that can be known is known"
+        self._connect(flow, answer)
 
     def _connect(self, flow: Flow, decision: Decision) -> None:
         """Begin a decided flow's second leg."""

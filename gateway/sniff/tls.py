@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 from gateway.sniff.sighting import MORE, Sighting, host_name
@@ -16,6 +17,8 @@ _HANDSHAKE_HEADER: Final = 4
 #: legacy_version and random.
 _HELLO_HEAD: Final = 34
 
+#: Type and length of an extension.
+_EXTENSION: Final = struct.Struct("!HH")
 _SERVER_NAME: Final = 0
 _HOST_NAME: Final = 0
 #: "encrypted_client_hello" (draft-ietf-tls-esni section 5).
@@ -31,17 +34,17 @@ def stream_sighting(data: bytes) -> Sighting | None:
 
     The hello may be cut into records anywhere, and the bytes may end anywhere.
     """
-    message = bytearray()
+    message = b""
     at = 0
     while at < len(data):
         header = data[at : at + _RECORD_HEADER]
         length = int.from_bytes(header[3:], "big")
         if header[0] != _HANDSHAKE or header[1:2] not in (b"", b"\x03") or length > _MAX_RECORD:
-            return _broken(bytes(message))
+            return _broken(message)
         if len(header) < _RECORD_HEADER:
             break
         if not length:  # forbidden for handshakes, and would let a hello never end
-            return _broken(bytes(message))
+            return _broken(message)
         at += _RECORD_HEADER
         message += data[at : at + length]
         if message and message[0] != _CLIENT_HELLO:
@@ -49,7 +52,7 @@ def stream_sighting(data: bytes) -> Sighting | None:
         at += length
         if _is_whole(message):
             break
-    return hello_sighting(bytes(message), "tls") if message else MORE
+    return hello_sighting(message, "tls") if message else MORE
 
 
 def hello_sighting(message: bytes, protocol: str) -> Sighting:
@@ -69,16 +72,15 @@ def hello_sighting(message: bytes, protocol: str) -> Sighting:
             return Sighting(protocol, "", complete)
         at, end = _field(message, at, 2)
         while at < end:
-            start, stop = _field(message, at + 2, 2)
-            if stop > len(message):
+            kind, length = _EXTENSION.unpack_from(message, at)
+            start, at = at + 4, at + 4 + length
+            if at > len(message):
                 raise _EndError
-            kind = message[at] << 8 | message[at + 1]
             if kind == _SERVER_NAME:
-                name = _server_name(message[start:stop])
+                name = _server_name(message[start:at])
             elif kind == _ENCRYPTED_CLIENT_HELLO:
                 ech = True
-            at = stop
-    except _EndError:
+    except (_EndError, struct.error):
         if complete:
             name = ""
     return Sighting(protocol, name, complete, ech)
@@ -103,12 +105,12 @@ def _field(data: bytes, at: int, width: int) -> tuple[int, int]:
     return start, start + int.from_bytes(data[at:start], "big")
 
 
-def _length(message: bytes | bytearray) -> int:
+def _length(message: bytes) -> int:
     """How long the message is with its header, which must be there."""
     return _HANDSHAKE_HEADER + int.from_bytes(message[1:_HANDSHAKE_HEADER], "big")
 
 
-def _is_whole(message: bytes | bytearray) -> bool:
+def _is_whole(message: bytes) -> bool:
     return len(message) >= _HANDSHAKE_HEADER and len(message) >= _length(message)
 
 
