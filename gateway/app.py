@@ -25,8 +25,8 @@ from gateway.control.running import (
     PlanReport,
     ReloadReport,
 )
+from gateway.dataplane import require_free
 from gateway.errors import GatewayError
-from gateway.inbound.tcp import require_free_port
 from gateway.kernel import deadman, limits
 from gateway.kernel.applier import Applier
 from gateway.kernel.guard import Finding
@@ -108,8 +108,7 @@ class Gateway:
     @asynccontextmanager
     async def _data_plane(self) -> AsyncIterator[None]:
         plan = blueprint(self._assembly, self._found, self._safety)
-        mode, port, ipv6 = plan.listen_on
-        require_free_port(mode, port, ipv6=ipv6)
+        require_free(plan.listen_on)
         self._plane = data_plane(plan, self._assembly.workers)
         await self._plane.start()
         try:
@@ -221,9 +220,8 @@ class Gateway:
             found = await asyncio.to_thread(findings, fresh)
             require_loop_free(found)
             plan = blueprint(fresh, found, self._safety)
-            mode, port, ipv6 = plan.listen_on
-            if port != old.config.inbound.port:
-                require_free_port(mode, port, ipv6=ipv6)
+            if fresh.config.inbound.port != old.config.inbound.port:
+                require_free(plan.listen_on)
             await self._plane.listen(plan)
             try:
                 await asyncio.to_thread(self._applier.apply, fresh.plan)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from gateway.dispatch import FlowTimeouts, OwnTraffic
+from gateway.dispatch_udp import UdpSettings
 from gateway.marks import Mark
 from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
@@ -31,11 +32,12 @@ GUARDED: Final = Safety()
 
 
 class ListenOn(NamedTuple):
-    """Where a data plane listens, and how flows are diverted to it."""
+    """Where a data plane listens, and how flows are diverted to it. ``udp``: datagrams, too."""
 
     mode: Literal["tproxy", "redirect"]
     port: int
     ipv6: bool
+    udp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Blueprint:
     outbounds: Mapping[str, Recipe]
     timeouts: FlowTimeouts
     sniff: SniffLimits
+    udp: UdpSettings
     own: OwnTraffic
     listen_on: ListenOn
     bypass: Mark | None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Literal, NamedTuple
 
 from gateway import logs
 from gateway.blueprint import Blueprint, ListenOn
 from gateway.control.running import FlowRecord
 from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, Routing
-from gateway.inbound.tcp import TcpListener, open_listeners
+from gateway.dispatch_udp import Datagrams, UdpFlow, UdpSettings
+from gateway.inbound.tcp import TcpListener, open_listeners, require_free_port
+from gateway.inbound.udp import UdpListener, open_udp_listeners, require_free_udp_port
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory
 from gateway.outbound.base import Outbound
@@ -39,9 +42,18 @@ class DataPlane:
             plan.own,
             self._ended,
             detect_loops=plan.detect_loops,
-            flow_ids=(first_id, id_step),
+            flow_ids=(first_id, 2 * id_step),
         )
-        self._listeners: dict[ListenOn, tuple[TcpListener, ...]] = {}
+        self._datagrams = Datagrams(
+            self._factory,
+            self._dispatcher.routing,
+            plan.udp,
+            plan.own,
+            self._ended,
+            detect_loops=plan.detect_loops,
+            flow_ids=(first_id + id_step, 2 * id_step),
+        )
+        self._listeners: dict[_ListenerKey, tuple[TcpListener | UdpListener, ...]] = {}
 
     def listen(self, plan: Blueprint) -> None:
         """Have the listeners of this blueprint, beside those that are there.
@@ -49,19 +61,28 @@ class DataPlane:
         Raises ``CapabilityError`` where one cannot be opened.
         """
         where = plan.listen_on
-        if where not in self._listeners:
-            self._listeners[where] = open_listeners(
-                self._reactor, where.mode, where.port, self._dispatcher, ipv6=where.ipv6
-            )
+        for key in _listeners(where):
+            if key not in self._listeners:
+                self._listeners[key] = self._open_listeners(where, key)
 
     def adopt(self, plan: Blueprint) -> None:
         """Decide new flows by this blueprint, and listen for no other; live flows go on."""
         logs.configure(plan.log_level, plan.log_format)
         self._dispatcher.routing = self._routing(plan)
         self._dispatcher.own = plan.own
-        for where in self._listeners.keys() - {plan.listen_on}:
-            for listener in self._listeners.pop(where):
+        self._datagrams.routing = self._dispatcher.routing
+        self._datagrams.settings = plan.udp
+        self._datagrams.own = plan.own
+        for key in self._listeners.keys() - _listeners(plan.listen_on):
+            for listener in self._listeners.pop(key):
                 listener.close()
+
+    def _open_listeners(
+        self, where: ListenOn, key: _ListenerKey
+    ) -> tuple[TcpListener | UdpListener, ...]:
+        if key.mode == "udp":
+            return open_udp_listeners(self._reactor, key.port, self._datagrams, ipv6=key.ipv6)
+        return open_listeners(self._reactor, where.mode, key.port, self._dispatcher, ipv6=key.ipv6)
 
     def _routing(self, plan: Blueprint) -> Routing:
         made = {}
@@ -84,23 +105,37 @@ class DataPlane:
     async def time_flows(self) -> None:
         """End flows that take or stay too long; runs until it is cancelled."""
         while True:
-            await asyncio.sleep(_tick(self._dispatcher.routing.timeouts))
+            await asyncio.sleep(_tick(self._dispatcher.routing.timeouts, self._datagrams.settings))
             now = time.monotonic()
             self._dispatcher.expire_connects(now)
             self._dispatcher.expire_idle(now)
+            self._datagrams.expire(now)
 
     def live_count(self) -> int:
         """How many flows have not closed."""
-        return self._dispatcher.live_count
+        return self._dispatcher.live_count + self._datagrams.live_count
 
     def flows(self, recent: int) -> list[FlowRecord]:
         """Live flows, then at most ``recent`` closed ones, latest first."""
-        closed = list(self._dispatcher.recent)[-recent:] if recent else []
-        return [flow.record() for flow in (*self._dispatcher.live, *reversed(closed))]
+        streams, datagrams = self._dispatcher, self._datagrams
+        live = [flow.record() for flow in streams.live] + [f.record() for f in datagrams.live]
+        if not recent:
+            return live
+        closed = [flow.record() for flow in list(streams.recent)[-recent:]]
+        closed += [flow.record() for flow in list(datagrams.recent)[-recent:]]
+        closed.sort(key=lambda flow: flow.started + flow.duration_s, reverse=True)
+        return live + closed[:recent]
 
     def counters(self) -> dict[str, int]:
         """Totals since the start."""
-        return dict(self._dispatcher.counters)
+        counters = self._dispatcher.counters + self._datagrams.counters
+        counters["udp_dropped_unsent"] = self._datagrams.batch.dropped + sum(
+            listener.dropped
+            for listeners in self._listeners.values()
+            for listener in listeners
+            if isinstance(listener, UdpListener)
+        )
+        return dict(counters)
 
     def close(self) -> None:
         """Stop listening and end every flow."""
@@ -108,18 +143,41 @@ class DataPlane:
             for listener in listeners:
                 listener.close()
         self._dispatcher.close_all()
+        self._datagrams.close_all()
         for _, outbound in self._made.values():
             outbound.close()
         self._flow_log.write()
         self._mover.pipes.close()
         self._reactor.stop()
 
-    def _ended(self, flow: Flow) -> None:
+    def _ended(self, flow: Flow | UdpFlow) -> None:
         if log.isEnabledFor(logging.INFO):
             self._flow_log.add(flow.record())
 
 
-def _tick(timeouts: FlowTimeouts) -> float:
+def require_free(where: ListenOn) -> None:
+    """Raise ``CapabilityError`` where somebody else listens there."""
+    require_free_port(where.mode, where.port, ipv6=where.ipv6)
+    if where.udp:
+        require_free_udp_port(where.port, ipv6=where.ipv6)
+
+
+class _ListenerKey(NamedTuple):
+    """What listeners are shared by blueprints that have this in common."""
+
+    mode: Literal["tproxy", "redirect", "udp"]
+    port: int
+    ipv6: bool
+
+
+def _listeners(where: ListenOn) -> set[_ListenerKey]:
+    keys = {_ListenerKey(where.mode, where.port, where.ipv6)}
+    if where.udp:
+        keys.add(_ListenerKey("udp", where.port, where.ipv6))
+    return keys
+
+
+def _tick(timeouts: FlowTimeouts, udp: UdpSettings) -> float:
     """How often to look (seconds): often enough that no time-out is late by a quarter."""
-    shortest = min(timeouts.connect, timeouts.idle, timeouts.half_closed)
+    shortest = min(timeouts.connect, timeouts.idle, timeouts.half_closed, *udp[:3])
     return min(max(shortest / 4, 0.05), 5.0)

@@ -24,7 +24,7 @@ from gateway.sniffing import Sniffing, SniffLimits
 #: Closed flows that are kept to be looked at.
 RECENT: Final = 1000
 
-_REASONS: Final = {
+REASONS: Final = {
     UpstreamFailure.REFUSED: CloseReason.UPSTREAM_REFUSED,
     UpstreamFailure.UNREACHABLE: CloseReason.UPSTREAM_UNREACHABLE,
     UpstreamFailure.TIMEOUT: CloseReason.CONNECT_TIMEOUT,
@@ -169,7 +169,7 @@ class Flow:
         """Give the client what it would have met: the flow ends with a reset."""
         self._attempt = None
         self.detail = detail
-        self.close(_REASONS[failure])
+        self.close(REASONS[failure])
 
     def close(self, reason: CloseReason) -> None:
         """End the flow, whatever it is doing; once."""

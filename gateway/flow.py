@@ -77,6 +77,7 @@ class CloseReason(StrEnum):
     CONNECT_TIMEOUT = "connect-timeout"
     IDLE_TIMEOUT = "idle-timeout"
     REJECTED = "rejected"
+    EVICTED = "evicted"
     LOOP = "loop"
     NOT_DIVERTED = "not-diverted"
     NO_RESOURCES = "no-resources"

@@ -56,6 +56,7 @@ def flow_line(flow: FlowRecord) -> dict[str, object]:
     """The values of the one line that each ended flow gets."""
     return {
         "flow": flow.id,
+        "protocol": str(flow.protocol),
         "client": str(flow.client),
         "destination": str(flow.destination),
         **({"name": flow.name} if flow.name else {}),

@@ -12,11 +12,13 @@ from gateway.config.scalars import port_range
 from gateway.config.schema import DirectOutbound, RejectOutbound, Sniff, Socks5Outbound
 from gateway.decision import DIRECT, REJECT
 from gateway.dispatch import FlowTimeouts, OwnTraffic
+from gateway.dispatch_udp import UdpSettings
 from gateway.errors import UpstreamFailure
-from gateway.flow import Endpoint
+from gateway.flow import Endpoint, Protocol
 from gateway.kernel.guard import Finding
 from gateway.kernel.sockets import SocketOptions
 from gateway.outbound import direct, reject, socks5
+from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
 from gateway.wire.socks5 import Credentials
 
@@ -31,8 +33,14 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
             config.timeouts.connect, config.timeouts.idle, config.timeouts.half_closed
         ),
         sniff=_sniff_limits(config.sniff),
+        udp=_udp_settings(assembly),
         own=OwnTraffic(assembly.host.addresses, config.lan.this_machine),
-        listen_on=ListenOn(config.inbound.tcp, config.inbound.port, assembly.host.has("ipv6")),
+        listen_on=ListenOn(
+            config.inbound.tcp,
+            config.inbound.port,
+            assembly.host.has("ipv6"),
+            config.inbound.udp == "tproxy",
+        ),
         bypass=assembly.marks.bypass if safety.mark else None,
         detect_loops=safety.detect,
         log_level=config.log.level,
@@ -43,6 +51,19 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
 def _sniff_limits(settings: Sniff) -> SniffLimits:
     ports = tuple(map(port_range, settings.ports)) or None
     return SniffLimits(settings.timeout, settings.bytes, ports)
+
+
+def _udp_settings(assembly: Assembly) -> UdpSettings:
+    """Those of one process: clients are spread over all of them."""
+    timeouts, udp, workers = assembly.config.timeouts, assembly.config.udp, assembly.workers
+    return UdpSettings(
+        idle=timeouts.udp,
+        idle_dns=timeouts.udp_dns,
+        idle_stream=timeouts.udp_stream,
+        flows=-(-udp.flows // workers),
+        flows_per_device=-(-udp.flows_per_device // workers),
+        symmetric=udp.nat == "symmetric",
+    )
 
 
 def _recipes(assembly: Assembly, found: Iterable[Finding]) -> dict[str, Recipe]:
@@ -99,4 +120,15 @@ def _socks5(name: str, settings: Socks5Outbound, assembly: Assembly, address: st
         handshake=settings.handshake,
         warm=settings.pool == "auto",
         by_name=assembly.config.sniff.override == "target",
+        udp=None if settings.udp == "auto" else settings.udp,
+        warm_udp=assembly.config.inbound.udp == "tproxy" and _may_carry_udp(name, assembly.policy),
+    )
+
+
+def _may_carry_udp(name: str, policy: Policy) -> bool:
+    """Whether some rule sends datagrams to the outbound."""
+    rules = [*policy.rules, *(rule for its in policy.lists.values() for rule in its)]
+    return any(
+        rule.outbound == name and (not rule.protocols or Protocol.UDP in rule.protocols)
+        for rule in rules
     )

@@ -121,14 +121,18 @@ class Inbound(Model):
     tcp: Literal["tproxy", "redirect"] = Field(
         default="tproxy", description="how TCP reaches the listener"
     )
-    udp: Literal["off"] = Field(
-        default="off", description="UDP is routed as if we were not there, except what rules reject"
+    udp: Literal["tproxy", "off"] = Field(
+        default="off",
+        description=(
+            "how UDP reaches the listener; `off`: it is routed as if we were not there, except"
+            " what rules reject"
+        ),
     )
     icmp: Literal["direct"] = Field(
         default="direct",
         description="ICMP is routed as if we were not there, except what rules reject",
     )
-    port: Port = Field(default=DEFAULT_TCP_PORT, description="port of the TCP listener")
+    port: Port = Field(default=DEFAULT_TCP_PORT, description="port of the listeners, TCP and UDP")
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
         default="auto",
         description="processes that carry flows, sharing the port; `auto` is one for each core",
@@ -163,6 +167,30 @@ class Timeouts(Model):
     idle: Seconds = Field(default=3600, description="a flow on which no byte moves is closed")
     half_closed: Seconds = Field(
         default=300, description="the same, once one side has ended its direction"
+    )
+    udp: Seconds = Field(default=60, description="a UDP flow on which nothing moves is ended")
+    udp_dns: Seconds = Field(default=10, description="the same, towards port 53")
+    udp_stream: Seconds = Field(
+        default=180,
+        description="the same, towards port 443, and once 64 KiB have gone each way",
+    )
+
+
+class Udp(Model):
+    """How UDP is carried."""
+
+    nat: Literal["full-cone", "symmetric"] = Field(
+        default="full-cone",
+        description=(
+            "`full-cone`: a client's socket has one address outside for all that it talks to"
+            " (RFC 4787), and anybody may answer there; `symmetric`: one for each, who alone may"
+        ),
+    )
+    flows: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
+        default=16384, description="UDP flows at most; the oldest quiet one makes room"
+    )
+    flows_per_device: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
+        default=4096, description="the same, for one source address"
     )
 
 
@@ -241,6 +269,13 @@ class Socks5Outbound(_Egress):
             "the handshake's first bytes go with the SYN, a round trip sooner, to a server that"
             " knows TCP Fast Open (RFC 7413), from the second connection on; others are none the"
             " worse. Needs bit 0 of `net.ipv4.tcp_fastopen` (Linux sets it)"
+        ),
+    )
+    udp: Literal["auto"] | bool = Field(
+        default="auto",
+        description=(
+            "whether the server relays UDP (UDP ASSOCIATE); `auto` asks it, and keeps an"
+            " association ready"
         ),
     )
 
@@ -427,6 +462,7 @@ class Config(Model):
         default="/var/lib/gateway",
         description="directory for what outlives a run, relative to the configuration file",
     )
+    udp: Udp = Field(default_factory=Udp, description="how UDP is carried")
     marks: MarkSettings = Field(
         default_factory=MarkSettings, description="which bits of the packet mark are ours"
     )

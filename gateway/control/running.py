@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Literal, Protocol
 
 from gateway.flow import CloseReason, Endpoint
+from gateway.flow import Protocol as Transport
 from gateway.plan.model import RulePlacement
 
 
@@ -51,6 +52,7 @@ class FlowRecord:
     detail: str = ""
     name: str = ""
     sniffed: str = ""
+    protocol: Transport = Transport.TCP
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ def flow_view(flow: FlowRecord) -> Json:
     return {
         "id": flow.id,
         "state": str(flow.state),
+        "protocol": str(flow.protocol),
         "client": str(flow.client),
         "destination": str(flow.destination),
         "name": flow.name,

@@ -91,7 +91,7 @@ class SocketFactory:
         family = family_of(remote.host)
         sock = SocketType(family, _STREAM)
         try:
-            self._prepare(sock, family, options)
+            self.prepare(sock, family, options)
             _set_stream_options(sock)
             code = sock.connect_ex(remote)
             if code and code not in _IN_PROGRESS:
@@ -101,7 +101,8 @@ class SocketFactory:
             raise
         return sock
 
-    def _prepare(self, sock: SocketType, family: int, options: SocketOptions) -> None:
+    def prepare(self, sock: SocketType, family: int, options: SocketOptions) -> None:
+        """Mark a fresh socket and have it leave as ``options`` say. Raises ``OSError``."""
         # The mark first: from here on no packet of this socket can be diverted.
         if self._mark is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark.value)
@@ -111,9 +112,10 @@ class SocketFactory:
             )
         if options.source is not None:
             if options.transparent:
-                _set_transparent(sock, family)
-            # The port is chosen at connect(2): many flows may share a source port.
-            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+                set_transparent(sock, family)
+            if sock.type == socket.SOCK_STREAM:
+                # The port is chosen at connect(2): many flows may share a source port.
+                sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((options.source, 0))
         if options.speaks_first:
             # On a socket that connects: send no ACK by itself (tcp_rcv_synsent_state_process of
@@ -157,21 +159,22 @@ def open_listener(host: str, port: int, *, transparent: bool, shared: bool = Tru
         else:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         if transparent:
-            _set_transparent(sock, family)
+            set_transparent(sock, family)
         sock.bind((host, port))
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise _listener_error(host, port, error) from error
+        raise listener_error(host, port, error) from error
     return sock
 
 
-def _listener_error(host: str, port: int, error: OSError) -> CapabilityError:
+def listener_error(host: str, port: int, error: OSError) -> CapabilityError:
+    """What bind(2) of a listener was refused for, and the cure."""
     where = Endpoint(host, port)
     if error.errno == errno.EADDRINUSE:
         return CapabilityError(
             f"cannot listen on {where}: the port is taken",
-            f"stop the other program (ss -ltnp 'sport = :{port}' names it), or set inbound.port",
+            f"stop the other program (ss -tulnp 'sport = :{port}' names it), or set inbound.port",
         )
     if error.errno in (errno.EPERM, errno.EACCES):
         return CapabilityError(
@@ -187,7 +190,8 @@ def _set_stream_options(sock: SocketType) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
-def _set_transparent(sock: SocketType, family: int) -> None:
+def set_transparent(sock: SocketType, family: int) -> None:
+    """Let a socket have an address that is not this machine's (ip(7)). Raises ``OSError``."""
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
     else:
@@ -262,11 +266,16 @@ def arrival_interface(sock: SocketType) -> str:
     for kind, data in _ancillary(raw):
         if kind == wanted:
             (index,) = struct.unpack_from("i", data, index_at)
-            try:
-                return socket.if_indextoname(index)
-            except OSError:
-                return ""  # gone since
+            return interface_name(index)
     return ""
+
+
+def interface_name(index: int) -> str:
+    """Name of an interface; empty for none (0), and for one that is gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
 
 
 def _ancillary(raw: bytes) -> Iterable[tuple[int, bytes]]:

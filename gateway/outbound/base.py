@@ -9,8 +9,10 @@ from typing import Final, Protocol
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
+from gateway.kernel.datagrams import Batch
 from gateway.kernel.reactor import ERROR, HANGUP, IN, OUT, READ_HANGUP, UNKNOWN, URGENT, Reactor
 from gateway.kernel.sockets import SocketFactory, SocketOptions, local_endpoint, pending_error
+from gateway.outbound.datagrams import Leg, LegOwner
 
 _FAILURES = {
     errno.ECONNREFUSED: UpstreamFailure.REFUSED,
@@ -78,6 +80,17 @@ class Outbound(Protocol):
 
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to open a leg for a flow. None: it failed at once, ``failed`` was called."""
+
+    @property
+    def carries_udp(self) -> bool | None:
+        """Whether datagrams can go this way; None where that is not known yet."""
+
+    def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg | None:
+        """A leg for the datagrams of ``client``, to far ends of an address family.
+
+        It may fail before this returns (``leg_failed``). None: it did. Raises ``OSError``
+        where the machine has no room for one.
+        """
 
     def close(self) -> None:
         """Give up what no flow uses: none will be opened. Legs that are being opened go on."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from gateway.flow import FlowFacts
+from gateway.flow import Endpoint, FlowFacts
+from gateway.kernel.datagrams import Batch
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory, SocketOptions
+from gateway.kernel.udp_sockets import UdpSockets
 from gateway.outbound.base import Attempt, ConnectAttempt, Requester, open_socket
+from gateway.outbound.datagrams import Leg, LegOwner
+from gateway.outbound.direct_udp import DirectLeg
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,19 @@ class DirectOutbound:
         if sock is None:
             return None
         return ConnectAttempt(self.reactor, requester, sock, facts.destination)
+
+    @property
+    def carries_udp(self) -> bool:
+        """Always."""
+        return True
+
+    def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg:
+        """A socket of this machine. Raises ``OSError`` where there can be none."""
+        options = self.options
+        if self.preserve_source:
+            options = replace(options, source=client.host, transparent=True)
+        sockets = UdpSockets(self.factory)
+        return DirectLeg(self.reactor, batch, owner, sockets, family, options)
 
     def close(self) -> None:
         """There is nothing that no flow uses."""

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.errors import UpstreamFailure
-from gateway.flow import FlowFacts
+from gateway.flow import Endpoint, FlowFacts
+from gateway.kernel.datagrams import Batch
 from gateway.outbound.base import Requester
+from gateway.outbound.datagrams import LegOwner
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,16 @@ class RejectOutbound:
         """Fail at once."""
         del facts
         requester.failed(self.failure, self.detail)
+
+    @property
+    def carries_udp(self) -> bool:
+        """It is asked like the others, and refuses."""
+        return True
+
+    def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> None:
+        """Fail at once."""
+        del family, client, batch
+        owner.leg_failed(self.failure, self.detail)
 
     def close(self) -> None:
         """There is nothing that no flow uses."""

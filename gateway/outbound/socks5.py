@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 from gateway.flow import Endpoint, FlowFacts
+from gateway.kernel.datagrams import Batch
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory, SocketOptions
+from gateway.kernel.udp_sockets import UdpSockets
+from gateway.outbound.association import Association
 from gateway.outbound.base import Attempt, Requester, open_socket
+from gateway.outbound.datagrams import Leg, LegOwner
 from gateway.outbound.handshake import OnAccepted, Socks5Attempt
 from gateway.outbound.manners import Handshake, Manners, Trial
 from gateway.outbound.pool import Pool
-from gateway.wire.socks5 import ClientHandshake, Credentials
+from gateway.outbound.spares import Spares
+from gateway.wire.socks5 import UDP_ASSOCIATE, ClientHandshake, Credentials
+
+#: An association for datagrams from anywhere: the server may be behind a translator, and
+#: would not know the address that we have.
+ANYTHING: Final = Endpoint("0.0.0.0", 0)  # noqa: S104
 
 
 @dataclass(slots=True)
@@ -21,6 +31,9 @@ class Socks5Outbound:
 
     ``warm``: keep connections ready for flows to come. ``by_name``: ask for the name that the
     client's first bytes told, which the server then resolves.
+
+    ``udp``: whether it grants UDP associations, None: that is found out; ``warm_udp``: at once,
+    by one that is then kept ready.
     """
 
     name: str
@@ -32,11 +45,23 @@ class Socks5Outbound:
     handshake: Handshake = "strict"
     warm: bool = False
     by_name: bool = False
+    udp: bool | None = None
+    warm_udp: bool = False
     manners: Manners = field(default_factory=Manners)
     pool: Pool | None = field(init=False, default=None, repr=False)
+    spares: Spares = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Begin with an empty pool."""
+        self.spares = Spares(
+            self.reactor,
+            self.server,
+            self._connect_for,
+            partial(ClientHandshake, ANYTHING, self.credentials, command=UDP_ASSOCIATE),
+            self.udp,
+        )
+        if self.warm_udp:
+            self.spares.prepare()
         if self.warm:
             opener = partial(self._connect, None, pipelined=False)
             self.pool = Pool(self.reactor, opener, self._open)
@@ -51,8 +76,22 @@ class Socks5Outbound:
             return self._open(target, requester)
         return self.pool.open(target, requester)
 
+    @property
+    def carries_udp(self) -> bool | None:
+        """Whether the server grants UDP associations."""
+        return self.spares.carries
+
+    def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg:
+        """An association of its own for the client."""
+        del family, client
+        sockets = UdpSockets(self.factory)
+        leg = Association(self.reactor, batch, owner, sockets, self.options, self.spares.take)
+        leg.open()
+        return leg
+
     def close(self) -> None:
         """Close the connections that wait for a flow."""
+        self.spares.close()
         if self.pool is not None:
             self.pool.close()
 
@@ -79,6 +118,14 @@ class Socks5Outbound:
         pipelined: bool,
     ) -> Socks5Attempt | None:
         handshake = ClientHandshake(target, self.credentials, pipelined=pipelined)
+        return self._connect_for(requester, handshake, on_accepted)
+
+    def _connect_for(
+        self,
+        requester: Requester,
+        handshake: ClientHandshake,
+        on_accepted: OnAccepted | None = None,
+    ) -> Socks5Attempt | None:
         sock = open_socket(self.factory, self.server, self.options, requester)
         if sock is None:
             return None

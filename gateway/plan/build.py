@@ -76,6 +76,7 @@ def _shape(
         own=config.lan.this_machine,
         families=families,
         upstreams={f: members for f in families if (members := of_family(upstreams, f))},
+        udp=config.inbound.udp == "tproxy",
         preserve_source=any(isinstance(o, DirectOutbound) and o.preserve_source for o in outbounds),
     )
 

@@ -36,6 +36,7 @@ from gateway.plan.model import (
     InSet,
     Jump,
     MarkIs,
+    Match,
     Network,
     NftRule,
     Ports,
@@ -67,6 +68,7 @@ _ALIVE: Final = {Family.V4: f"{SET_PREFIX}alive4", Family.V6: f"{SET_PREFIX}aliv
 ALIVE_TIMEOUT_S: Final = 5
 
 _TCP: Final = Transport((Protocol.TCP,))
+_UDP: Final = Transport((Protocol.UDP,))
 _ICMP: Final = Transport((Protocol.ICMP,))
 _NOT_FORWARDED: Final = DestinationType(("local", "broadcast", "multicast"))
 
@@ -89,11 +91,22 @@ class Shape:
     families: tuple[Family, ...]
     upstreams: dict[Family, tuple[Network, ...]]
     preserve_source: bool = False
+    udp: bool = False
 
     @property
     def shortcut(self) -> bool:
         """Whether packets of established transparent sockets are looked for."""
         return bool(self.lan) and (self.tproxy or self.preserve_source)
+
+    @property
+    def carried(self) -> Transport:
+        """What listeners take."""
+        return Transport((Protocol.TCP, Protocol.UDP)) if self.udp else _TCP
+
+    @property
+    def by_tproxy(self) -> Transport | None:
+        """What of it reaches them by TPROXY."""
+        return self.carried if self.tproxy else _UDP if self.udp else None
 
 
 def alive_sets(shape: Shape) -> list[AddressSet]:
@@ -111,8 +124,10 @@ def prerouting(shape: Shape) -> list[Chain]:
     marks = shape.marks
     rules = [NftRule("bypass", Accept(), (MarkIs(marks.bypass),)), _routed(shape)]
     chains = []
-    if shape.own and shape.tproxy:
-        own = (InInterface(("lo",)), MarkIs(marks.divert_own))
+    if shape.own and shape.by_tproxy:
+        own: tuple[Match, ...] = (InInterface(("lo",)), MarkIs(marks.divert_own))
+        if not shape.tproxy:
+            own = (shape.by_tproxy, *own)
         rules.append(NftRule("own-loop", Goto("own_loop"), own))
         refuse = NftRule("no-listener", Drop())
         chains.append(Chain("own_loop", "mangle", (*_to_listener(shape), refuse)))
@@ -124,6 +139,11 @@ def prerouting(shape: Shape) -> list[Chain]:
     if shape.lan:
         rules.append(NftRule("lan", Jump("lan"), (InInterface(shape.lan),)))
         chains.append(_lan(shape))
+    if shape.lan and shape.udp and shape.preserve_source:
+        # Replies to such a socket come from the WAN. What comes from the LAN has left already:
+        # there, an address with a socket of ours is one that we answer as.
+        answered = (_UDP, TransparentSocket())
+        rules.append(NftRule("established-udp", Goto("established"), answered))
     if not chains:
         return []
     return [_base("prerouting", "prerouting", "mangle", rules), *chains]
@@ -131,9 +151,14 @@ def prerouting(shape: Shape) -> list[Chain]:
 
 def output(shape: Shape) -> list[Chain]:
     """The way in for what this machine sends itself."""
-    if not shape.own:
-        return []
     rules = [NftRule("bypass", Accept(), (MarkIs(shape.marks.bypass),)), _routed(shape)]
+    if shape.udp:
+        # A far end that speaks first opens a connection, as conntrack sees it, so that what the
+        # client answers runs against it: without this mark it would be taken for a reply.
+        carried = SetMark(shape.marks.divert, "connection")
+        rules.insert(0, NftRule("carried", carried, (_UDP, MarkIs(shape.marks.bypass))))
+    if not shape.own:
+        return [_base("output", "output", "mangle", rules)] if shape.udp else []
     if Family.V6 in shape.families:
         # A rule that rejects everything must not cut this machine off from its neighbours.
         rules.append(NftRule("discovery", Return(), (_ICMP, Untracked()), Family.V6))
@@ -247,10 +272,14 @@ def _routed(shape: Shape) -> NftRule:
 
 def _left_alone(shape: Shape, mark: Mark) -> list[NftRule]:
     """What no rule of the owner is asked about."""
-    rules = [
-        NftRule("reply", Return(), (ReplyDirection(),)),
-        NftRule("not-forwarded", Return(), (_NOT_FORWARDED,)),
-    ]
+    reply = NftRule("reply", Return(), (ReplyDirection(),))
+    not_forwarded = NftRule("not-forwarded", Return(), (_NOT_FORWARDED,))
+    rules = [reply, not_forwarded]
+    if shape.udp:
+        # What has been answered by the gateway stays with it, be it a reply or not (``output``).
+        carried = (_UDP, MarkIs(shape.marks.divert, "connection"))
+        divert = DIVERT if mark == shape.marks.divert else DIVERT_OWN
+        rules = [not_forwarded, NftRule("carried", Goto(divert), carried), reply]
     if not shape.tproxy:
         # Nor can one that is redirected be let go; the shortcut does this for TPROXY.
         redirected = (MarkIs(mark, "connection"),)
@@ -260,7 +289,7 @@ def _left_alone(shape: Shape, mark: Mark) -> list[NftRule]:
 
 
 def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
-    """Mark TCP for the listener; other protocols are not carried and leave at the end."""
+    """Mark for the listener; protocols that are not carried leave at the end."""
     rules = []
     if shape.fail_open:
         for family in shape.families:
@@ -268,17 +297,19 @@ def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
             rules.append(NftRule(f"dead-{family}", Return(), dead, family))
     # The mark stands before tproxy: without a listener nft goes on with the next rule, and an
     # unmarked packet would be routed on to its destination, past the proxy.
-    rules.append(NftRule("mark", SetMark(mark), (_TCP,)))
+    rules.append(NftRule("mark", SetMark(mark), (shape.carried,)))
     if not shape.tproxy:
         rules.append(NftRule("keep", SetMark(mark, "connection"), (_TCP,)))
-    elif name == DIVERT:
+    if name == DIVERT and shape.by_tproxy:
         rules += _to_listener(shape)
         if shape.fail_open:
-            rules.append(NftRule("unmark", SetMark(Mark(0, mark.mask)), (_TCP,)))
+            rules.append(NftRule("unmark", SetMark(Mark(0, mark.mask)), (shape.by_tproxy,)))
         else:
-            rules.append(NftRule("no-listener", Drop(), (_TCP,)))
+            rules.append(NftRule("no-listener", Drop(), (shape.by_tproxy,)))
     return Chain(name, "mangle", tuple(rules))
 
 
 def _to_listener(shape: Shape) -> list[NftRule]:
-    return [NftRule(f"tproxy-{f}", Tproxy(shape.port), (_TCP,), f) for f in shape.families]
+    assert shape.by_tproxy is not None
+    carried = (shape.by_tproxy,)
+    return [NftRule(f"tproxy-{f}", Tproxy(shape.port), carried, f) for f in shape.families]

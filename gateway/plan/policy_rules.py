@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2s
 from typing import Literal
 
-from gateway.config.schema import Config, DirectOutbound, Outbound, RejectOutbound
+from gateway.config.schema import Config, DirectOutbound, RejectOutbound
 from gateway.flow import Protocol
 from gateway.marks import SET_PREFIX
 from gateway.plan.model import (
@@ -53,7 +53,9 @@ def policy_chain(
         tuple(
             nft_rule
             for rule in rules
-            for nft_rule in _nft_rules(rule, _verdict(config, rule, divert), families)
+            for nft_rule in _nft_rules(
+                rule, _verdict(config, rule, divert), families, _carried(config)
+            )
         ),
     )
 
@@ -77,22 +79,33 @@ def address_sets(lists: Iterable[tuple[Network, ...]]) -> list[AddressSet]:
 
 def placement(rule: CompiledRule, config: Config) -> RulePlacement:
     """Where the rule is decided, and why there."""
-    return RulePlacement(rule.index, rule.text, *_place(rule, config.outbound(rule.outbound)))
+    return RulePlacement(rule.index, rule.text, *_place(rule, config))
 
 
-def _place(rule: CompiledRule, outbound: Outbound) -> tuple[Place, str]:
+def _place(rule: CompiledRule, config: Config) -> tuple[Place, str]:
+    outbound = config.outbound(rule.outbound)
     if not rule.by_packet:
-        return "listener", "the kernel diverts the TCP that it may match; UDP and ICMP pass it by"
+        seen = " and ".join(protocol.upper() for protocol in _carried(config))
+        passing = "ICMP passes" if config.inbound.udp != "off" else "UDP and ICMP pass"
+        return "listener", f"the kernel diverts the {seen} that it may match; {passing} it by"
     if outbound == _PLAIN_DIRECT:
         return "kernel", "routed on, never enters the gateway"
     if isinstance(outbound, RejectOutbound):
         return "kernel", f"refused there ({outbound.answer})"
-    lost = [p.value.upper() for p in (Protocol.UDP, Protocol.ICMP) if _may_be(rule, p)]
+    may_be = [p for p in Protocol if _may_be(rule, p)]
+    carried = [p.upper() for p in may_be if p in _carried(config)]
+    lost = [p.upper() for p in may_be if p not in _carried(config)]
     not_carried = f"{' and '.join(lost)}: routed on, not proxied"
-    if not _may_be(rule, Protocol.TCP):
+    if not carried:
         return "kernel", not_carried
-    reason = f"the kernel diverts TCP, the listener connects through {rule.outbound}"
+    diverted = " and ".join(carried)
+    reason = f"the kernel diverts {diverted}, the listener connects through {rule.outbound}"
     return "both", f"{reason}; {not_carried}" if lost else reason
+
+
+def _carried(config: Config) -> tuple[Protocol, ...]:
+    """The protocols that listeners take."""
+    return (Protocol.TCP,) if config.inbound.udp == "off" else (Protocol.TCP, Protocol.UDP)
 
 
 def _may_be(rule: CompiledRule, protocol: Protocol) -> bool:
@@ -144,11 +157,18 @@ def _verdict(config: Config, rule: CompiledRule, divert: str) -> Verdict:
 
 
 def _nft_rules(
-    rule: CompiledRule, verdict: Verdict, families: Sequence[Family]
+    rule: CompiledRule,
+    verdict: Verdict,
+    families: Sequence[Family],
+    carried: tuple[Protocol, ...],
 ) -> Iterator[NftRule]:
-    if not rule.by_packet and not _may_be(rule, Protocol.TCP):
-        return  # what no listener sees goes on to the rules below
-    common = _common_matches(rule)
+    protocols = rule.protocols
+    if not rule.by_packet:
+        # What no listener sees goes on to the rules below.
+        protocols = tuple(protocol for protocol in carried if _may_be(rule, protocol))
+        if not protocols:
+            return
+    common = _common_matches(rule, protocols)
     name = f"rule-{rule.index}"
     if rule.source is None and rule.destination is None:
         yield NftRule(name, verdict, common)
@@ -181,12 +201,11 @@ def _addresses(
     return sides[0], sides[1]
 
 
-def _common_matches(rule: CompiledRule) -> tuple[Match, ...]:
+def _common_matches(rule: CompiledRule, protocols: tuple[Protocol, ...]) -> tuple[Match, ...]:
     """The matches that know no family."""
     matches: list[Match] = []
     if rule.interfaces:
         matches.append(InInterface(rule.interfaces))
-    protocols = rule.protocols if rule.by_packet else (Protocol.TCP,)
     if protocols:
         matches.append(Transport(protocols))
     if rule.source_ports:

@@ -34,7 +34,7 @@ def ip_rules(shape: Shape, host: HostFacts) -> tuple[IpRule, ...]:
             IpRule(PRIORITY_VALIDATE - down, family, "goto", goto=end, mark=divert, iif="lo"),
             IpRule(PRIORITY_DIVERT - down, family, "lookup", table=TABLE_TPROXY, mark=divert),
         ]
-        if shape.own and shape.tproxy:
+        if shape.own and shape.by_tproxy:
             priority = PRIORITY_DIVERT_OWN - down
             rules.append(IpRule(priority, family, "lookup", table=TABLE_TPROXY, mark=own, iif="lo"))
         rules.append(IpRule(end, family, "nop"))
@@ -88,7 +88,7 @@ def sysctls(lan: Lan, host: HostFacts) -> tuple[Sysctl, ...]:
 
 
 def _needs_local_table(shape: Shape) -> bool:
-    return shape.shortcut or (shape.own and shape.tproxy)
+    return shape.shortcut or bool((shape.lan or shape.own) and shape.by_tproxy)
 
 
 def _of_interface(family: str, interface: str, key: str) -> str:

@@ -29,6 +29,7 @@ NO_AUTH = 0x00
 USER_PASSWORD = 0x02
 NO_ACCEPTABLE = 0xFF
 CONNECT = 0x01
+UDP_ASSOCIATE = 0x03
 IPV4 = 0x01
 NAME = 0x03
 IPV6 = 0x04
@@ -92,13 +93,30 @@ def encode_address(target: Endpoint) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def encode_request(target: Endpoint) -> bytes:
-    """The CONNECT request for ``target`` (RFC 1928 section 4).
+def encode_request(target: Endpoint, command: int = CONNECT) -> bytes:
+    """The request for ``target`` (RFC 1928 section 4).
 
     Remembered, because flows repeat their destinations. Raises ``ValueError`` as
     ``encode_address`` does.
     """
-    return bytes((VERSION, CONNECT, 0)) + encode_address(target)
+    return bytes((VERSION, command, 0)) + encode_address(target)
+
+
+def decode_address(raw: bytes) -> Endpoint | None:
+    """The endpoint of whole ATYP, address and port; IPv4-mapped addresses are IPv4.
+
+    None for a name that is none, as servers write that have no address to tell.
+    """
+    kind, port = raw[0], int.from_bytes(raw[-2:], "big")
+    if kind == IPV4:
+        return Endpoint(str(IPv4Address(raw[1:5])), port)
+    if kind == IPV6:
+        address = IPv6Address(raw[1:17])
+        return Endpoint(str(address.ipv4_mapped or address), port)
+    name = raw[2:-2]
+    if not name or not name.isascii() or not name.decode("ascii").isprintable():
+        return None
+    return Endpoint(name.decode("ascii"), port)
 
 
 def encode_auth(credentials: Credentials) -> bytes:
@@ -113,9 +131,9 @@ def encode_auth(credentials: Credentials) -> bytes:
 
 
 class ClientHandshake:
-    """One CONNECT, from greeting to reply."""
+    """One request, from greeting to reply."""
 
-    __slots__ = ("_auth", "_buffer", "_pipelined", "_request", "_state", "surplus")
+    __slots__ = ("_auth", "_buffer", "_pipelined", "_reply", "_request", "_state", "surplus")
 
     def __init__(
         self,
@@ -123,13 +141,15 @@ class ClientHandshake:
         credentials: Credentials | None = None,
         *,
         pipelined: bool = False,
+        command: int = CONNECT,
     ) -> None:
         """Raise ``ValueError`` where target or credentials cannot be encoded."""
         self._pipelined = pipelined
-        self._request = b"" if target is None else encode_request(target)
+        self._request = b"" if target is None else encode_request(target, command)
         self._auth = None if credentials is None else encode_auth(credentials)
         self._buffer = b""
         self._state = _State.METHOD
+        self._reply = b""
         self.surplus = b""
 
     @property
@@ -151,6 +171,14 @@ class ClientHandshake:
     def replied(self) -> bool:
         """Whether the server has said anything of the request."""
         return self.established or (self._state is _State.REPLY and bool(self._buffer))
+
+    @property
+    def bound(self) -> Endpoint | None:
+        """What the reply says: of a UDP ASSOCIATE, where the relay takes datagrams.
+
+        None where it is not there yet, or says nothing of use.
+        """
+        return decode_address(self._reply[3:]) if self._reply else None
 
     def request(self, target: Endpoint) -> bytes:
         """What to send for ``target`` where none was given and the server has accepted us.
@@ -267,6 +295,6 @@ class ClientHandshake:
                 UpstreamFailure.PROTOCOL, f"the reply has address type {buffer[3]:#04x}"
             )
         if len(buffer) >= length:
-            self._take(length)
+            self._reply = self._take(length)
             self._state = _State.DONE
             self.surplus, self._buffer = self._buffer, b""

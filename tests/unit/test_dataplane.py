@@ -12,6 +12,7 @@ from gateway import logs
 from gateway.blueprint import Blueprint, ListenOn
 from gateway.dataplane import DataPlane
 from gateway.dispatch import FlowTimeouts, OwnTraffic
+from gateway.dispatch_udp import UdpSettings
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
 from gateway.sniffing import SniffLimits
@@ -46,6 +47,7 @@ def test_an_outbound_is_closed_when_it_is_replaced_or_gone_and_at_the_end(
         outbounds={name: recipe(name) for name in ("home", "changed", "gone")},
         timeouts=FlowTimeouts(10, 1000, 100),
         sniff=SniffLimits(),
+        udp=UdpSettings(60, 10, 180, 100, 10, symmetric=False),
         own=OwnTraffic(),
         listen_on=ListenOn("redirect", 0, ipv6=False),
         bypass=None,

@@ -260,9 +260,9 @@ def test_refused_by_the_upstream(plane, rig, reply, reason):
 
 
 def test_every_failure_has_a_close_reason():
-    from gateway.dispatch import _REASONS
+    from gateway.dispatch import REASONS
 
-    assert set(_REASONS) == set(UpstreamFailure)
+    assert set(REASONS) == set(UpstreamFailure)
 
 
 def test_without_descriptors_the_flow_ends_and_is_counted(plane, rig, descriptors):

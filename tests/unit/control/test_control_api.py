@@ -64,6 +64,7 @@ def test_flows_are_shown_as_text_of_the_logs(served: FakeRunning, run_dir: Path)
     assert flows[0] == {
         "id": 7,
         "state": "relaying",
+        "protocol": "tcp",
         "client": "192.168.20.5:40000",
         "destination": "[2001:db8::1]:443",
         "name": "www.video.example",

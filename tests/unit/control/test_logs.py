@@ -76,6 +76,7 @@ def test_a_traceback_is_kept() -> None:
 def test_flow_line_has_what_an_owner_asks_for() -> None:
     assert flow_line(CLOSED) == {
         "flow": 6,
+        "protocol": "tcp",
         "client": "192.168.20.5:39999",
         "destination": "198.51.100.10:80",
         "rule": "rules[3] -> home",

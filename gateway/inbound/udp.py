@@ -1,0 +1,105 @@
+"""The UDP listeners: take what the kernel diverted, and find whose it is."""
+
+from __future__ import annotations
+
+from socket import SocketType
+from typing import Final, Protocol
+
+from gateway.errors import CapabilityError
+from gateway.kernel.datagrams import SLOTS, Batch
+from gateway.kernel.reactor import Reactor
+from gateway.kernel.udp_sockets import LISTENER_CONTROL, open_udp_listener
+
+#: Batches taken per wake-up, so that a flood cannot starve what else there is to do.
+ROUNDS: Final = 4
+
+#: IPv4, IPv6: those of TPROXY, as for TCP.
+LISTEN_ON: Final = ("127.0.0.1", "::1")
+
+
+class Upgoing(Protocol):
+    """A conversation, as its listener sees it."""
+
+    def up(self, batch: Batch, first: int, last: int) -> None:
+        """Take slots ``first`` up to ``last``."""
+
+
+class Desk(Protocol):
+    """Who knows the conversations. ``known`` holds them by ``Batch.ends``."""
+
+    known: dict[bytes, Upgoing]
+
+    def arrived(self, ends: bytes, batch: Batch, slot: int) -> Upgoing | None:
+        """The conversation of a datagram whose ends are not known; None: it is left out."""
+
+
+class UdpListener:
+    """One listening socket in the reactor."""
+
+    def __init__(self, reactor: Reactor, sock: SocketType, desk: Desk) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._desk = desk
+        self._batch = Batch(LISTENER_CONTROL[sock.family])
+        reactor.watch(sock.fileno(), self)
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams that could not be sent onward."""
+        return self._batch.dropped
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Take what waits, a batch at a time; equal neighbours go on together."""
+        del events
+        batch, known, arrived = self._batch, self._desk.known, self._desk.arrived
+        for _ in range(ROUNDS):
+            count = batch.receive(fd)
+            first = 0
+            following = batch.ends(0)
+            while first < count:
+                ends = following
+                last = first + 1
+                while last < count:
+                    following = batch.ends(last)
+                    if following != ends:
+                        break
+                    last += 1
+                conversation = known.get(ends) or arrived(ends, batch, first)
+                if conversation is not None:
+                    conversation.up(batch, first, last)
+                first = last
+            if count < SLOTS:
+                return
+        self._reactor.again(fd)
+
+    def abort(self) -> None:
+        """Go on: what failed was one flow's fault, and the listener must outlive it."""
+        self._reactor.again(self._sock.fileno())
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._reactor.close(self._sock)
+
+
+def require_free_udp_port(port: int, *, ipv6: bool) -> None:
+    """Raise ``CapabilityError`` where somebody has the port."""
+    for host in LISTEN_ON[: 2 if ipv6 else 1]:
+        open_udp_listener(host, port, shared=False).close()
+
+
+def open_udp_listeners(
+    reactor: Reactor, port: int, desk: Desk, *, ipv6: bool
+) -> tuple[UdpListener, ...]:
+    """The listeners, one per family.
+
+    Raises ``CapabilityError`` where one cannot be opened; none is left open then.
+    """
+    socks: list[SocketType] = []
+    try:
+        for host in LISTEN_ON[: 2 if ipv6 else 1]:
+            socks.append(open_udp_listener(host, port))  # noqa: PERF401
+    except CapabilityError:
+        for sock in socks:
+            sock.close()
+        raise
+    return tuple(UdpListener(reactor, sock, desk) for sock in socks)

@@ -1,0 +1,228 @@
+"""The UDP sockets of the data plane, and the raw ones that tell clients of errors."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from socket import SocketType
+from typing import NamedTuple
+
+from gateway.flow import Endpoint
+from gateway.kernel.datagrams import (
+    SOL_UDP,
+    UDP_GRO,
+    control_messages,
+    endpoint_of,
+    split_ends,
+)
+from gateway.kernel.sockets import (
+    IP_PKTINFO,
+    IPV6_PKTINFO,
+    IPV6_RECVPKTINFO,
+    SocketFactory,
+    SocketOptions,
+    family_of,
+    listener_error,
+    set_transparent,
+)
+
+IP_RECVERR = 11
+IP_RECVORIGDSTADDR = IP_ORIGDSTADDR = 20
+IPV6_RECVERR = 25
+IPV6_RECVORIGDSTADDR = IPV6_ORIGDSTADDR = 74
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+SO_EE_ORIGIN_ICMP = 2
+SO_EE_ORIGIN_ICMP6 = 3
+
+#: What a socket may queue (bytes): a burst must outlast a busy moment of ours.
+LISTENER_QUEUE = 8 << 20
+QUEUE = 2 << 20
+
+#: Ancillary data of each datagram that a listener takes (bytes): struct in_pktinfo and
+#: sockaddr_in, struct in6_pktinfo and sockaddr_in6.
+LISTENER_CONTROL: dict[int, int] = {
+    socket.AF_INET: socket.CMSG_SPACE(12) + socket.CMSG_SPACE(16),
+    socket.AF_INET6: socket.CMSG_SPACE(20) + socket.CMSG_SPACE(28),
+}
+
+#: struct sock_extended_err of <linux/errqueue.h>.
+_EXTENDED_ERROR = struct.Struct("=IBBBBII")
+
+
+class Ends(NamedTuple):
+    """Of a diverted datagram: who sent it, where to, and the index of its interface (0: none)."""
+
+    source: Endpoint
+    destination: Endpoint
+    interface: int
+
+
+class ErrorReport(NamedTuple):
+    """An ICMP error about a datagram that a socket sent to ``remote``; ``mtu`` of "too big"."""
+
+    remote: Endpoint
+    family: int
+    kind: int
+    code: int
+    mtu: int
+
+
+def open_udp_listener(host: str, port: int, *, shared: bool = True) -> SocketType:
+    """A non-blocking, transparent UDP socket that diverted datagrams are given to.
+
+    Each datagram comes with where it was going and where it arrived (``read_ends``), several
+    of one flow at once where the kernel joined them (UDP_GRO). ``shared`` with the other
+    workers: the kernel chooses among them by the datagram's source and the listener's own
+    address (nf_tproxy_get_sock_v4() looks up without a packet, so by hash alone), hence all
+    that a client's socket sends, wherever to, reaches the same worker. Raises
+    ``CapabilityError`` where the port is taken or the privilege is missing.
+    """
+    family = family_of(host)
+    sock = SocketType(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+            sock.setsockopt(socket.IPPROTO_IP, IP_RECVORIGDSTADDR, 1)
+        _set_queues(sock, LISTENER_QUEUE)
+        set_transparent(sock, family)
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise listener_error(host, port, error) from error
+    return sock
+
+
+def read_ends(ends: bytes) -> Ends | None:
+    """What ``Batch.ends`` of such a listener says; None where the destination is missing."""
+    source, control = split_ends(ends)
+    destination: Endpoint | None = None
+    interface = 0
+    for level, kind, data in control_messages(control):
+        if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
+            (interface,) = struct.unpack_from("i", data)
+        elif level == socket.IPPROTO_IPV6 and kind == IPV6_PKTINFO:
+            (interface,) = struct.unpack_from("i", data, 16)
+        elif (level, kind) in (
+            (socket.IPPROTO_IP, IP_ORIGDSTADDR),
+            (socket.IPPROTO_IPV6, IPV6_ORIGDSTADDR),
+        ):
+            destination = endpoint_of(data)
+    if destination is None:
+        return None
+    return Ends(endpoint_of(source), destination, interface)
+
+
+class UdpSockets:
+    """Opens what leaves this machine; each socket is marked by the factory."""
+
+    def __init__(self, factory: SocketFactory) -> None:
+        self._factory = factory
+
+    def open(
+        self, family: int, options: SocketOptions, remote: Endpoint | None = None
+    ) -> SocketType:
+        """A non-blocking UDP socket with a port of its own; connected to ``remote``, if given.
+
+        ICMP errors are told by its error queue (``read_errors``). Raises ``OSError`` as
+        socket(2), bind(2) and connect(2) do.
+        """
+        sock = self._marked(family, socket.SOCK_DGRAM, 0, options)
+        try:
+            _set_queues(sock, QUEUE)
+            if remote is not None:
+                sock.connect(remote)
+            else:
+                if options.source is None:
+                    sock.bind(("", 0))
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+                else:
+                    sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def open_reply(self, remote: Endpoint) -> SocketType:
+        """A socket that sends as ``remote``, an address of another machine.
+
+        It is never read: what is sent to that address is diverted to the listener. Raises
+        ``OSError`` as bind(2) does.
+        """
+        family = family_of(remote.host)
+        sock = self._marked(family, socket.SOCK_DGRAM, 0, SocketOptions())
+        try:
+            set_transparent(sock, family)
+            # Each worker may have one for the same address.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _set_queue(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, QUEUE)
+            sock.bind(remote)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def open_icmp(self, source: str) -> SocketType:
+        """A raw socket that sends ICMP as ``source``, an address of another machine.
+
+        Raises ``OSError`` without CAP_NET_RAW.
+        """
+        family = family_of(source)
+        protocol = socket.IPPROTO_ICMPV6 if family == socket.AF_INET6 else socket.IPPROTO_ICMP
+        sock = self._marked(family, socket.SOCK_RAW, protocol, SocketOptions())
+        try:
+            set_transparent(sock, family)
+            sock.bind((source, 0))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _marked(self, family: int, kind: int, protocol: int, options: SocketOptions) -> SocketType:
+        sock = SocketType(family, kind | socket.SOCK_NONBLOCK, protocol)
+        try:
+            self._factory.prepare(sock, family, options)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+def read_errors(sock: SocketType) -> Iterator[ErrorReport]:
+    """Take the ICMP errors that wait in the error queue (ip(7), ``IP_RECVERR``)."""
+    while True:
+        try:
+            _, control, _, remote = sock.recvmsg(0, 512, socket.MSG_ERRQUEUE)
+        except OSError:  # none waits, or one whose address cannot be told
+            return
+        for _, kind, data in control:
+            if kind not in (IP_RECVERR, IPV6_RECVERR) or len(data) < _EXTENDED_ERROR.size:
+                continue
+            _, origin, icmp_type, icmp_code, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
+            if origin in (SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6) and remote:
+                family = 4 if origin == SO_EE_ORIGIN_ICMP else 6
+                yield ErrorReport(Endpoint(*remote[:2]), family, icmp_type, icmp_code, info)
+
+
+def _set_queues(sock: SocketType, size: int) -> None:
+    _set_queue(sock, SO_RCVBUFFORCE, socket.SO_RCVBUF, size)
+    _set_queue(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, size)
+    with suppress(OSError):  # before Linux 5.0: each datagram comes alone
+        sock.setsockopt(SOL_UDP, UDP_GRO, 1)
+
+
+def _set_queue(sock: SocketType, forced: int, bounded: int, size: int) -> None:
+    """Past the system's limit where that is allowed, else up to it."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, forced, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, bounded, size)

@@ -1,0 +1,117 @@
+"""The datagrams of one conversation, both ways; and the sockets that speak as its far end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from socket import SocketType
+from typing import Protocol
+
+from gateway.flow import Endpoint
+from gateway.kernel.datagrams import Address, Batch, Way
+
+
+class Upward(Protocol):
+    """What carries datagrams onward: ``sock``, or ``keep`` while there is none yet."""
+
+    sock: SocketType | None
+
+    def keep(self, way: Way, batch: Batch, first: int, last: int) -> None:
+        """Hold these slots back."""
+
+
+class Reply:
+    """A lease of a socket that speaks as ``remote``, shared by all who hear from it."""
+
+    __slots__ = ("holders", "remote", "sock")
+
+    def __init__(self, remote: Endpoint, sock: SocketType) -> None:
+        self.remote = remote
+        self.sock = sock
+        self.holders = 0
+
+
+class ReplySockets:
+    """The leased sockets of this process: one for each far end that has answered somebody."""
+
+    def __init__(self, opener: Callable[[Endpoint], SocketType]) -> None:
+        self._open = opener
+        self._leased: dict[Endpoint, Reply] = {}
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._leased)
+
+    def lease(self, remote: Endpoint) -> Reply:
+        """The socket of ``remote``. Raises ``OSError`` where it cannot be had."""
+        reply = self._leased.get(remote)
+        if reply is None:
+            reply = self._leased[remote] = Reply(remote, self._open(remote))
+        reply.holders += 1
+        return reply
+
+    def release(self, reply: Reply) -> None:
+        """Give a lease back; the last one closes the socket."""
+        reply.holders -= 1
+        if not reply.holders:
+            del self._leased[reply.remote]
+            reply.sock.close()
+
+
+class Conversation:
+    """One client socket and one far end.
+
+    ``mute`` is called, once, where no socket can speak as the far end.
+    """
+
+    __slots__ = (
+        "_remote", "_replies", "_reply", "bytes_down", "bytes_up", "client", "leg", "way",
+    )  # fmt: skip
+
+    def __init__(self, client: Address, remote: Endpoint, replies: ReplySockets) -> None:
+        self.client = client
+        self._remote = remote
+        self._replies = replies
+        self._reply: Reply | None = None
+        self.leg: Upward | None = None
+        self.way = Way(b"", None)
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+    def up(self, batch: Batch, first: int, last: int) -> None:
+        """Send slots ``first`` up to ``last`` of the batch onward."""
+        leg, (prefix, to) = self.leg, self.way
+        if leg is None:
+            return
+        sock = leg.sock
+        if sock is None:
+            leg.keep(self.way, batch, first, last)
+        else:
+            self.bytes_up += batch.forward(sock, first, last, prefix=prefix, to=to)
+
+    def down(self, batch: Batch, first: int, last: int, skip: int) -> None:
+        """Give the client slots ``first`` up to ``last``, without their first ``skip`` bytes."""
+        reply = self._reply or self._lease()
+        if reply is not None:
+            self.bytes_down += batch.forward(reply.sock, first, last, skip=skip, to=self.client)
+
+    def down_one(self, batch: Batch, data: memoryview) -> None:
+        """Give the client one datagram."""
+        reply = self._reply or self._lease()
+        if reply is not None and batch.send(reply.sock, data, self.client):
+            self.bytes_down += len(data)
+
+    def mute(self, error: OSError) -> None:
+        """There is no way to speak as the far end."""
+        raise NotImplementedError
+
+    def _lease(self) -> Reply | None:
+        try:
+            self._reply = self._replies.lease(self._remote)
+        except OSError as error:
+            self.mute(error)
+        return self._reply
+
+    def _release(self) -> None:
+        if self._reply is not None:
+            self._replies.release(self._reply)
+            self._reply = None
