@@ -108,6 +108,8 @@ def hosts_line(entries: Entries, entry: str, line: int) -> None:
 
 def adguard_line(entries: Entries, entry: str, line: int) -> None:
     """A filter rule of AdGuard's or Adblock's: ``||a.example^``, a name, or a hosts line."""
+    if entry.startswith("[") and entry.endswith("]"):
+        return  # the head: [Adblock Plus 2.0]
     if "##" in entry or "#@#" in entry or "#?#" in entry or "#$#" in entry:
         entries.skip("rule for page elements", line, entry)
     elif entry.startswith("@@"):
@@ -120,7 +122,7 @@ def adguard_line(entries: Entries, entry: str, line: int) -> None:
         entries.skip("rule for URLs", line, entry)
     elif " " in entry or "\t" in entry:
         hosts_line(entries, entry, line)
-    elif not (entry.startswith("[") and entry.endswith("]")):  # the head: [Adblock Plus 2.0]
+    else:
         entries.either(entry, line)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import maxminddb
+from maxminddb.const import Mode
 
 from gateway.errors import GatewayError
 from gateway.policy.prefixes import interval
@@ -13,13 +14,24 @@ from gateway.policy.sets.entries import Entries
 from gateway.policy.sets.lines import Progress
 
 _PERIOD: Final = 1 << 14
+#: What the library's readers let through where a file says what it cannot mean.
+_DAMAGED: Final = (
+    maxminddb.InvalidDatabaseError, ValueError, TypeError, ArithmeticError, LookupError,
+    RecursionError, MemoryError,
+)  # fmt: skip
 
 
-def read_mmdb(path: Path, select: str, entries: Entries, progress: Progress) -> None:
+def read_mmdb(
+    path: Path,
+    select: str,
+    entries: Entries,
+    progress: Progress,
+    mode: Mode = Mode.AUTO,
+) -> None:
     """What ``NL`` (ISO 3166), ``continent:EU`` or ``AS64500`` has.
 
     Raises ``GatewayError``. The library's fast reader does not survive every damaged
-    file: read in a process that may be lost.
+    file: read in a process that may be lost, or with the ``mode`` of the slow one.
     """
     kind, _, wanted = select.rpartition(":")
     if not wanted:
@@ -28,7 +40,7 @@ def read_mmdb(path: Path, select: str, entries: Entries, progress: Progress) -> 
         )
     found = 0
     try:
-        with maxminddb.open_database(path) as database:
+        with maxminddb.open_database(path, mode) as database:
             nodes = max(database.metadata().node_count, 1)
             for number, (network, record) in enumerate(database):
                 if _is_meant(record, kind, wanted.upper()):
@@ -36,7 +48,7 @@ def read_mmdb(path: Path, select: str, entries: Entries, progress: Progress) -> 
                     found += 1
                 if not number % _PERIOD:
                     progress(min(number / nodes, 1))
-    except (maxminddb.InvalidDatabaseError, ValueError, TypeError, OverflowError) as error:
+    except _DAMAGED as error:
         raise GatewayError(f"not an MMDB file, or a damaged one: {error}", "get it anew") from error
     if not found:
         raise GatewayError(f"has nothing for {select!r}", "check `select:`")
