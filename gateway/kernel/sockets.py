@@ -140,6 +140,13 @@ def resolve(host: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
+def as_blocking(sock: SocketType, timeout_s: float) -> socket.socket:
+    """The same connection for a library that waits, each time at most so long."""
+    kind = socket.socket(sock.family, socket.SOCK_STREAM, 0, fileno=sock.detach())
+    kind.settimeout(timeout_s)
+    return kind
+
+
 def open_listener(host: str, port: int, *, transparent: bool, shared: bool = True) -> SocketType:
     """A non-blocking TCP listener for diverted flows on ``host`` and ``port``.
 
