@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -17,6 +17,8 @@ from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
     from gateway.lab.bench.suite import Sizes, Suite
+
+T = TypeVar("T")
 
 LOG_COLUMNS = 160
 _NEW_FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
@@ -141,8 +143,8 @@ def idle(flows: int | None, **choices: Any) -> None:
     """Idle flows: the memory and the descriptors that one takes.
 
     A tenth of the flows is opened first, then the rest; what the rest adds, divided by its
-    number, is what one flow costs: user-space memory (proportional set size) and descriptors of
-    all processes of the candidate. The kernel's own memory for sockets is not in it. A process
+    number, is what one flow costs: anonymous memory (heaps, stacks) and descriptors of all
+    processes of the candidate. The kernel's own memory for sockets is not in it. A process
     keeps what it has once needed, so there is one round. Where descriptors are limited, this
     gateway gets more workers.
 
@@ -156,6 +158,58 @@ def idle(flows: int | None, **choices: Any) -> None:
 
     count = flows or (QUICK if choices["quick"] else Sizes()).idle_flows
     _compare(suite(count), idle_flows=count, **choices)
+
+
+@bench.command()
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0.05, 1440),
+    default=10,
+    show_default=True,
+    help="How long all flows are there.",
+)
+@click.option("--idle-flows", type=click.IntRange(2, 100_000), default=20_000, show_default=True)
+@click.option("--active-flows", type=click.IntRange(1, 5_000), default=200, show_default=True)
+@json_option
+@click.option("--output", type=_NEW_FILE, help="Write the JSON to a file, besides.")
+@click.option("--svg", type=_NEW_FILE, help="Draw the curves into a file, besides.")
+def soak(
+    minutes: float,
+    idle_flows: int,
+    active_flows: int,
+    as_json: bool,
+    output: Path | None,
+    svg: Path | None,
+) -> None:
+    """Soak: many flows for a long time, and whether memory or descriptors grow.
+
+    Idle flows are opened and left alone; active ones send 128 KiB a second and compare what
+    comes back, and every tenth time another flow begins. Flows, descriptors and memory are
+    looked at every two seconds, from before the first flow to after the last. Fails (1) where
+    memory or descriptors grow while all flows are there, where a flow breaks, an idle one does
+    not answer at the end, or something stays behind.
+
+    \b
+    Examples:
+      gateway bench soak --svg soak.svg
+      gateway bench soak --minutes 0.5 --idle-flows 500 --active-flows 20
+    """
+    from gateway.lab.bench.curves import draw
+    from gateway.lab.bench.soak import Plan, run
+
+    plan = Plan(minutes * 60, idle_flows, active_flows)
+    record = _with_progress(lambda progress: run(plan, progress))
+    if output is not None:
+        _write(output, json.dumps(record.to_json(), indent=2) + "\n")
+    if svg is not None:
+        _write(svg, draw(record))
+    if as_json:
+        print_json(record.to_json())
+    else:
+        for line in record.lines():
+            click.echo(line)
+    if problems := list(record.problems()):
+        raise GatewayError("the soak failed: " + "; ".join(problems))
 
 
 def _compare(
@@ -184,13 +238,7 @@ def _measure(
     from gateway.lab.bench.runner import run
     from gateway.lab.bench.table import render
 
-    with _progress() as progress:
-        bar = progress.add_task("", total=1.0)
-        report = run(
-            suite,
-            sizes,
-            lambda what, part: progress.update(bar, description=what, completed=part),
-        )
+    report = _with_progress(lambda progress: run(suite, sizes, progress))
     if output is not None:
         _write(output, json.dumps(report.to_json(), indent=2) + "\n")
     if svg is not None:
@@ -205,15 +253,12 @@ def _measure(
         console.print(render(report))
 
 
-def _progress() -> Progress:
-    """On standard error: standard output is for the result."""
-    return Progress(
-        TextColumn("{task.description:<50}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
+def _with_progress(work: Callable[[Callable[[str, float], None]], T]) -> T:
+    """What ``work`` returns; a bar on standard error shows how far it is."""
+    columns = (TextColumn("{task.description:<50}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=1.0)
+        return work(lambda what, part: progress.update(bar, description=what, completed=part))
 
 
 def _write(path: Path, text: str) -> None:

@@ -125,7 +125,13 @@ def _v2ray(program: str, upstream: Upstream, directory: Path) -> list[str]:
     }
     server = {"address": upstream.host, "port": upstream.port}
     outbound = {"protocol": "socks", "settings": {"servers": [server]}}
-    settings = {"log": {"loglevel": "warning"}, "inbounds": [inbound], "outbounds": [outbound]}
+    settings = {
+        "log": {"loglevel": "warning"},
+        "inbounds": [inbound],
+        "outbounds": [outbound],
+        # Else a flow stays for seconds after the server has ended it.
+        "policy": {"levels": {"0": {"uplinkOnly": 0, "downlinkOnly": 0}}},
+    }
     return [program, "-config", _write_json(directory / "v2ray.json", settings)]
 
 
@@ -163,6 +169,11 @@ PEERS: Final = (
     Peer("v2ray", _on_path("v2ray"), _v2ray, "tproxy"),
     Peer("pproxy", _on_path("pproxy"), _pproxy, "redirect"),
 )
+
+
+def missing() -> tuple[str, ...]:
+    """The names of those that it has not."""
+    return tuple(peer.name for peer in PEERS if peer.find() is None)
 
 
 def installed() -> tuple[Peer, ...]:

@@ -105,6 +105,26 @@ def test_every_latency_has_a_number() -> None:
     assert rows["first_byte_p50"]["forwarding"]["median"] >= 2 * 50
 
 
+def test_a_short_soak_is_flat(tmp_path: Path) -> None:
+    """It looks on from before the first flow to after the last, and judges what it saw."""
+    path, picture = tmp_path / "soak.json", tmp_path / "soak.svg"
+    flows = ["--idle-flows", "500", "--active-flows", "20"]
+    bench = start("soak", "--minutes", "0.1", *flows, "--output", str(path), "--svg", str(picture))
+    output, errors = bench.communicate(timeout=180)
+    record = json.loads(path.read_text())
+    assert bench.returncode == 0, (errors, record)
+    assert output.startswith("500 idle and 20 active flows")
+    first, last = record["steady"]
+    steady = record["moments"][first : last + 1]
+    assert len(steady) >= 5
+    assert all(500 < moment["flows"] <= 520 for moment in steady)
+    assert all(moment["descriptors"] > 1000 for moment in steady)
+    assert record["blocks"] > 20
+    assert record["end"]["flows"] == 0
+    assert ElementTree.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    assert not labs_of(bench.pid)
+
+
 def test_an_interrupt_leaves_nothing() -> None:
     bench = start("tcp")
     wait_until(lambda: len(labs_of(bench.pid)) > 4, "a second lab to be made")

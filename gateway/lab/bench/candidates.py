@@ -65,10 +65,7 @@ def this_gateway(
     """The gateway itself, named after what differs from the defaults."""
 
     def start(lab: Lab) -> Process:
-        outbound = {**lab.socks(UPSTREAM), "handshake": handshake, "pool": pool}
-        config = _quiet(lab.config({"to": UPSTREAM}, outbounds={UPSTREAM: outbound}))
-        if workers is not None:
-            config["inbound"] = {"workers": workers}
+        config = gateway_config(lab, workers, handshake=handshake, pool=pool)
         return lab.start_gateway(config, mode=mode).process
 
     differs: list[str] = [one for one in (mode, handshake) if one not in ("tproxy", "auto")]
@@ -79,12 +76,27 @@ def this_gateway(
     return Candidate(f"gateway ({', '.join(differs)})" if differs else "gateway", start)
 
 
+def gateway_config(
+    lab: Lab,
+    workers: int | None = None,
+    *,
+    handshake: Literal["auto", "pipelined", "strict"] = "auto",
+    pool: Literal["auto", "off"] = "auto",
+) -> dict[str, Any]:
+    """All flows go to one SOCKS5 server; what is wrong is logged and no more, as by its peers."""
+    outbound = {**lab.socks(UPSTREAM), "handshake": handshake, "pool": pool}
+    config = lab.config({"to": UPSTREAM}, outbounds={UPSTREAM: outbound})
+    if workers is not None:
+        config["inbound"] = {"workers": workers}
+    return {**config, "log": {"level": "warning"}}
+
+
 def routed(backend: Literal["nftables", "iptables"]) -> Candidate:
     """The gateway where an address rule sends the flows direct: the kernel routes them."""
 
     def start(lab: Lab) -> Process:
         rules = ({"destination": list(lab.topology.targets[TARGET]), "to": "direct"},)
-        config = _quiet(lab.config(*rules, {"to": UPSTREAM}))
+        config = {**lab.config(*rules, {"to": UPSTREAM}), "log": {"level": "warning"}}
         lab.router.sysctl("net.ipv4.ip_forward", "1")
         lab.router.sysctl("net.ipv6.conf.all.forwarding", "1")
         return lab.start_gateway(config, backend=backend).process
@@ -107,8 +119,3 @@ def other(peer: Peer) -> Candidate:
 def others() -> tuple[Candidate, ...]:
     """All peers that this machine has."""
     return tuple(map(other, peers.installed()))
-
-
-def _quiet(config: dict[str, Any]) -> dict[str, Any]:
-    """It logs what is wrong and no more, as its peers do."""
-    return {**config, "log": {"level": "warning"}}

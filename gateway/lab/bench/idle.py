@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.lab import peers
 from gateway.lab.bench.candidates import others, this_gateway
 from gateway.lab.bench.metric import Metric
-from gateway.lab.bench.rig import Rig
+from gateway.lab.bench.rig import Clients, Rig
 from gateway.lab.bench.suite import Scenario, Sizes, Suite
 
 #: A flow of this gateway has two descriptors; some peers open pipes for each at once.
@@ -29,8 +30,7 @@ _REST_S: Final = 1.0
 
 def suite(flows: int) -> Suite:
     """With as many workers of this gateway, and servers, as descriptors for ``flows`` take."""
-    workers = max(os.cpu_count() or 1, processes_for(flows, _OWN_DESCRIPTORS))
-    gateway = this_gateway(workers=workers)
+    gateway = this_gateway(workers=workers_for(flows))
     return Suite(
         "idle",
         (gateway, *others()),
@@ -38,7 +38,13 @@ def suite(flows: int) -> Suite:
         baseline=gateway.name,
         servers=processes_for(flows, 1),
         sizes=Sizes(rounds=1, idle_flows=flows),
+        missing=peers.missing(),
     )
+
+
+def workers_for(flows: int) -> int:
+    """One for each core, and more where descriptors need them."""
+    return max(os.cpu_count() or 1, processes_for(flows, _OWN_DESCRIPTORS))
 
 
 def processes_for(flows: int, descriptors: int) -> int:
@@ -51,15 +57,21 @@ def _limit() -> int:
 
 
 @contextmanager
-def idle_flows(rig: Rig, flows: int) -> Iterator[None]:
-    """Flows from both clients of the lab, each proved by a byte there and back, then silent."""
+def idle_clients(rig: Rig, flows: int) -> Iterator[tuple[Clients, Clients]]:
+    """Both clients of the lab, opening ``flows`` between them."""
     half = flows // 2
     with (
         rig.clients("idle", half) as desk,
         rig.clients("idle", flows - half, machine="kid") as kid,
     ):
-        desk.wait_established(half)
-        kid.wait_established(flows - half)
+        yield desk, kid
+
+
+@contextmanager
+def _idle_flows(rig: Rig, flows: int) -> Iterator[None]:
+    with idle_clients(rig, flows) as (desk, kid):
+        desk.wait_established(flows // 2)
+        kid.wait_established(flows - flows // 2)
         yield
 
 
@@ -67,14 +79,15 @@ def idle_flows(rig: Rig, flows: int) -> Iterator[None]:
 class Use:
     """Of all processes of a candidate."""
 
-    memory_bytes: int
+    base_bytes: int
+    own_bytes: int
     descriptors: int
 
     @classmethod
     def of(cls, rig: Rig) -> Use:
         """Now that it is at rest."""
         time.sleep(_REST_S)
-        return cls(rig.memory_bytes(), rig.descriptors())
+        return cls(rig.memory_bytes(), rig.anonymous_bytes(), rig.descriptors())
 
 
 def _measure(rig: Rig, sizes: Sizes) -> dict[str, float]:
@@ -83,16 +96,16 @@ def _measure(rig: Rig, sizes: Sizes) -> dict[str, float]:
         flows = min(flows, int(_limit() * _FILL / _PEERS_DESCRIPTORS))
     first = max(flows // _FIRST_PART, 2)
     empty = Use.of(rig)
-    with idle_flows(rig, first):
+    with _idle_flows(rig, first):
         before = Use.of(rig)
-        with idle_flows(rig, flows - first):
+        with _idle_flows(rig, flows - first):
             after = Use.of(rig)
     added = flows - first
     return {
         "idle_flows": flows,
-        "idle_flow": (after.memory_bytes - before.memory_bytes) / added / 1024,
+        "idle_flow": (after.own_bytes - before.own_bytes) / added / 1024,
         "idle_flow_fds": (after.descriptors - before.descriptors) / added,
-        "idle_base": empty.memory_bytes / (1 << 20),
+        "idle_base": empty.base_bytes / (1 << 20),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Final
 
+from gateway.lab import peers
 from gateway.lab.bench.candidates import forwarding, others, this_gateway
 from gateway.lab.bench.metric import Metric
 from gateway.lab.bench.rig import Rig
@@ -26,7 +27,13 @@ def suite() -> Suite:
         this_gateway(handshake="strict", pool="off"),
         *others(),
     )
-    return Suite("latency", candidates, (FIRST_BYTE,), wan_delay_ms=ROUND_TRIP_MS / 2)
+    return Suite(
+        "latency",
+        candidates,
+        (FIRST_BYTE,),
+        wan_delay_ms=ROUND_TRIP_MS / 2,
+        missing=peers.missing(),
+    )
 
 
 def _measure(rig: Rig, sizes: Sizes) -> dict[str, float]:

@@ -23,8 +23,8 @@ from gateway.lab.bench import usage
 from gateway.lab.bench.candidates import TARGET, UPSTREAM, Candidate
 from gateway.lab.gateway_process import ENVIRONMENT
 from gateway.lab.lab import Lab
-from gateway.lab.load import client, server
-from gateway.lab.load.counters import Counters
+from gateway.lab.load import server
+from gateway.lab.load.counters import CLIENT, Counters
 from gateway.lab.process import LabError, Process, wait_until
 
 #: Before each window: TCP's buffers grow to their size, and all clients get under way (seconds).
@@ -63,7 +63,7 @@ class Clients:
         self.process = process
 
     def read(self, name: str) -> int:
-        """One of ``gateway.lab.load.client.COUNTERS``."""
+        """One of ``gateway.lab.load.CLIENT``."""
         return self._counters.read()[name]
 
     def sample(self) -> Sample:
@@ -168,7 +168,7 @@ class Rig:
         Raises ``LabError`` where traffic went past the candidate, or connections stay.
         """
         path = self._lab.directory / f"clients{next(self._runs)}.counters"
-        counters = Counters(path, client.COUNTERS, create=True)
+        counters = Counters(path, CLIENT, create=True)
         target = self._lab.topology.targets[TARGET]
         command = [sys.executable, "-m", "gateway.lab.load.client", str(path)]
         command += [target.ipv4 if family == 4 else target.ipv6, kind, str(connections)]
@@ -204,6 +204,14 @@ class Rig:
     def descriptors(self) -> int:
         """Open files and sockets of the candidate now."""
         return 0 if self.process is None else usage.descriptors(self.process.pid)
+
+    def anonymous_bytes(self) -> int:
+        """Memory that the candidate has allocated and used."""
+        return 0 if self.process is None else usage.anonymous_bytes(self.process.pid)
+
+    def resident_bytes(self) -> int:
+        """Memory of each of the candidate's processes, shared or not."""
+        return 0 if self.process is None else usage.resident_bytes(self.process.pid)
 
     def memory_bytes(self) -> int:
         """Memory that the candidate has now."""

@@ -22,12 +22,16 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run found; ``failures`` says which cells are empty, and why."""
+    """What a run found; ``failures`` says which cells are empty, and why.
+
+    ``missing``: the peers that are not installed.
+    """
 
     suite: str
     sizes: Sizes
     summary: Summary
-    failures: tuple[str, ...]
+    failures: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything, with what is needed to judge it."""
@@ -44,6 +48,7 @@ class Report:
             "baseline": self.summary.baseline,
             "rows": self.summary.to_json(),
             "failures": list(self.failures),
+            "missing": list(self.missing),
         }
 
 
@@ -76,7 +81,7 @@ def run(suite: Suite, sizes: Sizes, progress: Progress) -> Report:
         progress("removing the labs", 1)
     names = tuple(candidate.name for candidate in suite.candidates)
     summary = summarise(suite.metrics, names, suite.baseline, measured)
-    return Report(suite.name, sizes, summary, tuple(failures))
+    return Report(suite.name, sizes, summary, tuple(failures), suite.missing)
 
 
 def _schedule(suite: Suite, sizes: Sizes) -> Iterator[tuple[int, Scenario]]:

@@ -43,7 +43,8 @@ class Scenario:
 class Suite:
     """``gateway bench NAME``. Ratios are to the candidate ``baseline``.
 
-    ``wan_delay_ms`` and ``servers`` as of ``Rig``; ``sizes`` unless others are chosen.
+    ``wan_delay_ms`` and ``servers`` as of ``Rig``; ``sizes`` unless others are chosen;
+    ``missing``: who would be compared, too, were they installed.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Suite:
     wan_delay_ms: float = 0
     servers: int = 1
     sizes: Sizes = Sizes()
+    missing: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -66,6 +68,7 @@ class Suite:
         """
         chosen = replace(
             self,
+            missing=tuple(name for name in self.missing if _named(name, candidates)),
             candidates=tuple(
                 one
                 for one in self.candidates

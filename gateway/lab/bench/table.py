@@ -29,7 +29,10 @@ def render(report: Report) -> RenderableType:
         "proxy's processes."
     )
     failures = [Text(f"failed: {failure}", style="red") for failure in report.failures]
-    return Group(table, Text(legend, style="dim"), *failures)
+    notes = [legend]
+    if report.missing:
+        notes.append(f"Not installed: {', '.join(report.missing)}.")
+    return Group(table, *(Text(note, style="dim") for note in notes), *failures)
 
 
 def _cell(cell: Cell | None) -> Text:

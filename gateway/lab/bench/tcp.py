@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Final
 
+from gateway.lab import peers
 from gateway.lab.bench.bulk import bulk
 from gateway.lab.bench.candidates import forwarding, others, this_gateway
 from gateway.lab.bench.metric import Metric
@@ -29,6 +30,7 @@ def suite(*, redirect: bool) -> Suite:
             bulk("upload", 8),
             EXCHANGE,
         ),
+        missing=peers.missing(),
     )
 
 

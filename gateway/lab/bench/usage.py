@@ -37,6 +37,14 @@ def memory_bytes(pid: int) -> int:
     return sum(_rollup_bytes(each, "Pss") for each in processes(pid))
 
 
+def anonymous_bytes(pid: int) -> int:
+    """Heaps and stacks: what others share, or cease to, does not change it.
+
+    Raises ``OSError`` when the process has ended.
+    """
+    return sum(_rollup_bytes(each, "Pss_Anon") for each in processes(pid))
+
+
 def resident_bytes(pid: int) -> int:
     """Resident set size: what is shared between the processes counts in each.
 
@@ -56,7 +64,7 @@ def _ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def _rollup_bytes(pid: int, field: Literal["Pss", "Rss"]) -> int:
+def _rollup_bytes(pid: int, field: Literal["Pss", "Pss_Anon", "Rss"]) -> int:
     for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) << 10

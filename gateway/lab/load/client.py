@@ -2,8 +2,10 @@
 
 ``python -m gateway.lab.load.client COUNTERS TARGET KIND COUNT`` opens COUNT connections to the
 services of ``gateway.lab.load.server`` on TARGET. KIND is ``download``, ``upload``, ``exchange``
-(a new connection for each answer; COUNT are always under way) or ``idle``. On SIGTERM it writes
-the seconds from connect(2) to the first byte of each exchange, in order, as JSON, and ends.
+(a new connection for each answer; COUNT are always under way), ``active`` (see
+``gateway.lab.load.talk``) or ``idle``, which proves its connections at the start and on each
+SIGUSR1. On SIGTERM it writes the seconds from connect(2) to the first byte of each exchange,
+in order, as JSON, and ends.
 """
 
 from __future__ import annotations
@@ -16,18 +18,23 @@ import select
 import signal
 import socket
 import time
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
 from gateway.lab.load import server
-from gateway.lab.load.counters import Counters
-
-#: What each counter of the client counts: bytes received; connections that are open to the far
-#: end; exchanges finished; exchanges that failed.
-COUNTERS: Final = ("received", "established", "exchanges", "failed")
-RECEIVED, ESTABLISHED, EXCHANGES, FAILED = range(4)
+from gateway.lab.load.counters import (
+    CLIENT,
+    ESTABLISHED,
+    EXCHANGES,
+    FAILED,
+    PROVED,
+    RECEIVED,
+    Counters,
+)
+from gateway.lab.load.talk import Talk
 
 TIMEOUT_S: Final = 10.0
 #: Idle connections are opened this many at a time: no listener's queue overflows.
@@ -74,18 +81,35 @@ class Client:
 
     def idle(self) -> None:
         """Open connections, prove each by one byte there and back, and leave them alone."""
+        signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
         kept = []
         for at in range(0, self._connections, BATCH):
-            socks = self._open(server.ECHO, min(BATCH, self._connections - at))
-            for sock in socks:
-                sock.settimeout(TIMEOUT_S)
+            batch = self._open(server.ECHO, min(BATCH, self._connections - at))
+            self._prove(batch)
+            if self._count[FAILED]:
+                raise ConnectionError("an idle connection was closed")
+            self._count[ESTABLISHED] += len(batch)
+            kept.append(batch)
+        while True:
+            signal.pause()
+            for batch in kept:
+                self._prove(batch)
+
+    def _prove(self, socks: list[socket.socket]) -> None:
+        for sock in socks:
+            sock.settimeout(TIMEOUT_S)
+            with suppress(OSError):  # which the answer tells
                 sock.send(b"?")
-            for sock in socks:
-                if not sock.recv(1):
-                    raise ConnectionError("an idle connection was closed")
-                self._count[ESTABLISHED] += 1
-            kept += socks
-        signal.pause()
+        for sock in socks:
+            try:
+                answer = sock.recv(1)
+            except OSError:
+                answer = b""
+            self._count[PROVED if answer == b"?" else FAILED] += 1
+
+    def active(self) -> None:
+        """Talk, pause, and begin anew now and then."""
+        Talk(self._count, (self._target, server.ECHO)).run(self._connections)
 
     def exchange(self) -> None:
         """Connect, ask, read the answer to its end, and begin again: a closed loop."""
@@ -163,12 +187,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="gateway.lab.load.client", description=__doc__)
     parser.add_argument("counters", type=Path)
     parser.add_argument("target")
-    parser.add_argument("kind", choices=["download", "upload", "exchange", "idle"])
+    parser.add_argument("kind", choices=["download", "upload", "exchange", "idle", "active"])
     parser.add_argument("connections", type=int)
     arguments = parser.parse_args()
     server.raise_descriptor_limit()
     signal.signal(signal.SIGTERM, _stop)
-    client = Client(Counters(arguments.counters, COUNTERS), arguments.target, arguments.connections)
+    client = Client(Counters(arguments.counters, CLIENT), arguments.target, arguments.connections)
     try:
         getattr(client, arguments.kind)()
     finally:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 BYTES = 8
+
+#: What a client counts: bytes received; connections that have been proved to be open to the far
+#: end; exchanges finished; exchanges and proofs that failed; proofs.
+CLIENT: Final = ("received", "established", "exchanges", "failed", "proved")
+RECEIVED, ESTABLISHED, EXCHANGES, FAILED, PROVED = range(5)
 
 
 class Counters:

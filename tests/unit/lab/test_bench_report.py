@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -176,6 +177,13 @@ def test_the_table_shows_medians_ratios_and_failures() -> None:
         ["bulk", "Gbit/s", "2.00", "±0%", "1.00x", "2.00", "±0%", "1.00x", "-"]
     ]
     assert lines[-1] == "failed: stuck: bulk: nothing moves"
+
+
+def test_the_table_names_the_peers_that_are_not_there() -> None:
+    out = StringIO()
+    report = replace(run("gateway"), missing=("redsocks", "v2ray"))
+    Console(file=out, width=120).print(table.render(report))
+    assert out.getvalue().splitlines()[-1] == "Not installed: redsocks, v2ray."
 
 
 def test_a_table_without_room_breaks_cells_and_loses_nothing() -> None:
