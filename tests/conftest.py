@@ -28,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail the lab tests where they cannot run, instead of skipping them",
     )
+    parser.addoption(
+        "--workers",
+        type=int,
+        help="how many workers gateways of the lab have, where tests would take one or two in turn",
+    )
 
 
 @pytest.fixture

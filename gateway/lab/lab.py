@@ -243,21 +243,23 @@ class Lab:
         *,
         backend: str | None = None,
         mode: str | None = None,
+        workers: int | None = None,
         machine: Machine | None = None,
         program: Sequence[str] = (),
         wait: bool = True,
     ) -> GatewayProcess:
         """Run the gateway on the router (or ``machine``) until it is ready.
 
-        ``backend`` and ``mode`` (``tproxy``, ``redirect``) override the configuration,
-        which must then be a mapping. ``program`` stands in for ``gateway run``, with the same
-        options. Raises ``LabError`` with its log when it ends instead.
+        ``backend``, ``mode`` (``tproxy``, ``redirect``) and ``workers`` override the
+        configuration, which must then be a mapping. ``program`` stands in for ``gateway run``,
+        with the same options. Raises ``LabError`` with its log when it ends instead.
         """
         name = f"gateway{next(self._gateways)}"
         directory = self.directory / name
         directory.mkdir(mode=0o700)
-        if backend or mode:
-            config = _with_inbound(config, backend, mode)
+        chosen = {"backend": backend, "tcp": mode, "workers": workers}
+        if overrides := {key: value for key, value in chosen.items() if value is not None}:
+            config = _with_inbound(config, overrides)
         process = GatewayProcess(machine or self.router, name, directory, config, program)
         if wait:
             process.wait_ready()
@@ -265,11 +267,9 @@ class Lab:
 
 
 def _with_inbound(
-    config: Mapping[str, Any] | str, backend: str | None, mode: str | None
+    config: Mapping[str, Any] | str, overrides: Mapping[str, object]
 ) -> dict[str, Any]:
-    """A copy of ``config`` with the given keys of ``inbound`` set."""
+    """A copy of ``config`` with these keys of ``inbound`` set."""
     if isinstance(config, str):
         raise TypeError("a configuration that is text takes no overrides")
-    chosen = {"backend": backend, "tcp": mode}
-    overrides = {key: value for key, value in chosen.items() if value is not None}
     return {**config, "inbound": {**config.get("inbound", {}), **overrides}}

@@ -87,6 +87,13 @@ def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module")
+def workers(backend: str, mode: str, pytestconfig: pytest.Config) -> int:
+    """One process that carries flows, or two: each backend and each mode meets both in turn."""
+    chosen: int | None = pytestconfig.getoption("--workers")
+    return chosen or (1 if (backend == "nftables") == (mode == "tproxy") else 2)
+
+
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
 def family(request: pytest.FixtureRequest) -> int:
     """Each address family."""

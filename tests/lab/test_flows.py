@@ -33,9 +33,11 @@ SSHD_PORT = 2222
 
 
 @pytest.fixture(scope="module")
-def gateway(module_lab: Lab, backend: str, mode: str) -> Iterator[GatewayProcess]:
+def gateway(module_lab: Lab, backend: str, mode: str, workers: int) -> Iterator[GatewayProcess]:
     """Everything goes through the SOCKS server ``home``."""
-    with running(module_lab, module_lab.config({"to": "home"}), backend=backend, mode=mode) as it:
+    with running(
+        module_lab, module_lab.config({"to": "home"}), backend=backend, mode=mode, workers=workers
+    ) as it:
         yield it
 
 

@@ -28,8 +28,10 @@ from gateway.marks import DEFAULT_TCP_PORT
 
 
 @pytest.fixture(scope="module")
-def gateway(module_lab: Lab, backend: str, mode: str) -> Iterator[GatewayProcess]:
-    with running(module_lab, module_lab.config({"to": "home"}), backend=backend, mode=mode) as it:
+def gateway(module_lab: Lab, backend: str, mode: str, workers: int) -> Iterator[GatewayProcess]:
+    with running(
+        module_lab, module_lab.config({"to": "home"}), backend=backend, mode=mode, workers=workers
+    ) as it:
         yield it
 
 

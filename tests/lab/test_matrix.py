@@ -67,7 +67,7 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gateway(servers_lab: Lab, backend: str, mode: str) -> Iterator[GatewayProcess]:
+def gateway(servers_lab: Lab, backend: str, mode: str, workers: int) -> Iterator[GatewayProcess]:
     """One gateway for all cells of a backend and mode: rules tell the servers apart."""
     lab = servers_lab
     config = lab.config(
@@ -78,7 +78,7 @@ def gateway(servers_lab: Lab, backend: str, mode: str) -> Iterator[GatewayProces
         },
     )
     config["lan"]["this_machine"] = True
-    with running(lab, config, backend=backend, mode=mode) as gateway:
+    with running(lab, config, backend=backend, mode=mode, workers=workers) as gateway:
         yield gateway
 
 

@@ -43,14 +43,14 @@ PORTS = {name: 8001 + number for number, name in enumerate(WAYS)}
 
 
 @pytest.fixture(scope="module")
-def gateway(module_lab: Lab, backend: str, mode: str) -> Iterator[GatewayProcess]:
+def gateway(module_lab: Lab, backend: str, mode: str, workers: int) -> Iterator[GatewayProcess]:
     lab = module_lab
     for prefix in (f"{SECOND[4]}/24", f"{SECOND[6]}/64"):
         lab.router.run(["ip", "address", "replace", prefix, "dev", "wan0", "preferred_lft", "0"])
     rules = [{"port": PORTS[name], "to": name} for name in WAYS]
     config = lab.config(*rules, {"to": "direct"}, outbounds=WAYS)
     config["lan"]["this_machine"] = True
-    with running(lab, config, backend=backend, mode=mode) as gateway:
+    with running(lab, config, backend=backend, mode=mode, workers=workers) as gateway:
         yield gateway
 
 

@@ -43,11 +43,11 @@ def config(lab: Lab, to: str, **inbound: Any) -> dict[str, Any]:
 
 
 def test_flows_outlive_a_reload_and_new_ones_obey_it(
-    module_lab: Lab, backend: str, mode: str
+    module_lab: Lab, backend: str, mode: str, workers: int
 ) -> None:
     """By command and by SIGHUP: a transfer and idle flows keep their outbound, new ones change."""
     lab, desk = module_lab, module_lab.client("desk")
-    inbound = {"backend": backend, "tcp": mode}
+    inbound = {"backend": backend, "tcp": mode, "workers": workers}
     with (
         running(lab, config(lab, "home", **inbound)) as gateway,
         dial(desk, target(lab, 4), serve.HTTP_PORT) as download,
@@ -70,10 +70,12 @@ def test_flows_outlive_a_reload_and_new_ones_obey_it(
         assert {flow["outbound"] for flow in gateway.flows(0)} == {"home"}
 
 
-def test_flows_outlive_their_listener(module_lab: Lab, backend: str, mode: str) -> None:
+def test_flows_outlive_their_listener(
+    module_lab: Lab, backend: str, mode: str, workers: int
+) -> None:
     """After `inbound.port` changed, old flows go on and new ones pass by the other port."""
     lab = module_lab
-    inbound = {"backend": backend, "tcp": mode}
+    inbound = {"backend": backend, "tcp": mode, "workers": workers}
     with running(lab, config(lab, "home", **inbound)) as gateway, dialled(lab) as old:
         gateway.reload(config(lab, "work", **inbound, port=OTHER_PORT))
         assert_new_flows_by(lab, "work")
@@ -95,10 +97,12 @@ def test_flows_outlive_a_change_of_the_firewall(module_lab: Lab, mode: str) -> N
         echoes(old)
 
 
-def test_a_flow_keeps_the_way_it_was_given(module_lab: Lab, backend: str, mode: str) -> None:
+def test_a_flow_keeps_the_way_it_was_given(
+    module_lab: Lab, backend: str, mode: str, workers: int
+) -> None:
     """One that the kernel routes is not taken over, nor is a relayed one let go."""
     lab, desk = module_lab, module_lab.client("desk")
-    inbound = {"backend": backend, "tcp": mode}
+    inbound = {"backend": backend, "tcp": mode, "workers": workers}
     with running(lab, config(lab, "direct", **inbound)) as gateway, dialled(lab) as routed:
         gateway.reload(config(lab, "home", **inbound))
         assert_new_flows_by(lab, "home")
@@ -137,10 +141,12 @@ def assert_new_flows_by(lab: Lab, outbound: str) -> None:
         assert peer_seen(lab.client("desk"), target(lab, family)) in upstream(lab, outbound)
 
 
-def test_a_refused_reload_changes_nothing(module_lab: Lab, backend: str, mode: str) -> None:
+def test_a_refused_reload_changes_nothing(
+    module_lab: Lab, backend: str, mode: str, workers: int
+) -> None:
     """The answer names the place in the file; the old configuration stays in force."""
     lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, 4)
-    inbound = {"backend": backend, "tcp": mode}
+    inbound = {"backend": backend, "tcp": mode, "workers": workers}
     good = config(lab, "home", **inbound)
     with running(lab, good) as gateway, listen(lab.router, "::1", OTHER_PORT):
         before = lab.router.snapshot()
@@ -163,10 +169,12 @@ def test_a_refused_reload_changes_nothing(module_lab: Lab, backend: str, mode: s
         assert peer_seen(desk, host) in upstream(lab, "home")
 
 
-def test_no_connection_is_lost_under_reloads(module_lab: Lab, backend: str, mode: str) -> None:
+def test_no_connection_is_lost_under_reloads(
+    module_lab: Lab, backend: str, mode: str, workers: int
+) -> None:
     """Every flow that begins while policies are swapped again and again is carried."""
     lab, desk = module_lab, module_lab.client("desk")
-    inbound = {"backend": backend, "tcp": mode}
+    inbound = {"backend": backend, "tcp": mode, "workers": workers}
     over = Event()
 
     def connect_on_and_on() -> int:

@@ -38,7 +38,7 @@ PORTS = {trouble: 8201 + number for number, trouble in enumerate(TROUBLES)}
 
 
 @pytest.fixture(scope="module")
-def gateway(module_lab: Lab, backend: str, mode: str) -> Iterator[GatewayProcess]:
+def gateway(module_lab: Lab, backend: str, mode: str, workers: int) -> Iterator[GatewayProcess]:
     lab = module_lab
     names = {trouble: trouble.replace(" ", "-") for trouble in TROUBLES}
     outbounds = {
@@ -50,7 +50,7 @@ def gateway(module_lab: Lab, backend: str, mode: str) -> Iterator[GatewayProcess
     neighbour = ["lladdr", "02:00:00:00:00:99", "dev", "wan0", "nud", "permanent"]
     lab.router.run(["ip", "neighbour", "replace", NOBODY, *neighbour])
     mute = listen(lab.internet, lab.topology.upstreams["home"].addresses.ipv4, MUTE_PORT)
-    with mute, running(lab, config, backend=backend, mode=mode) as gateway:
+    with mute, running(lab, config, backend=backend, mode=mode, workers=workers) as gateway:
         yield gateway
 
 
