@@ -18,6 +18,7 @@ from gateway.kernel.sockets import arrival_interface, reset_on_close
 from gateway.outbound.base import FIRST_BYTES, Attempt, Outbound
 from gateway.policy.engine import Policy
 from gateway.relay.tcp import Mover, Relay
+from gateway.sniff import stream
 from gateway.sniff.sighting import Sighting
 from gateway.sniffing import Sniffing, SniffLimits
 
@@ -154,6 +155,13 @@ class Flow:
             return self._client.recv(most, MSG_PEEK)
         except OSError:  # nothing yet, or an end of which an edge of its own tells
             return b""
+
+    def sighting(self) -> Sighting:
+        """What the client has shown by now; it stays in its socket, and travels on first."""
+        size = self._dispatcher.routing.sniff.size
+        data = self.first_bytes(size)
+        seen = stream.sighting(data)
+        return seen if len(data) < size else seen._replace(complete=True)
 
     def connected(
         self, upstream: SocketType, surplus: bytes, sent: int = 0, edges: int = UNKNOWN

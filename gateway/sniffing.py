@@ -1,7 +1,7 @@
 """Flows that wait for their client's first bytes, because their way hangs on what is in them.
 
-Nothing is taken out of a socket: it is only looked at, and travels on first. A flow costs
-one look for each piece its client sends, and a place in a queue; there is one timer for all.
+A flow costs one look for each piece that its client sends, and a place in a queue; there is
+one timer for all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
-from gateway.sniff import stream
 from gateway.sniff.sighting import Sighting
 
 #: Ports whose servers speak first: FTP, Telnet, SMTP, POP3, NNTP, IMAP, submission, MySQL,
@@ -37,18 +36,11 @@ class SniffLimits(NamedTuple):
         return any(first <= port <= last for first, last in self.ports)
 
 
-class _Wait(NamedTuple):
-    """When the wait ends (``time.monotonic``), and how many bytes are looked at."""
-
-    until: float
-    size: int
-
-
 class Talker(Protocol):
     """A flow whose client may have said something."""
 
-    def first_bytes(self, most: int) -> bytes:
-        """What the client has sent already, at most so many bytes; it stays in its socket."""
+    def sighting(self) -> Sighting:
+        """What the client has shown by now; complete, too, where enough was looked at."""
 
 
 T = TypeVar("T", bound=Talker)
@@ -66,7 +58,7 @@ class Sniffing(Generic[T]):
         self._call_later = call_later
         self._counters = counters
         self._seen = seen
-        self._waiting: dict[T, _Wait] = {}  # oldest first
+        self._waiting: dict[T, float] = {}  # and until when (time.monotonic), oldest first
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -80,20 +72,23 @@ class Sniffing(Generic[T]):
 
     def begin(self, flow: T, limits: SniffLimits) -> None:
         """Let a flow wait for what its client says."""
-        self._waiting[flow] = _Wait(time.monotonic() + limits.timeout, limits.size)
+        self._waiting[flow] = time.monotonic() + limits.timeout
         if self._timer is None:
             self._timer = self._call_later(limits.timeout, self._expire)
 
     def look(self, flow: T, *, ended: bool) -> None:
-        """Look at what a waiting client has said by now. ``ended``: it will say nothing more."""
-        size = self._waiting[flow].size
-        data = flow.first_bytes(size)
-        seen = stream.sighting(data)
-        if not (seen.complete or ended):
-            if len(data) < size:
-                return
-            self._counters["sniff_limit"] += 1
-        self._finish(flow, seen)
+        """A client has said more, or (``ended``) will say no more."""
+        seen = flow.sighting()
+        if seen.complete or ended:
+            self.learned(flow, seen)
+
+    def learned(self, flow: T, seen: Sighting) -> None:
+        """Go on with a flow by what its client has shown."""
+        self._waiting.pop(flow, None)
+        self._counters[f"sniffed_{seen.protocol or 'unknown'}"] += 1
+        if seen.ech:
+            self._counters["sniffed_ech"] += 1
+        self._seen(flow, seen)
 
     def forget(self, flow: T) -> None:
         """It has closed."""
@@ -108,16 +103,9 @@ class Sniffing(Generic[T]):
     def _expire(self) -> None:
         """Go on with those that have waited long enough, by what is there."""
         now = time.monotonic()
-        due = [(flow, wait) for flow, wait in self._waiting.items() if wait.until <= now]
-        others = [wait.until for wait in self._waiting.values() if wait.until > now]
+        due = [flow for flow, until in self._waiting.items() if until <= now]
+        others = [until for until in self._waiting.values() if until > now]
         self._timer = self._call_later(min(others) - now, self._expire) if others else None
-        for flow, wait in due:
+        for flow in due:
             self._counters["sniff_timeout"] += 1
-            self._finish(flow, stream.sighting(flow.first_bytes(wait.size)))
-
-    def _finish(self, flow: T, seen: Sighting) -> None:
-        del self._waiting[flow]
-        self._counters[f"sniffed_{seen.protocol or 'unknown'}"] += 1
-        if seen.ech:
-            self._counters["sniffed_ech"] += 1
-        self._seen(flow, seen)
+            self.learned(flow, flow.sighting())
