@@ -50,6 +50,7 @@ class DataPlane:
             plan.udp,
             plan.own,
             self._ended,
+            self._reactor.call_later,
             detect_loops=plan.detect_loops,
             flow_ids=(first_id + id_step, 2 * id_step),
         )

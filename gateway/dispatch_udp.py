@@ -7,6 +7,7 @@ may answer there. With ``nat: symmetric`` it has one for each far end, who alone
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
@@ -25,6 +26,9 @@ from gateway.kernel.udp_sockets import ErrorReport, UdpSockets, read_ends
 from gateway.outbound.base import Outbound
 from gateway.outbound.datagrams import Leg
 from gateway.relay.udp import Conversation, ReplySockets
+from gateway.sniff.sighting import Sighting
+from gateway.sniffing import Sniffing
+from gateway.sniffing_udp import MOST_WAITING, UnheardFlow
 from gateway.wire.icmp_error import IcmpError, from_wire
 
 #: So much both ways makes a conversation a stream: a call, a game, a tunnel (bytes).
@@ -127,6 +131,8 @@ class UdpFlow(Conversation):
             duration_s=(self.ended or time.monotonic()) - self.started,
             close_reason=self.reason,
             detail=self.detail,
+            name=self.facts.name or "",
+            sniffed=self.facts.sniffed or "",
         )
 
 
@@ -164,7 +170,7 @@ class Mapping:
 
     def leg_dropped(self, why: str) -> None:
         """Count it."""
-        self._desk.counters[f"udp_dropped_{why}"] += 1
+        self._desk.dropped(why)
 
     def forget_leg(self) -> None:
         """The leg has gone."""
@@ -212,6 +218,7 @@ class Datagrams:
         settings: UdpSettings,
         own: OwnTraffic,
         on_closed: Callable[[UdpFlow], None],
+        call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
         *,
         detect_loops: bool = True,
         flow_ids: tuple[int, int] = (1, 1),
@@ -234,6 +241,7 @@ class Datagrams:
         self._of_device: defaultdict[str, dict[UdpFlow, None]] = defaultdict(dict)
         self._by_ends: dict[tuple[Endpoint, Endpoint], UdpFlow] = {}
         self._refusals: deque[tuple[float, bytes]] = deque()
+        self._sniffing = Sniffing(call_later, self.counters, self._sniffed)
         self._next_id, self._id_step = flow_ids
 
     @property
@@ -263,14 +271,40 @@ class Datagrams:
         policy = self.routing.policy
         interface = interface_name(index) if policy.needs.interface else ""
         facts = FlowFacts(Protocol.UDP, source, destination, interface)
-        decision = policy.decide(facts)
-        if isinstance(decision, Undecided):
-            decision = policy.settle(facts)
+        answer = policy.decide(facts)
+        decision = policy.settle(facts) if isinstance(answer, Undecided) else answer
         if source.host in self.own.addresses and self._is_loop(source, destination):
             flow = self._flow(facts, decision, Address(split_ends(ends)[0]))
             flow.detail = "an outbound's own datagrams were diverted"
             flow.close(CloseReason.LOOP)
             return None
+        if decision is not answer and self._may_wait(destination.port):
+            unheard = self.known[ends] = UnheardFlow(self, ends, facts)
+            self._sniffing.begin(unheard, self.routing.sniff)
+            return unheard
+        return self._begin(ends, facts, decision)
+
+    def heard(self, flow: UnheardFlow, seen: Sighting) -> None:
+        """Decide a flow by its client's first datagrams, and send onward what was kept of them."""
+        self._sniffing.learned(flow, seen)
+
+    def dropped(self, why: str) -> None:
+        """Count a datagram that was left out."""
+        self.counters[f"udp_dropped_{why}"] += 1
+
+    def _may_wait(self, port: int) -> bool:
+        return self.routing.sniff.covers(port) and len(self._sniffing) < MOST_WAITING
+
+    def _sniffed(self, unheard: UnheardFlow, seen: Sighting) -> None:
+        facts = unheard.facts._replace(name=seen.name, sniffed=seen.protocol)
+        flow = self._begin(unheard.ends, facts, self.routing.policy.settle(facts))
+        unheard.onward = flow
+        for datagram in unheard.kept:
+            if flow is not None:
+                flow.up_one(self.batch, datagram)
+
+    def _begin(self, ends: bytes, facts: FlowFacts, decision: Decision) -> UdpFlow | None:
+        """A decided conversation; None where it has ended at once."""
         flow = self._flow(facts, decision, Address(split_ends(ends)[0]))
         self._know(ends, flow)
         self._open(flow, self.routing.outbounds[decision.outbound])
@@ -420,6 +454,7 @@ class Datagrams:
         """End every conversation, because the gateway ends."""
         for flow in self.live:
             flow.close(CloseReason.SHUTDOWN)
+        self._sniffing.stop()
 
     # --- what clients are told -----------------------------------------------------------------
 

@@ -85,12 +85,15 @@ class Leg:
         """Hold datagrams back until the leg is there; what is too much is dropped."""
         for slot in range(first, last):
             for datagram in batch.datagrams(slot):
-                self._waiting_bytes += len(datagram)
-                if len(self._waiting) >= WAITING or self._waiting_bytes > WAITING_BYTES:
-                    self._waiting_bytes -= len(datagram)
-                    self._owner.leg_dropped("not-ready")
-                    return
-                self._waiting.append((way, bytes(datagram)))
+                self.keep_one(way, bytes(datagram))
+
+    def keep_one(self, way: Way, datagram: bytes) -> None:
+        """The same with one."""
+        if len(self._waiting) >= WAITING or self._waiting_bytes + len(datagram) > WAITING_BYTES:
+            self._owner.leg_dropped("not-ready")
+            return
+        self._waiting_bytes += len(datagram)
+        self._waiting.append((way, datagram))
 
     def close(self) -> None:
         """Give up everything; nobody is told."""

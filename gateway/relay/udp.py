@@ -18,6 +18,9 @@ class Upward(Protocol):
     def keep(self, way: Way, batch: Batch, first: int, last: int) -> None:
         """Hold these slots back."""
 
+    def keep_one(self, way: Way, datagram: bytes) -> None:
+        """Hold one datagram back."""
+
 
 class Reply:
     """A lease of a socket that speaks as ``remote``, shared by all who hear from it."""
@@ -87,6 +90,16 @@ class Conversation:
             leg.keep(self.way, batch, first, last)
         else:
             self.bytes_up += batch.forward(sock, first, last, prefix=prefix, to=to)
+
+    def up_one(self, batch: Batch, data: bytes) -> None:
+        """Send one datagram onward."""
+        leg = self.leg
+        if leg is None:
+            return
+        if leg.sock is None:
+            leg.keep_one(self.way, data)
+        elif batch.send(leg.sock, self.way.prefix + data, self.way.to):
+            self.bytes_up += len(data)
 
     def down(self, batch: Batch, first: int, last: int, skip: int) -> None:
         """Give the client slots ``first`` up to ``last``, without their first ``skip`` bytes."""

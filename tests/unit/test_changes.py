@@ -24,6 +24,7 @@ def config(**sections: Any) -> Config:
     ("sections", "expected"),
     [
         ({}, ()),
+        ({"sniff": {"timeout": 1}}, ("sniff.timeout: 0.3 before, 1.0 now",)),
         (
             {"outbounds": {"work": {"type": "direct"}, **BASE["outbounds"]}},
             ("outbound work added",),
