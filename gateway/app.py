@@ -98,6 +98,8 @@ class Gateway:
                 tasks.create_task(self._plane.run(), name="data plane"),
                 tasks.create_task(self._reload_on_hang_up(), name="reload"),
             ]
+            if any(way.entries for way in self._assembly.ways):
+                await self._attempt(self._adopt)  # what was foreseen stands in the kernel now
             self._state = "running"
             log.info("ready", extra=logs.fields(**self._summary()))
             await self._stop.wait()
@@ -170,7 +172,7 @@ class Gateway:
         for finding in found:
             if not finding.ok and finding not in self._found:
                 log.error(
-                    "outbound is not loop-free: its flows are refused",
+                    "outbound cannot be used: its flows are refused",
                     extra=logs.fields(
                         outbound=finding.egress.outbound,
                         reason=finding.reason,
@@ -229,6 +231,8 @@ class Gateway:
                 await self._plane.adopt(blueprint(old, self._found, self._safety))
                 raise
             logs.configure(fresh.config.log.level, fresh.config.log.format)
+            if any(way.entries for way in fresh.ways):
+                found = await asyncio.to_thread(findings, fresh)
             await self._put_in_force(fresh, found)
             return ReloadReport(changes(old.config, fresh.config))
 

@@ -7,31 +7,27 @@ only computes. Call from a thread without an event loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from ipaddress import ip_address
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from gateway.config.load import load
-from gateway.config.schema import Config, DirectOutbound, Socks5Outbound
-from gateway.decision import DIRECT, REJECT
+from gateway.config.schema import Config, Socks5Outbound
 from gateway.errors import LoopError
-from gateway.kernel.guard import Egress, Finding, Outcome, prove
+from gateway.kernel import accounts
+from gateway.kernel.guard import Finding, Outcome, prove
 from gateway.kernel.probe import probe_host
 from gateway.kernel.sockets import resolve
-from gateway.marks import Mark, Marks
+from gateway.marks import Marks
 from gateway.plan.backend import choose_backend
 from gateway.plan.build import build_plan
+from gateway.plan.egress import Egress, egresses
 from gateway.plan.host import HostFacts
 from gateway.plan.model import Backend, Plan
 from gateway.policy.compile import compile_policy
 from gateway.policy.engine import Policy
 from gateway.rulesets.store import load_rule_sets
-
-#: Where the guard looks for an outbound that goes anywhere: documentation addresses, which are
-#: routed as the rest of the Internet is (RFC 5737, RFC 3849). Looked up, never sent to.
-ANYWHERE: Final = ("192.0.2.1", "2001:db8::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +56,11 @@ class Assembly:
         """How many processes carry flows: as configured, or one for each core we may use."""
         wanted = self.config.inbound.workers
         return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
+
+    @property
+    def ways(self) -> tuple[Egress, ...]:
+        """Every way out, in the order of the file."""
+        return egresses(self.config, self.host, self.upstreams)
 
     @property
     def marks(self) -> Marks:
@@ -95,18 +96,25 @@ def reassemble(old: Assembly) -> Assembly:
 def _assembly(
     path: Path, config: Config, policy: Policy, host: HostFacts, backend: Backend, reason: str
 ) -> Assembly:
-    upstreams = {
-        name: resolve(outbound.server)
+    socks = {
+        name: outbound
         for name, outbound in config.outbounds.items()
         if isinstance(outbound, Socks5Outbound)
     }
+    upstreams = {name: resolve(outbound.server) for name, outbound in socks.items()}
+    host = replace(
+        host,
+        users=accounts.users(o.uid for o in socks.values() if isinstance(o.uid, str)),
+        cgroups=accounts.control_groups(o.cgroup for o in socks.values() if o.cgroup),
+    )
     plan = build_plan(config, policy, host, backend, upstream_addresses=upstreams)
     return Assembly(path, config, policy, host, reason, plan, upstreams)
 
 
 def findings(assembly: Assembly) -> tuple[Finding, ...]:
     """Ask the kernel where each outbound's packets would go."""
-    return prove(egresses(assembly), assembly.config.inbound.port)
+    config = assembly.config
+    return prove(assembly.ways, config.inbound.port, own_diverted=config.lan.this_machine)
 
 
 def require_loop_free(found: tuple[Finding, ...]) -> None:
@@ -117,36 +125,3 @@ def require_loop_free(found: tuple[Finding, ...]) -> None:
             "; ".join(f"outbound {f.egress.outbound}: {f.reason} ({f.route})" for f in loops),
             loops[0].hint,
         )
-
-
-def egresses(assembly: Assembly) -> Iterator[Egress]:
-    """Every way out that the guard must prove, in the order of the file."""
-    mark = assembly.marks.bypass
-    for name in (DIRECT, *assembly.config.outbounds):
-        outbound = assembly.config.outbound(name)
-        if isinstance(outbound, Socks5Outbound):
-            for address in assembly.upstreams[name]:
-                device = device_for(outbound, address, assembly.host)
-                yield Egress(name, address, mark, device, port=outbound.port)
-        elif isinstance(outbound, DirectOutbound) and name != REJECT:
-            yield from _direct_egresses(name, outbound, mark)
-
-
-def _direct_egresses(name: str, outbound: DirectOutbound, mark: Mark) -> Iterator[Egress]:
-    device = outbound.interface if outbound.route != "mark" else None
-    source = None if outbound.source is None else str(outbound.source)
-    for destination in ANYWHERE:
-        if source is None or (":" in source) == (":" in destination):
-            yield Egress(name, destination, mark, device, source)
-
-
-def device_for(outbound: Socks5Outbound, address: str, host: HostFacts) -> str | None:
-    """The device to bind to: ``auto`` binds to none for a server on this machine.
-
-    A socket that is bound to an uplink cannot reach a loopback or own address: its SYN
-    leaves by the wire.
-    """
-    if outbound.route == "mark":
-        return None
-    here = ip_address(address).is_loopback or address in host.addresses
-    return None if outbound.route == "auto" and here else outbound.interface

@@ -24,8 +24,31 @@ PRIORITY_DIVERT = 8801
 PRIORITY_DIVERT_OWN = 8802
 PRIORITY_NOP = 8809
 
+#: Our own sockets that are bound to an uplink's address: to that uplink's table, or nowhere.
+PRIORITY_SOURCE = 8810
+PRIORITY_SOURCE_END = 8811
+
+#: Beside a TUN that captures: the way past it for our own sockets, which ends in ``unreachable``
+#: (a lost default route must not lead into the TUN), and then everybody else's way into it.
+PRIORITY_BYPASS_UID = 8820
+PRIORITY_BYPASS_MAIN = 8821
+PRIORITY_BYPASS_DEFAULT = 8822
+PRIORITY_BYPASS_END = 8823
+PRIORITY_NEAR = 8830
+PRIORITY_CAPTURE = 8831
+
 TABLE_TPROXY = 8801
 TABLE_TUN = 8802
+#: The first of the uplinks' tables, for ``route: source``; one for each uplink that is so used.
+TABLE_UPLINKS = 8810
+#: rt_tables of iproute2.
+TABLE_DEFAULT = 253
+TABLE_MAIN = 254
+
+#: Metrics of a route to an upstream alone, and of the ``unreachable`` one that stands behind it
+#: and takes over at once where its link goes down.
+METRIC_HOST_ROUTE = 88
+METRIC_UNREACHABLE = 8888
 
 #: ``rtm_protocol`` of every route and rule that is ours (rtnetlink(7)); found again by it alone.
 ROUTE_PROTOCOL = 0x67

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
-from ipaddress import ip_address
 
-from gateway.assembly import Assembly, device_for
+from gateway.assembly import Assembly
 from gateway.blueprint import GUARDED, Blueprint, ListenOn, Recipe, Safety
 from gateway.config.scalars import port_range
 from gateway.config.schema import DirectOutbound, RejectOutbound, Sniff, Socks5Outbound
@@ -16,8 +16,9 @@ from gateway.dispatch_udp import UdpSettings
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, Protocol
 from gateway.kernel.guard import Finding
-from gateway.kernel.sockets import SocketOptions
+from gateway.kernel.sockets import SocketOptions, family_of
 from gateway.outbound import direct, reject, socks5
+from gateway.plan.egress import Egress
 from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
 from gateway.wire.socks5 import Credentials
@@ -83,39 +84,45 @@ def _recipe(name: str, assembly: Assembly, proofs: list[Finding]) -> Recipe:
         return partial(reject.refusal, name, UpstreamFailure.REJECTED, "")
     if proofs and not any(proof.ok for proof in proofs):
         return partial(reject.refusal, name, UpstreamFailure.UNREACHABLE, proofs[0].reason)
+    usable = [proof for proof in proofs if proof.ok]
     if isinstance(settings, DirectOutbound):
-        return _direct(name, settings)
-    addresses = [proof.egress.destination for proof in proofs if proof.ok]
-    if not addresses:
+        return _direct(name, settings, proofs)
+    if not usable:
         return partial(
             reject.refusal, name, UpstreamFailure.UNREACHABLE, f"{settings.server} does not resolve"
         )
-    return _socks5(name, settings, assembly, addresses[0])
+    return _socks5(name, settings, usable[0].egress, assembly)
 
 
-def _direct(name: str, settings: DirectOutbound) -> Recipe:
-    options = SocketOptions(
-        device=settings.interface if settings.route != "mark" else None,
-        source=None if settings.source is None else str(settings.source),
-    )
+def _direct(name: str, settings: DirectOutbound, proofs: list[Finding]) -> Recipe:
     return partial(
-        direct.DirectOutbound, name, options=options, preserve_source=settings.preserve_source
+        direct.DirectOutbound,
+        name,
+        options=_options(*(proof.egress for proof in proofs)),
+        preserve_source=settings.preserve_source,
+        refused={
+            family_of(proof.egress.destination): proof.reason for proof in proofs if not proof.ok
+        },
     )
 
 
-def _socks5(name: str, settings: Socks5Outbound, assembly: Assembly, address: str) -> Recipe:
+def _options(*ways: Egress) -> SocketOptions:
+    """What the ways of one outbound ask of its sockets: the same, but for the source."""
+    if not ways:
+        return SocketOptions()
+    sources = tuple(way.source for way in ways if way.source is not None)
+    return SocketOptions(device=ways[0].device, sources=sources, netns=ways[0].netns)
+
+
+def _socks5(name: str, settings: Socks5Outbound, way: Egress, assembly: Assembly) -> Recipe:
     credentials = None
     if settings.username is not None and settings.password is not None:
         credentials = Credentials(settings.username, settings.password.get_secret_value())
     return partial(
         socks5.Socks5Outbound,
         name,
-        server=Endpoint(str(ip_address(address)), settings.port),
-        options=SocketOptions(
-            device=device_for(settings, address, assembly.host),
-            speaks_first=True,
-            fast_open=settings.fast_open,
-        ),
+        server=Endpoint(way.destination, settings.port),
+        options=replace(_options(way), speaks_first=True, fast_open=settings.fast_open),
         credentials=credentials,
         handshake=settings.handshake,
         warm=settings.pool == "auto",

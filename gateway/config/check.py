@@ -91,16 +91,47 @@ def _egress(subject: _Subject) -> Iterator[Finding]:
         path: Path = ("outbounds", name)
         if not isinstance(outbound, Socks5Outbound | DirectOutbound):
             continue
-        if outbound.route == "device" and outbound.interface is None:
-            yield Finding(
-                (*path, "route"), "a device is not named", "add `interface:` to this outbound"
-            )
+        yield from _strategy(path, outbound)
         if isinstance(outbound, DirectOutbound) and outbound.preserve_source and outbound.source:
             yield Finding(
                 (*path, "source"),
                 "the client's address is preserved, so another one cannot be bound",
                 "remove `source` or `preserve_source`",
             )
+
+
+#: What each strategy cannot do without: any one of these keys.
+_NEEDS = {
+    "device": ("interface",),
+    "source": ("interface", "source"),
+    "netns": ("netns",),
+    "uid": ("uid",),
+    "cgroup": ("cgroup",),
+}
+#: Keys that say which program or namespace is meant, each for one strategy alone.
+_SPECIAL = ("netns", "uid", "cgroup")
+
+
+def _strategy(path: Path, outbound: Socks5Outbound | DirectOutbound) -> Iterator[Finding]:
+    route = outbound.route
+    given = [key for key in _SPECIAL if getattr(outbound, key, None) is not None]
+    needed = _NEEDS.get(route, ())
+    if needed and all(getattr(outbound, key) is None for key in needed):
+        keys = " or ".join(f"`{key}:`" for key in needed)
+        yield Finding((*path, "route"), f"{route} without {keys}", f"add {keys}")
+    for key in given:
+        if route not in ("auto", key):
+            yield Finding(
+                (*path, key), f"means nothing with route: {route}", f"remove it, or `route: {key}`"
+            )
+    if route == "auto" and len(given) > 1:
+        yield Finding((*path, given[1]), f"beside {given[0]}", "keep one of the two")
+    if "netns" in given and outbound.interface is not None:
+        yield Finding(
+            (*path, "interface"),
+            "is one of this namespace, and the sockets are made in another",
+            "remove it: routing in that network namespace decides",
+        )
 
 
 def _socks_credentials(subject: _Subject) -> Iterator[Finding]:
@@ -141,13 +172,14 @@ def _socks_servers(subject: _Subject) -> Iterator[Finding]:
                     "neither an address nor a host name",
                     "write the host here and the number in `port:`",
                 )
-        if loopback and subject.config.lan.this_machine:
+        exempt = outbound.uid is not None or outbound.cgroup is not None
+        if loopback and subject.config.lan.this_machine and not exempt and not outbound.netns:
             yield Finding(
                 where,
                 "the proxy runs on this machine, and with `this_machine: true` what it sends"
                 " would be diverted to itself, for ever",
-                "set `this_machine: false`, or run the proxy on another machine or in a"
-                " network namespace of its own",
+                "say which user or control group it runs as (`uid:`, `cgroup:`), or run it in a"
+                " network namespace of its own (`netns:`)",
             )
 
 

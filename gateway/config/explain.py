@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from gateway.config.document import Document
 from gateway.config.findings import Finding, did_you_mean
-from gateway.config.scalars import INTERFACE_PATTERN, NAME_PATTERN
+from gateway.config.scalars import CGROUP_PATTERN, INTERFACE_PATTERN, NAME_PATTERN
 from gateway.config.shape import Shape
 
 _MAPPING = ("must be a mapping", "write `key: value` lines below it, or leave the key out")
@@ -43,6 +43,10 @@ _PATTERNS = {
     INTERFACE_PATTERN: (
         "not an interface's name",
         "15 characters at most, no blanks, `/` or `:`; `ip -brief link` lists them",
+    ),
+    CGROUP_PATTERN: (
+        "not a control group",
+        "write its path below /sys/fs/cgroup, such as system.slice/ssh-socks.service",
     ),
 }
 

@@ -26,6 +26,11 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$"
 #: IFNAMSIZ of <linux/if.h> is 16 with the final NUL. The kernel allows nearly every character;
 #: quotes, ``+`` and ``*`` would mean something to nft and iptables.
 INTERFACE_PATTERN = r"^[A-Za-z0-9_.-]{1,15}$"
+#: Below the root of the one hierarchy (cgroups(7)), without what nft would read otherwise.
+CGROUP_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.@:-]*(/[A-Za-z0-9_][A-Za-z0-9_.@:-]*)*$"
+#: useradd(8); the kernel keeps the last number for "nobody was asked" (``INVALID_UID``).
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII)
+_INVALID_UID = 0xFFFF_FFFF
 
 #: A label of a host name (RFC 1123 section 2.1), underscore tolerated as resolvers do.
 HOST_NAME = re.compile(
@@ -199,3 +204,12 @@ def port_range(value: int | str) -> tuple[int, int]:
     if first > last:
         raise _refuse("the range is upside down", f"did you mean {last}-{first}?")
     return first, last
+
+
+def read_user(value: object) -> int | str:
+    """A user's number or name."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _INVALID_UID:
+        return value
+    if isinstance(value, str) and _USER.fullmatch(value):
+        return value
+    raise _refuse("not a user of this machine", "write a name or a number, such as `uid: proxy`")

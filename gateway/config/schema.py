@@ -22,6 +22,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from gateway.config.scalars import (
+    CGROUP_PATTERN,
     INTERFACE_PATTERN,
     NAME_PATTERN,
     read_address,
@@ -30,6 +31,7 @@ from gateway.config.scalars import (
     read_entry,
     read_network,
     read_ports,
+    read_user,
 )
 from gateway.decision import DIRECT, REJECT
 from gateway.marks import DEFAULT_BASE, DEFAULT_TCP_PORT
@@ -63,6 +65,10 @@ Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(read_network)]
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 InterfaceName = Annotated[str, Field(pattern=INTERFACE_PATTERN)]
+Strategy = Literal["auto", "mark", "device", "source", "netns", "host_route", "uid", "cgroup"]
+ControlGroup = Annotated[str, Field(pattern=CGROUP_PATTERN)]
+#: A user of this machine, by number or name.
+User = Annotated[int | str, BeforeValidator(read_user)]
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 PortRange = Annotated[
     int | str,
@@ -223,16 +229,14 @@ class Sniff(Model):
 class _Egress(Model):
     """What every outbound that opens sockets has."""
 
-    route: Literal["auto", "mark", "device"] = Field(
-        default="auto",
-        description=(
-            "how its own packets stay out of the diversion: `mark` (fwmark), `device`"
-            " (SO_BINDTODEVICE, needs `interface`); `auto` takes device where `interface` is"
-            " given and the server is not on this machine, mark otherwise"
-        ),
-    )
     interface: InterfaceName | None = Field(
         default=None, description="leave by this interface only"
+    )
+    source: Address | None = Field(
+        default=None, description="source address to bind; must be one of this machine's"
+    )
+    netns: Name | None = Field(
+        default=None, description="network namespace (ip netns) that its sockets are made in"
     )
 
 
@@ -240,6 +244,25 @@ class Socks5Outbound(_Egress):
     """A SOCKS5 server (RFC 1928), with or without user and password (RFC 1929)."""
 
     type: Literal["socks5"]
+    route: Strategy = Field(
+        default="auto",
+        description=(
+            "as for `direct`; besides: `host_route` (a route to the server alone), and for a proxy"
+            " program on this very machine `uid` or `cgroup` (what that program sends is not"
+            " diverted); `auto` takes uid or cgroup where that key is given, and never device for"
+            " a server on this machine"
+        ),
+    )
+    uid: User | None = Field(
+        default=None, description="user that the proxy program on this machine runs as"
+    )
+    cgroup: ControlGroup | None = Field(
+        default=None,
+        description=(
+            "control group (v2) that the proxy program on this machine runs in, such as"
+            " `system.slice/ssh-socks.service`; name a slice that outlives the program"
+        ),
+    )
     server: str = Field(min_length=1, max_length=255, description="address or name of the server")
     port: Port = Field(default=1080, description="port of the server")
     username: str | None = Field(
@@ -284,8 +307,15 @@ class DirectOutbound(_Egress):
     """Straight to the destination, through this machine's own sockets."""
 
     type: Literal["direct"]
-    source: Address | None = Field(
-        default=None, description="source address to bind; must be one of this machine's"
+    route: Literal["auto", "mark", "device", "source", "netns"] = Field(
+        default="auto",
+        description=(
+            "how its own packets stay out of the diversion, and of what else takes the default"
+            " route: `mark` (fwmark), `device` (SO_BINDTODEVICE to `interface`), `source` (an"
+            " address of `interface`, or `source`, with a routing table of its own), `netns`"
+            " (sockets of another network namespace); `auto` takes netns, or device where"
+            " `interface` is given, and mark otherwise"
+        ),
     )
     preserve_source: bool = Field(
         default=False, description="the server sees the LAN client's own address"

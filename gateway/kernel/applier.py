@@ -7,7 +7,7 @@ Every change carries its inverse; an error midway takes this call's changes back
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -154,9 +154,23 @@ class Applier:
 
 def _add(wanted: tuple[_Entry, ...], installed: frozenset[_Entry]) -> Iterator[Step]:
     for entry in wanted:
-        if entry not in installed:
+        if entry in installed:
+            continue
+        before = _in_place_of(entry, installed)
+        if isinstance(entry, Route) and before is not None:
+            routes.replace(entry)
+            yield Step(routes.describe(entry, "replace"), partial(routes.replace, before))
+        else:
             routes.add([entry])
             yield Step(routes.describe(entry, "add"), partial(routes.remove, [entry]))
+
+
+def _in_place_of(entry: IpRule | Route, installed: Iterable[IpRule | Route]) -> Route | None:
+    """The route of ours that the kernel would not have beside this one."""
+    for old in installed:
+        if isinstance(entry, Route) and isinstance(old, Route) and entry.place == old.place:
+            return old
+    return None
 
 
 def _put_sets(wanted: tuple[AddressSet, ...]) -> Iterator[Step]:

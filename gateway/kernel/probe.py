@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Any, Final, Literal
 
 from pyroute2 import IPRoute
@@ -17,15 +17,19 @@ from gateway.errors import ApplyError, CapabilityError
 from gateway.kernel import iptables, libnftables, sysctl
 from gateway.kernel.iptables_worker import Request, present_tables
 from gateway.kernel.privilege import Capability, has
-from gateway.marks import CHAIN_PREFIX, ROUTE_PROTOCOL, SET_PREFIX, TAG_PREFIX
+from gateway.marks import CHAIN_PREFIX, ROUTE_PROTOCOL, SET_PREFIX, TABLE_MAIN, TAG_PREFIX
 from gateway.plan.host import DefaultRoute, Feature, HostFacts, Interface
 from gateway.plan.model import Family
 from gateway.plan.xt import XtChain, XtExtension, XtOption, XtRule, XtTable
 
 _FAMILIES: Final[dict[int, Literal["ipv4", "ipv6"]]] = {2: "ipv4", 10: "ipv6"}
 _IFF_UP = 1
-_RT_TABLE_MAIN = 254
+_IFF_NOARP = 0x80
 _RTPROT_RA = 9
+_RT_SCOPE_UNIVERSE = 0
+# IFA_F_* of <linux/if_addr.h>.
+_IFA_F_TEMPORARY = 0x01
+_IFA_FLEETING = _IFA_F_TEMPORARY | 0x08 | 0x20 | 0x40  # DADFAILED, DEPRECATED, TENTATIVE
 
 #: A rule each, in a chain that is never committed.
 _NFT_RULES = {
@@ -67,7 +71,8 @@ def probe_host(wanted: Literal["auto", "iptables", "nftables", "all"] = "all") -
         default_routes = tuple(
             _default_route(message, names)
             for family in _FAMILIES
-            for message in netlink.get_default_routes(family=family, table=_RT_TABLE_MAIN)
+            for message in netlink.get_default_routes(family=family, table=TABLE_MAIN)
+            if message["proto"] != ROUTE_PROTOCOL
         )
         first_rule = _first_foreign_rule(netlink)
     features = {"ipv6": _ipv6()}
@@ -94,17 +99,25 @@ def probe_host(wanted: Literal["auto", "iptables", "nftables", "all"] = "all") -
 
 def _interfaces(netlink: IPRoute) -> tuple[Interface, ...]:
     addresses: dict[int, list[IPv4Interface | IPv6Interface]] = {}
+    lasting: dict[int, list[IPv4Address | IPv6Address]] = {}
     for message in netlink.get_addr():
         # IFA_ADDRESS is the peer's on a point-to-point link; IPv6 has no IFA_LOCAL there.
         address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         found = ip_interface(f"{address}/{message['prefixlen']}")
         addresses.setdefault(message["index"], []).append(found)
+        flags = message.get_attr("IFA_FLAGS") or message["flags"]
+        # Secondary addresses of IPv4 have the flag that temporary ones of IPv6 have.
+        fleeting = _IFA_FLEETING if found.version == 6 else _IFA_FLEETING & ~_IFA_F_TEMPORARY
+        if not flags & fleeting and message["scope"] == _RT_SCOPE_UNIVERSE:
+            lasting.setdefault(message["index"], []).append(found.ip)
     return tuple(
         Interface(
             name=link.get_attr("IFLA_IFNAME"),
             index=link["index"],
             up=bool(link["flags"] & _IFF_UP),
             addresses=tuple(addresses.get(link["index"], ())),
+            lasting=tuple(lasting.get(link["index"], ())),
+            has_arp=not link["flags"] & _IFF_NOARP,
         )
         for link in netlink.get_links()
     )
@@ -121,6 +134,7 @@ def _default_route(message: Any, names: dict[int, str]) -> DefaultRoute:
         interface=names.get(index, ""),
         via=hop.get_attr("RTA_GATEWAY") or via.get("addr"),
         from_ra=message["proto"] == _RTPROT_RA,
+        metric=message.get_attr("RTA_PRIORITY") or 0,
     )
 
 

@@ -18,7 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from gateway.errors import ApplyError
 from gateway.marks import ROUTE_PROTOCOL, Mark
-from gateway.plan.model import Family, IpRule, Route
+from gateway.plan.model import Family, IpRule, Network, Route
 from gateway.plan.render_ip import route_line, rule_line
 
 _AF = {Family.V4: 2, Family.V6: 10}
@@ -32,6 +32,11 @@ _ACTION_NAMES = {number: name for name, number in _ACTIONS.items()}
 _KINDS = {"unicast": 1, "local": 2, "unreachable": 7}
 _KIND_NAMES = {number: name for name, number in _KINDS.items()}
 _SCOPES = {"unicast": 253, "local": 254, "unreachable": 0}
+
+_RTNH_F_ONLINK = 4
+#: What the kernel gives a route that asks for no metric (``IP6_RT_PRIO_USER``).
+_DEFAULT_METRIC = {Family.V4: 0, Family.V6: 1024}
+_SUPPRESS_NONE = 0xFFFF_FFFF
 
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
 
@@ -67,7 +72,18 @@ def add(entries: Iterable[Entry]) -> None:
     with IPRoute() as netlink:
         for entry in wanted:
             _change(netlink, "add", entry)
-        found = _read(netlink)
+        _verify(netlink, wanted)
+
+
+def replace(route: Route) -> None:
+    """Put a route in the place of ours that is there, in one step. Raises as ``add`` does."""
+    with IPRoute() as netlink:
+        _change(netlink, "replace", route)
+        _verify(netlink, (route,))
+
+
+def _verify(netlink: IPRoute, wanted: tuple[Entry, ...]) -> None:
+    found = _read(netlink)
     missing = set(wanted) - found.ip_rules - found.routes
     if missing:
         raise ApplyError(
@@ -88,7 +104,7 @@ def remove(entries: Iterable[Entry]) -> None:
 
 
 def describe(entry: Entry, verb: str) -> str:
-    """The command of ip(8) that would do the same; ``verb`` is ``add`` or ``del``."""
+    """The command of ip(8) that would do the same: ``add``, ``replace`` or ``del``."""
     return route_line(entry, verb) if isinstance(entry, Route) else rule_line(entry, verb)
 
 
@@ -130,6 +146,14 @@ def _rule_message(rule: IpRule) -> dict[str, Any]:
         message |= {"fwmark": rule.mark.value, "fwmask": rule.mark.mask}
     if rule.iif is not None:
         message["iifname"] = rule.iif
+    if rule.source is not None:
+        message["src"] = str(rule.source.network_address)
+        message["src_len"] = rule.source.prefixlen
+    if rule.uid is not None:
+        message["uid_range"] = f"{rule.uid}:{rule.uid}"
+    if rule.suppress_prefixlen is not None:
+        # Not "suppress_prefixlength", which pyroute2 ignores.
+        message["FRA_SUPPRESS_PREFIXLEN"] = rule.suppress_prefixlen
     return message
 
 
@@ -140,8 +164,13 @@ def _route_message(netlink: IPRoute, route: Route) -> dict[str, Any]:
         "dst": str(route.destination),
         "table": route.table,
         "proto": ROUTE_PROTOCOL,
-        "scope": _SCOPES[route.kind] if route.family is Family.V4 else 0,
+        "scope": _scope(route),
     }
+    if route.metric is not None:
+        message["priority"] = route.metric
+    if route.via is not None:
+        # The gateway of a default route need not be in a network of its link.
+        message |= {"gateway": route.via, "flags": _RTNH_F_ONLINK}
     if route.kind != "unreachable":
         found = netlink.link_lookup(ifname=route.device)
         if not found:
@@ -151,6 +180,12 @@ def _route_message(netlink: IPRoute, route: Route) -> dict[str, Any]:
             )
         message["oif"] = found[0]
     return message
+
+
+def _scope(route: Route) -> int:
+    if route.family is Family.V6 or route.via is not None:
+        return 0
+    return _SCOPES[route.kind]
 
 
 def _read(netlink: IPRoute) -> Installed:
@@ -169,6 +204,8 @@ def _read(netlink: IPRoute) -> Installed:
 def _rule(message: Any) -> IpRule:
     action: Any = _ACTION_NAMES.get(message["action"], "lookup")
     value = message.get_attr("FRA_FWMARK")
+    uids = message.get_attr("FRA_UID_RANGE")
+    suppressed = message.get_attr("FRA_SUPPRESS_PREFIXLEN")
     return IpRule(
         priority=message.get_attr("FRA_PRIORITY") or 0,
         family=_FAMILY[message["family"]],
@@ -177,7 +214,15 @@ def _rule(message: Any) -> IpRule:
         goto=message.get_attr("FRA_GOTO"),
         mark=None if value is None else Mark(value, message.get_attr("FRA_FWMASK") or 0xFFFF_FFFF),
         iif=message.get_attr("FRA_IIFNAME"),
+        source=_source(message),
+        uid=None if uids is None else int(str(uids).partition(":")[0]),
+        suppress_prefixlen=None if suppressed in (None, _SUPPRESS_NONE) else suppressed,
     )
+
+
+def _source(message: Any) -> Network | None:
+    address = message.get_attr("FRA_SRC")
+    return None if address is None else ip_network(f"{address}/{message['src_len']}")
 
 
 def _route(message: Any, names: dict[int, str]) -> Route:
@@ -185,10 +230,13 @@ def _route(message: Any, names: dict[int, str]) -> Route:
     destination = message.get_attr("RTA_DST")
     prefix = f"{destination}/{message['dst_len']}" if destination else _DEFAULT[family]
     kind: Any = _KIND_NAMES.get(message["type"], "unicast")
+    metric = message.get_attr("RTA_PRIORITY")
     return Route(
         family=family,
         kind=kind,
         destination=ip_network(prefix),
         device=names.get(message.get_attr("RTA_OIF"), "lo"),
         table=message.get_attr("RTA_TABLE"),
+        via=message.get_attr("RTA_GATEWAY") or (message.get_attr("RTA_VIA") or {}).get("addr"),
+        metric=None if metric in (None, _DEFAULT_METRIC[family]) else metric,
     )

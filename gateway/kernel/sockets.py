@@ -23,6 +23,7 @@ from typing import Literal
 
 from gateway.errors import CapabilityError
 from gateway.flow import Endpoint
+from gateway.kernel import netns
 from gateway.marks import Mark
 
 IP_TRANSPARENT = 19
@@ -55,15 +56,18 @@ _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK)
 class SocketOptions:
     """How an outbound's sockets leave: by device, from a source address, or as someone else.
 
-    ``transparent`` binds ``source`` even where it is not an address of this machine.
+    ``sources``: an address to bind for each family that is used; other families are refused
+    then. ``transparent`` binds it even where it is not an address of this machine. ``netns``:
+    the network namespace (of ip-netns(8)) that the sockets belong to.
     ``speaks_first``: whoever connects sends at once, so the last packet of TCP's handshake
     waits for that data and leaves with it. ``fast_open``: that data goes with the SYN, once
     the server has given us a cookie (RFC 7413).
     """
 
     device: str | None = None
-    source: str | None = None
+    sources: tuple[str, ...] = ()
     transparent: bool = False
+    netns: str | None = None
     speaks_first: bool = False
     fast_open: bool = False
 
@@ -89,9 +93,8 @@ class SocketFactory:
         no descriptors).
         """
         family = family_of(remote.host)
-        sock = SocketType(family, _STREAM)
+        sock = self.open(family, socket.SOCK_STREAM, options)
         try:
-            self.prepare(sock, family, options)
             _set_stream_options(sock)
             code = sock.connect_ex(remote)
             if code and code not in _IN_PROGRESS:
@@ -101,8 +104,22 @@ class SocketFactory:
             raise
         return sock
 
-    def prepare(self, sock: SocketType, family: int, options: SocketOptions) -> None:
-        """Mark a fresh socket and have it leave as ``options`` say. Raises ``OSError``."""
+    def open(self, family: int, kind: int, options: SocketOptions, protocol: int = 0) -> SocketType:
+        """A non-blocking socket that leaves as ``options`` say. Raises ``OSError``."""
+        kind |= socket.SOCK_NONBLOCK
+        if options.netns is None:
+            sock = SocketType(family, kind, protocol)
+        else:
+            with netns.entered(options.netns):
+                sock = SocketType(family, kind, protocol)
+        try:
+            self._prepare(sock, family, options)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _prepare(self, sock: SocketType, family: int, options: SocketOptions) -> None:
         # The mark first: from here on no packet of this socket can be diverted.
         if self._mark is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark.value)
@@ -110,13 +127,14 @@ class SocketFactory:
             sock.setsockopt(
                 socket.SOL_SOCKET, socket.SO_BINDTODEVICE, options.device.encode() + b"\0"
             )
-        if options.source is not None:
+        if options.sources:
+            source = _source(options.sources, family)
             if options.transparent:
                 set_transparent(sock, family)
             if sock.type == socket.SOCK_STREAM:
                 # The port is chosen at connect(2): many flows may share a source port.
                 sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-            sock.bind((options.source, 0))
+            sock.bind((source, 0))
         if options.speaks_first:
             # On a socket that connects: send no ACK by itself (tcp_rcv_synsent_state_process of
             # net/ipv4/tcp_input.c). Without data the kernel still sends it, 0.2 s later.
@@ -125,6 +143,14 @@ class SocketFactory:
             # Refused where net.ipv4.tcp_fastopen lacks bit 0; then it is an ordinary connect.
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+
+
+def _source(sources: tuple[str, ...], family: int) -> str:
+    for source in sources:
+        if family_of(source) == family:
+            return source
+    # An unbound socket would take a way that nobody asked for.
+    raise OSError(errno.EADDRNOTAVAIL, "no source address of this family to bind")
 
 
 def resolve(host: str) -> tuple[str, ...]:

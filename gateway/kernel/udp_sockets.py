@@ -135,13 +135,13 @@ class UdpSockets:
         ICMP errors are told by its error queue (``read_errors``). Raises ``OSError`` as
         socket(2), bind(2) and connect(2) do.
         """
-        sock = self._marked(family, socket.SOCK_DGRAM, 0, options)
+        sock = self._factory.open(family, socket.SOCK_DGRAM, options)
         try:
             _set_queues(sock, QUEUE)
             if remote is not None:
                 sock.connect(remote)
             else:
-                if options.source is None:
+                if not options.sources:
                     sock.bind(("", 0))
                 if family == socket.AF_INET6:
                     sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
@@ -159,7 +159,7 @@ class UdpSockets:
         ``OSError`` as bind(2) does.
         """
         family = family_of(remote.host)
-        sock = self._marked(family, socket.SOCK_DGRAM, 0, SocketOptions())
+        sock = self._factory.open(family, socket.SOCK_DGRAM, SocketOptions())
         try:
             set_transparent(sock, family)
             # Each worker may have one for the same address.
@@ -178,19 +178,10 @@ class UdpSockets:
         """
         family = family_of(source)
         protocol = socket.IPPROTO_ICMPV6 if family == socket.AF_INET6 else socket.IPPROTO_ICMP
-        sock = self._marked(family, socket.SOCK_RAW, protocol, SocketOptions())
+        sock = self._factory.open(family, socket.SOCK_RAW, SocketOptions(), protocol)
         try:
             set_transparent(sock, family)
             sock.bind((source, 0))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def _marked(self, family: int, kind: int, protocol: int, options: SocketOptions) -> SocketType:
-        sock = SocketType(family, kind | socket.SOCK_NONBLOCK, protocol)
-        try:
-            self._factory.prepare(sock, family, options)
         except BaseException:
             sock.close()
             raise

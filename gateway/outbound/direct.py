@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.datagrams import Batch
 from gateway.kernel.reactor import Reactor
-from gateway.kernel.sockets import SocketFactory, SocketOptions
+from gateway.kernel.sockets import SocketFactory, SocketOptions, family_of
 from gateway.kernel.udp_sockets import UdpSockets
 from gateway.outbound.base import Attempt, ConnectAttempt, Requester, open_socket
 from gateway.outbound.datagrams import Leg, LegOwner
@@ -20,7 +23,8 @@ class DirectOutbound:
     """Connects where the client wanted to.
 
     ``preserve_source``: from the client's own address (with a port of ours: with the
-    client's port, conntrack would take both legs for one connection).
+    client's port, conntrack would take both legs for one connection). ``refused``: address
+    families (``AF_INET``, ``AF_INET6``) that have no way out now, and why.
     """
 
     name: str
@@ -28,13 +32,18 @@ class DirectOutbound:
     factory: SocketFactory
     options: SocketOptions
     preserve_source: bool = False
+    refused: Mapping[int, str] = field(default_factory=dict)
     by_name: ClassVar = False
 
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to connect to the flow's destination."""
+        refusal = self.refused.get(family_of(facts.destination.host))
+        if refusal is not None:
+            requester.failed(UpstreamFailure.UNREACHABLE, refusal)
+            return None
         options = self.options
         if self.preserve_source:
-            options = replace(options, source=facts.source.host, transparent=True)
+            options = replace(options, sources=(facts.source.host,), transparent=True)
         sock = open_socket(self.factory, facts.destination, options, requester)
         if sock is None:
             return None
@@ -47,9 +56,12 @@ class DirectOutbound:
 
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg:
         """A socket of this machine. Raises ``OSError`` where there can be none."""
+        refusal = self.refused.get(family)
+        if refusal is not None:
+            raise OSError(errno.ENETUNREACH, refusal)
         options = self.options
         if self.preserve_source:
-            options = replace(options, source=client.host, transparent=True)
+            options = replace(options, sources=(client.host,), transparent=True)
         sockets = UdpSockets(self.factory)
         return DirectLeg(self.reactor, batch, owner, sockets, family, options)
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from types import MappingProxyType
 from typing import Final
 
-from gateway.config.schema import Address, Config, DirectOutbound, Socks5Outbound
+from gateway.config.schema import Config, DirectOutbound, Socks5Outbound
 from gateway.marks import Marks
 from gateway.plan import chains, routing
 from gateway.plan.chains import Shape
+from gateway.plan.egress import Egress, egresses, entries, server_addresses
 from gateway.plan.host import HostFacts
-from gateway.plan.model import AddressSet, Backend, Chain, Family, Goto, InSet, Network, Plan
+from gateway.plan.model import (
+    AddressSet,
+    Backend,
+    Chain,
+    Family,
+    Goto,
+    InControlGroup,
+    InSet,
+    IpRule,
+    Network,
+    OwnedBy,
+    Plan,
+    Route,
+)
 from gateway.plan.policy_rules import address_sets, of_family, placement, policy_chain, prefix_lists
 from gateway.policy.engine import Policy
 
@@ -34,11 +47,13 @@ def build_plan(
     ``upstream_addresses``: what the names of SOCKS servers resolve to, by outbound; servers
     given by address need no entry. IPv6 is planned only where the host has it.
     """
-    shape = _shape(config, policy, host, upstream_addresses)
+    ways = egresses(config, host, upstream_addresses)
+    needed = entries(ways)
+    shape = _shape(config, policy, host, upstream_addresses, _programs(ways, host))
     policies = _policies(config, policy, shape)
     used = {r.verdict.chain for c in policies for r in c.rules if isinstance(r.verdict, Goto)}
-    ways = ((chains.DIVERT, shape.marks.divert), (chains.DIVERT_OWN, shape.marks.divert_own))
-    diverted = tuple(mark for name, mark in ways if name in used)
+    answers = ((chains.DIVERT, shape.marks.divert), (chains.DIVERT_OWN, shape.marks.divert_own))
+    diverted = tuple(mark for name, mark in answers if name in used)
     accept = diverted if config.inbound.host_firewall == "allow" else ()
     planned = [
         *chains.prerouting(shape),
@@ -53,16 +68,37 @@ def build_plan(
         backend=backend,
         chains=tuple(_for_families(chain, shape.families) for chain in planned),
         sets=_sets(policy, shape, planned),
-        ip_rules=routing.ip_rules(shape, host),
-        routes=routing.routes(shape),
+        ip_rules=(
+            *routing.ip_rules(shape, host),
+            *(entry for entry in needed if isinstance(entry, IpRule)),
+        ),
+        routes=(
+            *routing.routes(shape),
+            *(entry for entry in needed if isinstance(entry, Route)),
+        ),
         sysctls=routing.sysctls(config.lan, host),
         accept_input=accept,
         placements=tuple(placement(rule, config) for rule in policy.rules),
     )
 
 
+def _programs(ways: Iterable[Egress], host: HostFacts) -> tuple[OwnedBy | InControlGroup, ...]:
+    """The proxy programs on this machine whose own traffic is not diverted, each once."""
+    found: list[OwnedBy | InControlGroup] = []
+    for way in ways:
+        if way.uid is not None:
+            found.append(OwnedBy(way.uid))
+        if way.cgroup is not None:
+            found.append(InControlGroup(way.cgroup, host.cgroups[way.cgroup]))
+    return tuple(dict.fromkeys(found))
+
+
 def _shape(
-    config: Config, policy: Policy, host: HostFacts, resolved: Mapping[str, tuple[str, ...]]
+    config: Config,
+    policy: Policy,
+    host: HostFacts,
+    resolved: Mapping[str, tuple[str, ...]],
+    programs: tuple[OwnedBy | InControlGroup, ...],
 ) -> Shape:
     families = (Family.V4, Family.V6) if host.has("ipv6") else (Family.V4,)
     outbounds = [config.outbound(rule.outbound) for rule in policy.rules]
@@ -78,6 +114,7 @@ def _shape(
         upstreams={f: members for f in families if (members := of_family(upstreams, f))},
         udp=config.inbound.udp == "tproxy",
         preserve_source=any(isinstance(o, DirectOutbound) and o.preserve_source for o in outbounds),
+        programs=programs,
     )
 
 
@@ -119,17 +156,10 @@ def _lan_upstreams(
         address
         for name, outbound in config.outbounds.items()
         if isinstance(outbound, Socks5Outbound)
-        for address in _addresses(resolved.get(name, (outbound.server,)))
+        for address in map(ip_address, server_addresses(name, outbound, resolved))
     ]
     inside = {a for a in addresses if any(a in network for network in lan)}
     return [ip_network(a) for a in sorted(inside, key=str)]
-
-
-def _addresses(hosts: Iterable[str]) -> Iterator[Address]:
-    """Those that are addresses; a name is resolved by the caller or not at all."""
-    for host in hosts:
-        with suppress(ValueError):
-            yield ip_address(host)
 
 
 def _for_families(chain: Chain, families: tuple[Family, ...]) -> Chain:

@@ -32,6 +32,7 @@ from gateway.plan.model import (
     Family,
     Goto,
     Hook,
+    InControlGroup,
     InInterface,
     InSet,
     Jump,
@@ -39,6 +40,7 @@ from gateway.plan.model import (
     Match,
     Network,
     NftRule,
+    OwnedBy,
     Ports,
     Redirect,
     Reject,
@@ -80,6 +82,7 @@ class Shape:
     ``lan``: interfaces whose traffic is diverted; ``own``: this machine's too.
     ``upstreams``: SOCKS servers that live in the LAN, by family. ``preserve_source``: some
     outbound uses its client's address, so replies to it must come to our sockets.
+    ``programs``: whose own traffic is left alone, proxies on this machine that we use.
     """
 
     marks: Marks
@@ -92,6 +95,7 @@ class Shape:
     upstreams: dict[Family, tuple[Network, ...]]
     preserve_source: bool = False
     udp: bool = False
+    programs: tuple[OwnedBy | InControlGroup, ...] = ()
 
     @property
     def shortcut(self) -> bool:
@@ -159,6 +163,7 @@ def output(shape: Shape) -> list[Chain]:
         rules.insert(0, NftRule("carried", carried, (_UDP, MarkIs(shape.marks.bypass))))
     if not shape.own:
         return [_base("output", "output", "mangle", rules)] if shape.udp else []
+    rules += [NftRule(f"program-{n}", Accept(), (who,)) for n, who in enumerate(shape.programs)]
     if Family.V6 in shape.families:
         # A rule that rejects everything must not cut this machine off from its neighbours.
         rules.append(NftRule("discovery", Return(), (_ICMP, Untracked()), Family.V6))

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network interface of this machine."""
+    """A network interface of this machine.
+
+    ``lasting``: of its addresses those to send from, neither link-local nor tentative,
+    deprecated or temporary (RFC 8981). ``has_arp`` False: what is sent by it needs no gateway.
+    """
 
     name: str
     index: int
     up: bool
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
+    lasting: tuple[IPv4Address | IPv6Address, ...] = ()
+    has_arp: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,7 @@ class DefaultRoute:
     interface: str
     via: str | None = None
     from_ra: bool = False
+    metric: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,7 @@ class HostFacts:
     (python-iptables works), ``iptables-tproxy``, ``ipset``, ``ipv6``. ``sysctls`` by
     dotted name, only those that exist. ``first_rule``: the lowest priority among the ip rules
     of others, those of priority 0 (the table ``local``) left out; None where there is none.
+    ``users`` and ``cgroups``: numbers of those that the configuration names and that exist.
     """
 
     interfaces: tuple[Interface, ...] = ()
@@ -50,6 +58,8 @@ class HostFacts:
     features: dict[str, Feature] = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
     first_rule: int | None = None
+    users: dict[str, int] = field(default_factory=dict)
+    cgroups: dict[str, int] = field(default_factory=dict)
 
     @property
     def addresses(self) -> frozenset[str]:

@@ -105,6 +105,25 @@ class TransparentSocket:
     """A transparent socket takes this packet (TCP), other than a wildcard listener."""
 
 
+@dataclass(frozen=True, slots=True)
+class OwnedBy:
+    """Sent by a process of this user (output hook only)."""
+
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class InControlGroup:
+    """Sent by a process of this control group (v2), by its path below the root (output hook only).
+
+    ``number`` is the group's own: one that was made anew under the same path is another group,
+    which a rule for the old one does not match.
+    """
+
+    path: str
+    number: int
+
+
 Match = (
     InInterface
     | Transport
@@ -116,6 +135,8 @@ Match = (
     | ReplyDirection
     | Untracked
     | TransparentSocket
+    | OwnedBy
+    | InControlGroup
 )
 
 
@@ -259,7 +280,10 @@ class AddressSet:
 
 @dataclass(frozen=True, slots=True)
 class IpRule:
-    """A policy-routing rule (ip-rule(8)), tagged with our protocol number."""
+    """A policy-routing rule (ip-rule(8)), tagged with our protocol number.
+
+    ``suppress_prefixlen``: a route that was found counts only if its prefix is longer.
+    """
 
     priority: int
     family: Family
@@ -268,17 +292,30 @@ class IpRule:
     goto: int | None = None
     mark: Mark | None = None
     iif: str | None = None
+    source: Network | None = None
+    uid: int | None = None
+    suppress_prefixlen: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route (ip-route(8)), tagged with our protocol number."""
+    """A route (ip-route(8)), tagged with our protocol number.
+
+    ``metric`` None: the kernel's own choice.
+    """
 
     family: Family
     kind: Literal["local", "unicast", "unreachable"]
     destination: Network
     device: str
     table: int
+    via: str | None = None
+    metric: int | None = None
+
+    @property
+    def place(self) -> tuple[Family, Network, int, int | None]:
+        """What the kernel has only one route for."""
+        return self.family, self.destination, self.table, self.metric
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,22 +21,31 @@ def render_ip(plan: Plan) -> str:
 def rule_line(rule: IpRule, verb: str) -> str:
     """``ip rule VERB ...`` (ip-rule(8)); ``verb`` is ``add`` or ``del``."""
     words = ["ip", _OPTION[rule.family], "rule", verb, "priority", str(rule.priority)]
+    if rule.source is not None:
+        words += ["from", str(rule.source)]
     if rule.iif is not None:
         words += ["iif", rule.iif]
     if rule.mark is not None:
         words += ["fwmark", str(rule.mark)]
+    if rule.uid is not None:
+        words += ["uidrange", f"{rule.uid}-{rule.uid}"]
     words += ["protocol", f"{ROUTE_PROTOCOL:#x}", rule.action]
     target = rule.table if rule.action == "lookup" else rule.goto
     if target is not None:
         words.append(str(target))
+    if rule.suppress_prefixlen is not None:
+        words += ["suppress_prefixlength", str(rule.suppress_prefixlen)]
     return " ".join(words)
 
 
 def route_line(route: Route, verb: str) -> str:
-    """``ip route VERB ...`` (ip-route(8)); ``verb`` is ``add`` or ``del``."""
+    """``ip route VERB ...`` (ip-route(8)): ``add``, ``replace`` or ``del``."""
+    via = f" via {route.via}" if route.via else ""
+    onlink = " onlink" if route.via and verb != "del" else ""
+    metric = f" metric {route.metric}" if route.metric is not None else ""
     return (
-        f"ip {_OPTION[route.family]} route {verb} {route.kind} {route.destination}"
-        f" dev {route.device} table {route.table} proto {ROUTE_PROTOCOL:#x}"
+        f"ip {_OPTION[route.family]} route {verb} {route.kind} {route.destination}{via}"
+        f" dev {route.device}{onlink} table {route.table} proto {ROUTE_PROTOCOL:#x}{metric}"
     )
 
 

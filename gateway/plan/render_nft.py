@@ -18,12 +18,14 @@ from gateway.plan.model import (
     Family,
     Goto,
     Hook,
+    InControlGroup,
     InInterface,
     InSet,
     Jump,
     MarkIs,
     Match,
     NftRule,
+    OwnedBy,
     Plan,
     Ports,
     Redirect,
@@ -100,7 +102,7 @@ def _rule(rule: NftRule) -> str:
     return " ".join([*parts, _verdict(rule.verdict, rule.family), f'comment "{rule.tag}"'])
 
 
-def _match(match: Match, family: Family | None) -> str:
+def _match(match: Match, family: Family | None) -> str:  # noqa: C901 - one case for each match
     match match:
         case InInterface(names):
             quoted = (f'"{name}"' for name in names)
@@ -126,6 +128,10 @@ def _match(match: Match, family: Family | None) -> str:
             # A listener on the wildcard address is another program's: it would take from the
             # LAN all connections to its port, wherever they go.
             return "socket transparent 1 socket wildcard 0"
+        case OwnedBy(uid):
+            return f"meta skuid {uid}"
+        case InControlGroup(path):
+            return f'socket cgroupv2 level {path.count("/") + 1} "{path}"'
         case _:
             assert_never(match)
 

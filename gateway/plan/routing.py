@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 from gateway.config.schema import Lan
 from gateway.marks import (
+    METRIC_UNREACHABLE,
+    PRIORITY_BYPASS_DEFAULT,
+    PRIORITY_BYPASS_END,
+    PRIORITY_BYPASS_MAIN,
+    PRIORITY_BYPASS_UID,
+    PRIORITY_CAPTURE,
     PRIORITY_DIVERT,
     PRIORITY_DIVERT_OWN,
     PRIORITY_FIRST,
+    PRIORITY_NEAR,
     PRIORITY_NOP,
+    PRIORITY_SOURCE_END,
     PRIORITY_VALIDATE,
+    TABLE_DEFAULT,
+    TABLE_MAIN,
     TABLE_TPROXY,
+    TABLE_TUN,
+    Marks,
 )
 from gateway.plan.chains import EVERYTHING, Shape
 from gateway.plan.host import HostFacts
-from gateway.plan.model import IpRule, Route, Sysctl
+from gateway.plan.model import Family, IpRule, Network, Route, Sysctl
 
 
 def ip_rules(shape: Shape, host: HostFacts) -> tuple[IpRule, ...]:
@@ -26,7 +41,7 @@ def ip_rules(shape: Shape, host: HostFacts) -> tuple[IpRule, ...]:
     if not _needs_local_table(shape):
         return ()
     divert, own = shape.marks.divert, shape.marks.divert_own
-    down = _shift(host)
+    down = shift(host)
     end = PRIORITY_NOP - down
     rules = []
     for family in shape.families:
@@ -41,11 +56,11 @@ def ip_rules(shape: Shape, host: HostFacts) -> tuple[IpRule, ...]:
     return tuple(rules)
 
 
-def _shift(host: HostFacts) -> int:
+def shift(host: HostFacts) -> int:
     """By how much the ladder stands below its priorities, so that it ends before all others."""
-    if host.first_rule is None or host.first_rule > PRIORITY_NOP:
+    if host.first_rule is None or host.first_rule > PRIORITY_SOURCE_END:
         return 0
-    height = PRIORITY_NOP - PRIORITY_FIRST
+    height = PRIORITY_SOURCE_END - PRIORITY_FIRST
     return PRIORITY_FIRST - max(1, host.first_rule - height - 1)
 
 
@@ -54,6 +69,58 @@ def routes(shape: Shape) -> tuple[Route, ...]:
     if not _needs_local_table(shape):
         return ()
     return tuple(Route(f, "local", EVERYTHING[f], "lo", TABLE_TPROXY) for f in shape.families)
+
+
+def capture_rules(
+    family: Family, marks: Marks, uids: Iterable[int] = (), *, past_main: bool = True
+) -> tuple[IpRule, ...]:
+    """The ladder around a TUN that takes the default route, from ``TABLE_TUN``.
+
+    Our own sockets, and the programs of ``uids``, take the main table or nothing: without the
+    ``unreachable`` rung, a lost default route would lead them into the TUN. Everybody else
+    keeps the connected and static routes (``past_main``) and takes the TUN for the rest. It
+    stands at its own priorities, after the rules of VPNs that know their destinations.
+    """
+    bypass = marks.bypass
+    rules = []
+    for uid in uids:
+        rules += [IpRule(PRIORITY_BYPASS_UID, family, "lookup", table=TABLE_MAIN, uid=uid)]
+    rules += [
+        IpRule(PRIORITY_BYPASS_MAIN, family, "lookup", table=TABLE_MAIN, mark=bypass),
+        IpRule(PRIORITY_BYPASS_DEFAULT, family, "lookup", table=TABLE_DEFAULT, mark=bypass),
+        IpRule(PRIORITY_BYPASS_END, family, "unreachable", mark=bypass),
+    ]
+    for uid in uids:
+        rules += [IpRule(PRIORITY_BYPASS_END, family, "unreachable", uid=uid)]
+    if past_main:
+        near = IpRule(PRIORITY_NEAR, family, "lookup", table=TABLE_MAIN, suppress_prefixlen=0)
+        rules.append(near)
+    rules.append(IpRule(PRIORITY_CAPTURE, family, "lookup", table=TABLE_TUN))
+    return tuple(rules)
+
+
+def capture_routes(
+    family: Family, device: str, capture: Literal["suppress", "split_default"], *, closed: bool
+) -> tuple[Route, ...]:
+    """How everything is routed into the TUN ``device``.
+
+    ``suppress``: a default route of ``TABLE_TUN``, for ``capture_rules``. ``split_default``:
+    two halves in the main table, longer than the default route, which stays as it is; own
+    sockets then need a strategy of their own, since a mark leads to the same table. ``closed``:
+    where the device goes away, what it took is refused, not routed as before.
+    """
+    if capture == "suppress":
+        prefixes: tuple[Network, ...] = (EVERYTHING[family],)
+        table = TABLE_TUN
+    else:
+        prefixes, table = tuple(EVERYTHING[family].subnets()), TABLE_MAIN
+    routes = [Route(family, "unicast", prefix, device, table) for prefix in prefixes]
+    if closed:
+        routes += [
+            Route(family, "unreachable", prefix, "lo", table, metric=METRIC_UNREACHABLE)
+            for prefix in prefixes
+        ]
+    return tuple(routes)
 
 
 def sysctls(lan: Lan, host: HostFacts) -> tuple[Sysctl, ...]:

@@ -24,12 +24,14 @@ from gateway.plan.model import (
     Drop,
     Family,
     Goto,
+    InControlGroup,
     InInterface,
     InSet,
     Jump,
     MarkIs,
     Match,
     NftRule,
+    OwnedBy,
     Plan,
     Ports,
     Redirect,
@@ -185,7 +187,7 @@ def _with(rule: XtRule, part: _Part) -> XtRule:
             return replace(rule, destination=value)
 
 
-def _alternatives(match: Match, family: Family) -> list[_Part]:
+def _alternatives(match: Match, family: Family) -> list[_Part]:  # noqa: C901 - one case for each match
     """What one match becomes: any one of these, each in a rule of its own."""
     match match:
         case InInterface(names):
@@ -210,6 +212,10 @@ def _alternatives(match: Match, family: Family) -> list[_Part]:
         case TransparentSocket():
             # Without --nowildcard, listeners on the wildcard address are left out.
             return [_extension("socket", "transparent")]
+        case OwnedBy(uid):
+            return [_extension("owner", "uid-owner", str(uid))]
+        case InControlGroup(path):
+            return [_extension("cgroup", "path", path)]
         case _:
             assert_never(match)
 

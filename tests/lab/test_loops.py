@@ -198,7 +198,7 @@ def test_a_rule_that_makes_a_loop_at_run_time_stops_the_outbound(lab: Lab) -> No
         assert peer_seen(desk, host) in upstream(lab, "home")
         leading_home(lab, "add")
         wait_until(lambda: not health(gateway)["home"]["ok"], "the guard to see the rule")
-        assert any("outbound is not loop-free" in line for line in gateway.log)
+        assert any("outbound cannot be used" in line for line in gateway.log)
         assert "listener" in reset_flow(gateway, desk, host)["detail"]
         leading_home(lab, "del")
         wait_until(lambda: health(gateway)["home"]["ok"], "the guard to see that it went")

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from gateway.assembly import Assembly
 from gateway.config.schema import Config
-from gateway.kernel.guard import Egress, Finding, Outcome
+from gateway.kernel.guard import Finding, Outcome
 from gateway.plan.build import build_plan
+from gateway.plan.egress import Egress
 from gateway.plan.host import HostFacts
 from gateway.plan.model import Backend
 from gateway.policy.compile import compile_policy

@@ -5,10 +5,15 @@ from dataclasses import replace
 
 import pytest
 
+from gateway.config.schema import Config
+from gateway.kernel import routes
 from gateway.kernel.applier import Applier
-from gateway.kernel.guard import Egress, Finding, Outcome, prove
+from gateway.kernel.guard import Finding, Outcome, prove
+from gateway.kernel.probe import probe_host
 from gateway.marks import Marks
-from gateway.plan.model import Backend
+from gateway.plan import routing
+from gateway.plan.egress import Egress, egresses
+from gateway.plan.model import Backend, Family
 
 from .namespace import Namespace
 from .plans import plan
@@ -89,6 +94,85 @@ def test_device(diverting: Namespace) -> None:
 
     gone = ask(diverting, replace(by_wan, device="wg9"))
     assert (gone.outcome, gone.route) == (Outcome.NO_ROUTE, "no route (ENODEV)")
+
+
+def entries_of(ns: Namespace, config: Config) -> Egress:
+    """The only way out of its outbound ``out``."""
+    host = ns.call(probe_host, "nftables")
+    (way,) = (way for way in egresses(config, host, {}) if way.outbound == "out")
+    return way
+
+
+@pytest.mark.parametrize("route", ["source", "host_route"])
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_strategy_is_foreseen_then_proved(ns: Namespace, route: str, server: str) -> None:
+    """Another program has taken both halves of the default route for its tunnel."""
+    ns.sh(
+        """
+        ip tuntap add mode tun tun9
+        ip link set tun9 up
+        for half in 0.0.0.0/1 128.0.0.0/1 ::/1 8000::/1; do ip route add $half dev tun9; done
+        """
+    )
+    outbound = {"type": "socks5", "server": server, "route": route, "interface": "wan0"}
+    config = Config.model_validate(
+        {"lan": {"interfaces": ["lan0"]}, "outbounds": {"out": outbound}, "rules": [{"to": "out"}]}
+    )
+    assert "dev tun9" in ask(ns, replace(MARKED, destination=server)).route
+    way = entries_of(ns, config)
+    finding = ask(ns, way)
+    assert (finding.outcome, "once the gateway is up" in finding.route) == (Outcome.CLEAR, True)
+    ns.call(routes.add, way.entries)
+    finding = ask(ns, way)
+    table = 8810 if route == "source" else 254
+    assert finding.outcome is Outcome.CLEAR
+    assert finding.route == f"via {way.via} dev wan0 table {table}"
+    # A route that others put before ours is seen.
+    six = "-6" if ":" in server else "-4"
+    ns.run("ip", six, "rule", "add", "pref", "50", "lookup", "50")
+    ns.run("ip", six, "route", "add", "default", "dev", "tun9", "table", "50")
+    finding = ask(ns, way)
+    assert finding.outcome is Outcome.REFUSED
+    assert finding.reason == "the kernel would send these packets by tun9, not by wan0"
+
+
+@pytest.mark.parametrize("capture", ["suppress", "split_default"])
+@pytest.mark.parametrize("family", Family)
+def test_our_own_tun(ns: Namespace, capture: str, family: Family) -> None:
+    """Beside the ladder the mark leads past it; where the main table is taken, it does not."""
+    ns.sh("ip tuntap add mode tun tun9; ip link set tun9 up")
+    ns.call(routes.add, routing.capture_routes(family, "tun9", capture, closed=True))
+    if capture == "suppress":
+        ns.call(routes.add, routing.capture_rules(family, Marks(), [4242]))
+    server = SERVERS[family is Family.V6]
+    marked = replace(MARKED, destination=server)
+    loop = ask(ns, replace(marked, mark=None))
+    assert (loop.outcome, "TUN" in loop.hint or "TUN" in loop.reason) == (
+        Outcome.LOOP,
+        capture == "split_default",
+    )
+    finding = ask(ns, marked)
+    if capture == "split_default":
+        assert finding.outcome is Outcome.LOOP
+        assert "host_route" in finding.hint
+        return
+    assert finding.route.endswith("dev wan0 table 254")
+    ns.run("ip", "-6" if family is Family.V6 else "-4", "route", "del", "default")
+    assert ask(ns, marked).route == "no route (ENETUNREACH)"
+
+
+def test_another_namespace(ns: Namespace) -> None:
+    other = Namespace()
+    try:
+        way = replace(MARKED, strategy="netns", netns=other.name)
+        assert ask(ns, way).route == "via 203.0.113.1 dev wan0 table 254"
+        other.run("ip", "route", "del", "default")
+        assert ask(ns, way).outcome is Outcome.NO_ROUTE
+        assert ask(ns, MARKED).outcome is Outcome.CLEAR, "this one is not that one"
+    finally:
+        other.close()
+    finding = ask(ns, way)
+    assert finding.reason == f"there is no network namespace {other.name} now"
 
 
 def test_source(diverting: Namespace) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
@@ -21,7 +22,14 @@ RULES = [
         IpRule(8803, family, "unreachable", mark=MARKS.tun),
         IpRule(8804, family, "lookup", table=100, iif="lan0"),
         IpRule(8809, family, "nop"),
+        IpRule(8820, family, "lookup", table=254, uid=4242),
+        IpRule(8830, family, "lookup", table=254, suppress_prefixlen=0),
     )
+] + [
+    IpRule(
+        8810, Family.V4, "lookup", table=8810, mark=MARKS.bypass, source=ip_network("203.0.113.2")
+    ),
+    IpRule(8811, Family.V6, "unreachable", source=ip_network("2001:db8:113::/64")),
 ]
 ROUTES = [
     Route(Family.V4, "local", ip_network("0.0.0.0/0"), "lo", 8801),
@@ -30,6 +38,13 @@ ROUTES = [
     Route(Family.V6, "unicast", ip_network("2001:db8:51::/48"), "wan0", 8802),
     Route(Family.V4, "unreachable", ip_network("0.0.0.0/0"), "lo", 8802),
     Route(Family.V6, "unreachable", ip_network("::/0"), "lo", 8802),
+    # A gateway outside of the link's networks; two routes to one place, told apart by metric.
+    Route(Family.V4, "unicast", ip_network("0.0.0.0/0"), "wan0", 8810, "10.99.0.1"),
+    Route(Family.V6, "unicast", ip_network("::/0"), "wan0", 8810, "fe80::1"),
+    Route(Family.V4, "unicast", ip_network("198.51.100.5"), "wan0", 254, "203.0.113.1", 88),
+    Route(Family.V4, "unreachable", ip_network("198.51.100.5"), "lo", 254, metric=8888),
+    Route(Family.V6, "unicast", ip_network("2001:db8:51::5"), "wan0", 254, "2001:db8:113::1", 88),
+    Route(Family.V6, "unreachable", ip_network("2001:db8:51::5"), "lo", 254, metric=8888),
 ]
 
 
@@ -46,6 +61,20 @@ def test_what_is_added_is_read_back_and_removed(ns: Namespace) -> None:
     ns.call(routes.remove, [*RULES, *ROUTES])
     ns.call(routes.remove, [*RULES, *ROUTES])
     assert ns.state() == before
+
+
+@pytest.mark.parametrize("at", [-4, -2])
+def test_a_route_is_replaced_in_one_step(ns: Namespace, at: int) -> None:
+    """And the unreachable one behind it takes over by itself where the link goes down."""
+    first, behind = ROUTES[at : at + 2] if at + 2 else ROUTES[at:]
+    via = "203.0.113.9" if first.family is Family.V4 else "2001:db8:113::9"
+    second = replace(first, via=via)
+    assert first.place == second.place != behind.place
+    ns.call(routes.add, [first, behind])
+    ns.call(routes.replace, second)
+    assert ns.call(routes.read).routes == {second, behind}
+    ns.run("ip", "link", "set", "wan0", "down")
+    assert ns.call(routes.read).routes == {behind}
 
 
 def test_what_others_added_is_not_ours(ns: Namespace) -> None:

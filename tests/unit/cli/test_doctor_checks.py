@@ -14,7 +14,7 @@ from gateway.cli.doctor import judge
 from gateway.cli.examination import Check, Examined, Status
 from gateway.config.schema import Config
 from gateway.errors import CapabilityError, ConfigError, GatewayError, Problem
-from gateway.kernel.guard import Egress, Finding, Outcome
+from gateway.kernel.guard import Finding, Outcome
 from gateway.kernel.readings import (
     ForeignDrop,
     ForeignRoute,
@@ -24,6 +24,7 @@ from gateway.kernel.readings import (
 )
 from gateway.marks import Mark
 from gateway.plan.backend import NEEDS
+from gateway.plan.egress import Egress
 from gateway.plan.host import DefaultRoute, Feature, HostFacts, Interface
 
 FEATURES = ("ipv6", *(name for needs in NEEDS.values() for name in needs))

@@ -71,6 +71,13 @@ ILLEGAL: list[tuple[dict[str, Any], str, str, str]] = [
     ({"outbounds": {"reject": {"type": "direct"}}}, "outbounds.reject", "kept for", "another"),
     (outbound(type="direct", route="device"), "outbounds.out.route", "device", "interface"),
     (outbound(**SOCKS, route="device"), "outbounds.out.route", "device", "interface"),
+    (outbound(type="direct", route="source"), "outbounds.out.route", "source without", "interface"),
+    (outbound(type="direct", route="netns"), "outbounds.out.route", "netns without", "netns"),
+    (outbound(**SOCKS, route="uid"), "outbounds.out.route", "uid without", "add `uid:`"),
+    (outbound(**SOCKS, route="cgroup"), "outbounds.out.route", "cgroup without", "add `cgroup:`"),
+    (outbound(**SOCKS, route="mark", uid=7), "outbounds.out.uid", "route: mark", "route: uid"),
+    (outbound(**SOCKS, uid=7, cgroup="a"), "outbounds.out.cgroup", "beside uid", "one of the two"),
+    (outbound(**SOCKS, netns="n", interface="e"), "outbounds.out.interface", "another", "remove"),
     (
         outbound(type="direct", source="192.0.2.1", preserve_source=True),
         "outbounds.out.source", "preserved", "remove",

@@ -84,7 +84,7 @@ def test_bound_to_a_device(reached, host):
 
 @pytest.mark.parametrize(("host", "source"), [("127.0.0.1", "127.0.0.2"), ("::1", "::1")])
 def test_bound_to_a_source(reached, host, source):
-    _, far = reached(SocketFactory(None), SocketOptions(source=source), host)
+    _, far = reached(SocketFactory(None), SocketOptions(sources=(source,)), host)
     assert far.getpeername()[0] == source
 
 
@@ -93,7 +93,9 @@ def test_a_transparent_source_need_not_be_ours(plane):
     """The answer would not find its way back here; that it may be sent is what we see."""
     _, where = plane.server()
     sock = plane.own(
-        SocketFactory(None).connect_tcp(where, SocketOptions(source="192.0.2.7", transparent=True))
+        SocketFactory(None).connect_tcp(
+            where, SocketOptions(sources=("192.0.2.7",), transparent=True)
+        )
     )
     assert local_endpoint(sock).host == "192.0.2.7"
     assert sock.getsockopt(socket.IPPROTO_IP, IP_TRANSPARENT)
@@ -102,7 +104,7 @@ def test_a_transparent_source_need_not_be_ours(plane):
 def test_flows_of_one_source_share_ports(plane):
     """Otherwise 28,000 flows, to wherever, would be all that one source address may have."""
     places = [plane.server()[1] for _ in range(2)]
-    factory, options = SocketFactory(None), SocketOptions(source="127.0.0.3")
+    factory, options = SocketFactory(None), SocketOptions(sources=("127.0.0.3",))
     first = plane.own(factory.connect_tcp(places[0], options))
     again = plane.own(socket.socket())
     again.bind(("127.0.0.3", 0))
@@ -114,7 +116,7 @@ def test_flows_of_one_source_share_ports(plane):
     ("options", "code"),
     [
         (SocketOptions(device="gw-none0"), errno.ENODEV),
-        (SocketOptions(source="192.0.2.7"), errno.EADDRNOTAVAIL),
+        (SocketOptions(sources=("192.0.2.7",)), errno.EADDRNOTAVAIL),
     ],
 )
 def test_what_the_kernel_refuses_at_once_leaves_no_socket(options, code):

@@ -66,7 +66,7 @@ def test_direct_is_refused(plane, requester):
     ("options", "failure"),
     [
         (SocketOptions(device="gw-none0"), UpstreamFailure.UNREACHABLE),
-        (SocketOptions(source="192.0.2.7"), UpstreamFailure.UNREACHABLE),
+        (SocketOptions(sources=("192.0.2.7",)), UpstreamFailure.UNREACHABLE),
     ],
 )
 def test_what_fails_at_once_is_told_at_once(plane, requester, options, failure):

@@ -155,7 +155,7 @@ def test_preserved_sources_need_policy_routing_even_with_redirect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("foreign", "first"), [(None, 8800), (32766, 8800), (8810, 8800), (8809, 8799), (5210, 5200)]
+    ("foreign", "first"), [(None, 8800), (32766, 8800), (8812, 8800), (8811, 8799), (5210, 5198)]
 )
 def test_ladder_stands_before_the_rules_of_others(foreign: int | None, first: int) -> None:
     host = replace(ROUTER, first_rule=foreign)
