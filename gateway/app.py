@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 from gateway import logs
-from gateway.assembly import Assembly, assemble, findings, reassemble, require_loop_free
+from gateway.assembly import (
+    Assembly,
+    assemble,
+    findings,
+    reassemble,
+    require_loop_free,
+    with_fresh_sets,
+)
 from gateway.blueprint import GUARDED, Safety
 from gateway.changes import changes
 from gateway.control.api import ControlServer
@@ -26,6 +33,7 @@ from gateway.control.running import (
     ReloadReport,
 )
 from gateway.dataplane import require_free
+from gateway.errands import connector
 from gateway.errors import GatewayError
 from gateway.kernel import deadman, limits
 from gateway.kernel.applier import Applier
@@ -33,6 +41,8 @@ from gateway.kernel.guard import Finding
 from gateway.kernel.watch import watch
 from gateway.plan.diff import diff
 from gateway.plan.render import render
+from gateway.rulesets.store import RuleSetStore
+from gateway.rulesets.updates import Updates, fetched_sets
 from gateway.version import VERSION
 from gateway.wiring import blueprint
 from gateway.workers import Plane, data_plane
@@ -44,6 +54,8 @@ REFRESH_S: Final = 1.0
 #: How often all is looked at without an event (seconds): legacy iptables has none, and names of
 #: upstreams may come to mean other addresses.
 RECONCILE_S: Final = 300.0
+#: How often the lists of rule sets are looked at, and whether one should be fetched (seconds).
+LISTS_S: Final = 2.0
 
 
 def run(path: Path, run_dir: Path) -> None:
@@ -67,6 +79,7 @@ class Gateway:
         self._stop = asyncio.Event()
         self._hang_up = asyncio.Event()
         self._changing = asyncio.Lock()
+        self._updates = Updates()
         # Set by ``serve`` before anything may ask for them.
         self._assembly: Assembly
         self._found: tuple[Finding, ...]
@@ -95,6 +108,8 @@ class Gateway:
                 tasks.create_task(watch(self._network_changed), name="network watch"),
                 tasks.create_task(self._every(REFRESH_S, self._refresh), name="dead-man"),
                 tasks.create_task(self._every(RECONCILE_S, self._adopt), name="reconcile"),
+                tasks.create_task(self._every(LISTS_S, self._reread_lists), name="lists"),
+                tasks.create_task(self._every(LISTS_S, self._fetch_lists), name="fetching"),
                 tasks.create_task(self._plane.run(), name="data plane"),
                 tasks.create_task(self._reload_on_hang_up(), name="reload"),
             ]
@@ -167,6 +182,34 @@ class Gateway:
             if report.steps:
                 log.warning("repaired", extra=logs.fields(steps="; ".join(report.steps)))
             await self._put_in_force(fresh, await asyncio.to_thread(findings, fresh))
+
+    async def _reread_lists(self) -> None:
+        """Lists that have changed on disk come into force; all else stays as it is."""
+        changed = await asyncio.to_thread(self._assembly.store.changed)
+        if not changed:
+            return
+        async with self._changing:
+            fresh = await asyncio.to_thread(with_fresh_sets, self._assembly)
+            await asyncio.to_thread(self._applier.apply, fresh.plan)
+            await self._put_in_force(fresh, self._found)
+        log.info("rule sets changed", extra=logs.fields(sets=",".join(changed)))
+
+    async def _fetch_lists(self) -> None:
+        store = self._assembly.store
+        due = await asyncio.to_thread(self._updates.due, store)
+        await asyncio.gather(*(self._fetch_list(name, store) for name in due))
+
+    async def _fetch_list(self, name: str, store: RuleSetStore) -> None:
+        plan = blueprint(self._assembly, self._found, self._safety)
+        connect = connector(plan, store.config, fetched_sets(store)[name].via)
+        try:
+            changed = await self._updates.update(name, store, connect)
+        except GatewayError as error:
+            log.warning(
+                "rule set %s was not fetched: %s", name, error, extra=logs.fields(hint=error.hint)
+            )
+        else:
+            log.info("rule set %s %s", name, "fetched" if changed else "has not changed")
 
     async def _put_in_force(self, fresh: Assembly, found: tuple[Finding, ...]) -> None:
         for finding in found:
@@ -248,7 +291,9 @@ class Gateway:
 
     async def counters(self) -> dict[str, int]:
         """Totals since the start."""
-        return await self._plane.counters()
+        empty = sum(map(self._assembly.store.is_empty, fetched_sets(self._assembly.store)))
+        sets = {"rule_sets_empty": empty} if empty else {}
+        return {**await self._plane.counters(), **self._updates.counters, **sets}
 
     async def health(self) -> Health:
         """The gateway in one look."""

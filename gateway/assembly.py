@@ -27,7 +27,7 @@ from gateway.plan.host import HostFacts
 from gateway.plan.model import Backend, Plan
 from gateway.policy.compile import compile_policy
 from gateway.policy.engine import Policy
-from gateway.rulesets.store import load_rule_sets
+from gateway.rulesets.store import RuleSetStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class Assembly:
 
     path: Path
     config: Config
+    store: RuleSetStore
     policy: Policy
     host: HostFacts
     backend_reason: str
@@ -77,11 +78,12 @@ def assemble(
     """
     loaded = load(path)
     config = loaded.config
-    policy = compile_policy(config, load_rule_sets(loaded))
+    store = RuleSetStore(loaded)
+    policy = compile_policy(config, store.load())
     wanted = backend or config.inbound.backend
     host = probe_host(wanted)
     chosen, reason = choose_backend(wanted, host)
-    return _assembly(path, config, policy, host, chosen, reason)
+    return _assembly(path, store, policy, host, chosen, reason)
 
 
 def reassemble(old: Assembly) -> Assembly:
@@ -90,12 +92,19 @@ def reassemble(old: Assembly) -> Assembly:
     The file is not read: what stands there now is not in force before a reload.
     """
     host = probe_host(old.backend.value)
-    return _assembly(old.path, old.config, old.policy, host, old.backend, old.backend_reason)
+    return _assembly(old.path, old.store, old.policy, host, old.backend, old.backend_reason)
+
+
+def with_fresh_sets(old: Assembly) -> Assembly:
+    """The same configuration on the same machine, with the rule sets as their lists are now."""
+    policy = compile_policy(old.config, old.store.refresh())
+    return _assembly(old.path, old.store, policy, old.host, old.backend, old.backend_reason)
 
 
 def _assembly(
-    path: Path, config: Config, policy: Policy, host: HostFacts, backend: Backend, reason: str
+    path: Path, store: RuleSetStore, policy: Policy, host: HostFacts, backend: Backend, reason: str
 ) -> Assembly:
+    config = store.config
     socks = {
         name: outbound
         for name, outbound in config.outbounds.items()
@@ -108,7 +117,7 @@ def _assembly(
         cgroups=accounts.control_groups(o.cgroup for o in socks.values() if o.cgroup),
     )
     plan = build_plan(config, policy, host, backend, upstream_addresses=upstreams)
-    return Assembly(path, config, policy, host, reason, plan, upstreams)
+    return Assembly(path, config, store, policy, host, reason, plan, upstreams)
 
 
 def findings(assembly: Assembly) -> tuple[Finding, ...]:

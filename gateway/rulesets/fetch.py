@@ -44,9 +44,11 @@ class Copy:
     @classmethod
     def beside(cls, path: Path) -> Copy:
         """Of the list at ``path``; nothing is known where it is missing or its notes are bad."""
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, TypeError, LookupError):
             if path.exists():
-                return cls(**json.loads(_notes(path).read_text(encoding="utf-8")))
+                noted = json.loads(_notes(path).read_text(encoding="utf-8"))
+                url, etag, modified = (str(noted[key]) for key in ("url", "etag", "modified"))
+                return cls(url, etag, modified, float(noted["fetched"]), float(noted["checked"]))
         return cls()
 
     def write(self, path: Path) -> None:
@@ -81,10 +83,10 @@ async def fetch(
     """
     known = Copy.beside(order.target)
     conditions = {"If-None-Match": known.etag, "If-Modified-Since": known.modified}
-    order.target.parent.mkdir(parents=True, exist_ok=True)
     fresh = order.target.with_name(f"{order.target.name}.{os.getpid()}")
     now = time.time()
     try:
+        order.target.parent.mkdir(parents=True, exist_ok=True)
         try:
             async with asyncio.timeout(order.timeout_s):
                 answer = await _follow(order, conditions, connect, fresh, received)
@@ -110,20 +112,22 @@ async def _follow(
 ) -> _Answer:
     url = order.url
     for _ in range(_REDIRECTS + 1):
-        parts = urlsplit(url)
-        if parts.scheme not in _PORTS or not parts.hostname:
-            raise GatewayError(f"led to {url[:100]!r}, which is not http or https")
-        sock = await connect(Endpoint(parts.hostname, parts.port or _PORTS[parts.scheme]))
-        work = asyncio.to_thread(_exchange, sock, url, conditions, order, fresh, received)
         try:
-            answer = await work
-        except asyncio.CancelledError:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # the thread wakes up, and ends
-            raise
-        except (HTTPException, OSError) as error:
+            parts = urlsplit(url)
+            if parts.scheme not in _PORTS or not parts.hostname:
+                raise GatewayError(f"led to {url[:100]!r}, which is not http or https")
+            sock = await connect(Endpoint(parts.hostname, parts.port or _PORTS[parts.scheme]))
+            try:
+                answer = await asyncio.to_thread(
+                    _exchange, sock, url, conditions, order, fresh, received
+                )
+            except asyncio.CancelledError:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)  # the thread wakes up, and ends
+                raise
+        except (HTTPException, OSError, ValueError) as error:
             reason = str(error) or type(error).__name__
-            raise GatewayError(f"the transfer from {parts.hostname} failed: {reason}") from error
+            raise GatewayError(f"the transfer from {url[:100]!r} failed: {reason}") from error
         if answer.status in (200, 304):
             return answer
         if not answer.location:

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -58,16 +59,17 @@ class RuleSetStore:
     """The sets of one configuration. Blocks: call it from a thread without an event loop."""
 
     def __init__(self, loaded: Loaded, progress: SetProgress = lambda _name, _done: None) -> None:
-        self._loaded = loaded
+        self.loaded = loaded
         self._progress = progress
         self._directory = Path(loaded.source.file).parent
         self._cache: Path | None = None
         self._known: dict[str, tuple[Stamp, RuleSetData]] = {}
+        self._seen: dict[str, Stamp] = {}
 
     @property
     def config(self) -> Config:
         """The configuration whose sets these are."""
-        return self._loaded.config
+        return self.loaded.config
 
     @property
     def state_dir(self) -> Path:
@@ -105,21 +107,43 @@ class RuleSetStore:
         known = self._known.get(name)
         if known is not None and known[0] == stamp:
             return known[1]
-        if isinstance(own, UrlRuleSet) and stamp == Stamp():
-            log.warning("rule set %s is empty: it was never fetched", name)
-            data = RuleSetData(name)
+        if isinstance(own, UrlRuleSet):
+            data = self._read_copy(name, source, stamp)
         else:
             data = self._read(name, source, stamp)
         self._known[name] = (stamp, data)
         return data
 
     def changed(self) -> list[str]:
-        """The sets whose lists are not those that were loaded."""
-        return [
-            name
-            for name, (stamp, _) in self._known.items()
-            if Stamp.of(self.source(name).path) != stamp
-        ]
+        """The sets whose lists are not those that were loaded, and do not change right now.
+
+        A list that is being written looks new at every call; it counts once it looks the same
+        at two.
+        """
+        before, self._seen = self._seen, {}
+        for name, (stamp, _) in self._known.items():
+            now = Stamp.of(self.source(name).path)
+            if now != stamp:
+                self._seen[name] = now
+        return [name for name, stamp in self._seen.items() if before.get(name) == stamp]
+
+    def refresh(self) -> dict[str, RuleSetData]:
+        """All sets again; one whose list has become bad stays as it was, with an error logged."""
+        sets: dict[str, RuleSetData] = {}
+        for name in self.names():
+            try:
+                sets[name] = self.load_one(name)
+            except ConfigError as error:
+                log.error(  # noqa: TRY400 - the owner's mistake: a traceback would hide it
+                    "rule set %s stays as it was: %s", name, error.problems[0].message
+                )
+                _, sets[name] = self._known[name]
+                self._known[name] = (Stamp.of(self.source(name).path), sets[name])
+        return sets
+
+    def is_empty(self, name: str) -> bool:
+        """Whether a set that must be fetched has no copy."""
+        return Stamp.of(self.source(name).path) == Stamp()
 
     def source(self, name: str) -> ListSource:
         """Where the list of a set lies that is not inline."""
@@ -133,6 +157,21 @@ class RuleSetStore:
             return ListSource(path, own.format, own.select, named or "list")
         return ListSource(shipped_directory() / f"{name}.yaml")
 
+    def _read_copy(self, name: str, source: ListSource, stamp: Stamp) -> RuleSetData:
+        """A fetched set: nothing that is wrong with its copy may keep the gateway from starting."""
+        if stamp == Stamp():
+            log.warning("rule set %s is empty: there is no copy of it yet", name)
+            return RuleSetData(name)
+        try:
+            return self._read(name, source, stamp)
+        except ConfigError as error:
+            log.error(  # noqa: TRY400 - what is wrong is with the copy, not with the program
+                "rule set %s is empty: %s", name, error.problems[0].message
+            )
+            with suppress(OSError):
+                source.path.unlink()  # what is fetched next is then fetched whole
+            return RuleSetData(name)
+
     def _read(self, name: str, source: ListSource, stamp: Stamp) -> RuleSetData:
         try:
             return self.open(name, source, stamp.size)
@@ -142,7 +181,7 @@ class RuleSetStore:
             own = self.config.rule_sets.get(name)
             key = "url" if isinstance(own, UrlRuleSet) else "path"
             finding = Finding(("rule_sets", name, key), str(error), error.hint)
-            raise ConfigError((self._loaded.source.problem(finding),)) from error
+            raise ConfigError((self.loaded.source.problem(finding),)) from error
 
     def open(self, name: str, source: ListSource, size: int) -> RuleSetData:
         """A set from any list. Raises as ``read_list``."""

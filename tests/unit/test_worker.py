@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.assembly import Assembly
+from gateway.config.document import compose
+from gateway.config.load import Loaded
 from gateway.config.schema import Config
 from gateway.kernel.guard import Finding, Outcome
 from gateway.plan.build import build_plan
@@ -20,6 +22,7 @@ from gateway.plan.egress import Egress
 from gateway.plan.host import HostFacts
 from gateway.plan.model import Backend
 from gateway.policy.compile import compile_policy
+from gateway.rulesets.store import RuleSetStore
 from gateway.wiring import blueprint
 from gateway.worker import pack, read
 
@@ -72,8 +75,9 @@ def assembly(**home: str) -> Assembly:
     )
     policy, host = compile_policy(config, {}), HostFacts((), (), {})
     plan = build_plan(config, policy, host, Backend.NFTABLES)
+    store = RuleSetStore(Loaded(config, compose("rules: []", "gateway.yaml")))
     return Assembly(
-        Path("gateway.yaml"), config, policy, host, "", plan, {"home": ("203.0.113.5",)}
+        Path("gateway.yaml"), config, store, policy, host, "", plan, {"home": ("203.0.113.5",)}
     )
 
 
