@@ -220,8 +220,8 @@ class Sniff(Model):
     override: Literal["off", "target"] = Field(
         default="off",
         description=(
-            "`target` sniffs every flow for a SOCKS server and asks it for the name instead of"
-            " the address, so that the name is resolved there"
+            "`target` sniffs every TCP flow for a SOCKS server and asks it for the name instead"
+            " of the address, so that the name is resolved there"
         ),
     )
 

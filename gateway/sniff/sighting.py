@@ -9,11 +9,11 @@ from typing import Final, NamedTuple
 _LONGEST_NAME: Final = 253
 #: Letters, digits, hyphen (RFC 1123 section 2.1), and the underscore, which is met in practice.
 #: Where in a label a hyphen may stand is not looked at: who asks for ``-a.example`` must still
-#: meet the rule for ``+.example``.
-_NAME: Final = re.compile(rb"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
-#: A last label that makes it an IPv4 address, in any of the ways that programs read those
-#: (the WHATWG URL standard, "ends in a number").
-_NUMBER: Final = re.compile(rb"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+#: meet the rule for ``+.example``. A last label that makes it an IPv4 address, in any of the
+#: ways that programs read those (the WHATWG URL standard, "ends in a number"), is refused.
+_NAME: Final = re.compile(
+    rb"(?!(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?$)([a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*)\.?"
+)
 
 
 class Sighting(NamedTuple):
@@ -42,7 +42,7 @@ def host_name(raw: bytes) -> str:
 
     Empty for an address, and for what is not of the characters of host names.
     """
-    name = raw.lower().removesuffix(b".")
-    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name) or _NUMBER.fullmatch(name):
+    name = _NAME.fullmatch(raw.lower())
+    if name is None or len(name[1]) > _LONGEST_NAME:
         return ""
-    return name.decode("ascii")
+    return name[1].decode()

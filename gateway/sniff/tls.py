@@ -34,6 +34,8 @@ def stream_sighting(data: bytes) -> Sighting | None:
 
     The hello may be cut into records anywhere, and the bytes may end anywhere.
     """
+    if data[0] != _HANDSHAKE:
+        return None
     message = b""
     at = 0
     while at < len(data):
