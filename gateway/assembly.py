@@ -7,15 +7,15 @@ only computes. Call from a thread without an event loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from gateway.config.load import load
-from gateway.config.schema import Config, Socks5Outbound
+from gateway.config.schema import Config, DirectOutbound, Socks5Outbound
 from gateway.errors import LoopError
-from gateway.kernel import accounts
+from gateway.kernel import accounts, congestion
 from gateway.kernel.guard import Finding, Outcome, prove
 from gateway.kernel.probe import probe_host
 from gateway.kernel.sockets import resolve
@@ -83,7 +83,20 @@ def assemble(
     wanted = backend or config.inbound.backend
     host = probe_host(wanted)
     chosen, reason = choose_backend(wanted, host)
+    congestion.require(_congestion_controls(config))
     return _assembly(path, store, policy, host, chosen, reason)
+
+
+def _congestion_controls(config: Config) -> Iterator[str]:
+    """Those that the configuration names."""
+    wanted = config.inbound.congestion_control
+    if wanted not in (congestion.AUTO, congestion.SYSTEM):
+        yield wanted
+    for outbound in config.outbounds.values():
+        if isinstance(outbound, Socks5Outbound | DirectOutbound) and (
+            outbound.congestion_control != congestion.SYSTEM
+        ):
+            yield outbound.congestion_control
 
 
 def reassemble(old: Assembly) -> Assembly:

@@ -32,12 +32,17 @@ GUARDED: Final = Safety()
 
 
 class ListenOn(NamedTuple):
-    """Where a data plane listens, and how flows are diverted to it. ``udp``: datagrams, too."""
+    """Where a data plane listens, and how flows are diverted to it.
+
+    ``udp``: datagrams, too. ``congestion``: TCP congestion control towards the LAN, where it
+    is not the system's.
+    """
 
     mode: Literal["tproxy", "redirect"]
     port: int
     ipv6: bool
     udp: bool = False
+    congestion: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,14 @@ class DataPlane:
     ) -> tuple[TcpListener | UdpListener, ...]:
         if key.mode == "udp":
             return open_udp_listeners(self._reactor, key.port, self._datagrams, ipv6=key.ipv6)
-        return open_listeners(self._reactor, where.mode, key.port, self._dispatcher, ipv6=key.ipv6)
+        return open_listeners(
+            self._reactor,
+            where.mode,
+            key.port,
+            self._dispatcher,
+            ipv6=key.ipv6,
+            congestion=key.congestion,
+        )
 
     def _routing(self, plan: Blueprint) -> Routing:
         made = {}
@@ -169,10 +176,11 @@ class _ListenerKey(NamedTuple):
     mode: Literal["tproxy", "redirect", "udp"]
     port: int
     ipv6: bool
+    congestion: str | None = None
 
 
 def _listeners(where: ListenOn) -> set[_ListenerKey]:
-    keys = {_ListenerKey(where.mode, where.port, where.ipv6)}
+    keys = {_ListenerKey(where.mode, where.port, where.ipv6, where.congestion)}
     if where.udp:
         keys.add(_ListenerKey("udp", where.port, where.ipv6))
     return keys

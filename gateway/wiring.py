@@ -15,6 +15,7 @@ from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.dispatch_udp import UdpSettings
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, Protocol
+from gateway.kernel.congestion import for_lan, for_outbound
 from gateway.kernel.guard import Finding
 from gateway.kernel.sockets import SocketOptions, family_of
 from gateway.outbound import direct, reject, socks5
@@ -36,12 +37,7 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
         sniff=_sniff_limits(config.sniff),
         udp=_udp_settings(assembly),
         own=OwnTraffic(assembly.host.addresses, config.lan.this_machine),
-        listen_on=ListenOn(
-            config.inbound.tcp,
-            config.inbound.port,
-            assembly.host.has("ipv6"),
-            config.inbound.udp == "tproxy",
-        ),
+        listen_on=_listen_on(assembly),
         bypass=assembly.marks.bypass if safety.mark else None,
         detect_loops=safety.detect,
         log_level=config.log.level,
@@ -64,6 +60,15 @@ def _udp_settings(assembly: Assembly) -> UdpSettings:
         flows=-(-udp.flows // workers),
         flows_per_device=-(-udp.flows_per_device // workers),
         symmetric=udp.nat == "symmetric",
+    )
+
+
+def _listen_on(assembly: Assembly) -> ListenOn:
+    settings, host = assembly.config.inbound, assembly.host
+    system = host.sysctls.get("net.ipv4.tcp_congestion_control")
+    congestion = for_lan(settings.congestion_control, system)
+    return ListenOn(
+        settings.tcp, settings.port, host.has("ipv6"), settings.udp == "tproxy", congestion
     )
 
 
@@ -98,7 +103,10 @@ def _direct(name: str, settings: DirectOutbound, proofs: list[Finding]) -> Recip
     return partial(
         direct.DirectOutbound,
         name,
-        options=_options(*(proof.egress for proof in proofs)),
+        options=replace(
+            _options(*(proof.egress for proof in proofs)),
+            congestion=for_outbound(settings.congestion_control),
+        ),
         preserve_source=settings.preserve_source,
         refused={
             family_of(proof.egress.destination): proof.reason for proof in proofs if not proof.ok
@@ -122,7 +130,12 @@ def _socks5(name: str, settings: Socks5Outbound, way: Egress, assembly: Assembly
         socks5.Socks5Outbound,
         name,
         server=Endpoint(way.destination, settings.port),
-        options=replace(_options(way), speaks_first=True, fast_open=settings.fast_open),
+        options=replace(
+            _options(way),
+            speaks_first=True,
+            fast_open=settings.fast_open,
+            congestion=for_outbound(settings.congestion_control),
+        ),
         credentials=credentials,
         handshake=settings.handshake,
         warm=settings.pool == "auto",

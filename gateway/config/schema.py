@@ -69,6 +69,8 @@ Strategy = Literal["auto", "mark", "device", "source", "netns", "host_route", "u
 ControlGroup = Annotated[str, Field(pattern=CGROUP_PATTERN)]
 #: A user of this machine, by number or name.
 User = Annotated[int | str, BeforeValidator(read_user)]
+#: TCP_CA_NAME_MAX of <linux/tcp.h> is 16, with the zero at the end.
+CongestionControl = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,15}$")]
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 PortRange = Annotated[
     int | str,
@@ -142,6 +144,14 @@ class Inbound(Model):
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
         default="auto",
         description="processes that carry flows, sharing the port; `auto` is one for each core",
+    )
+    congestion_control: CongestionControl = Field(
+        default="auto",
+        description=(
+            "of TCP towards the LAN, by its name in Linux; `system` is"
+            " `net.ipv4.tcp_congestion_control`; `auto` is the same, unless that is `bbr`, whose"
+            " pacing costs CPU and gains nothing over one hop: then `cubic`"
+        ),
     )
     backend: Literal["auto", "iptables", "nftables"] = Field(
         default="auto", description="the firewall that carries our rules"
@@ -237,6 +247,13 @@ class _Egress(Model):
     )
     netns: Name | None = Field(
         default=None, description="network namespace (ip netns) that its sockets are made in"
+    )
+    congestion_control: CongestionControl = Field(
+        default="system",
+        description=(
+            "of its TCP connections, by its name in Linux (`bbr` helps where a far server is"
+            " reached over a lossy line); `system` is `net.ipv4.tcp_congestion_control`"
+        ),
     )
 
 

@@ -162,15 +162,17 @@ def open_listeners(
     acceptor: Acceptor,
     *,
     ipv6: bool,
+    congestion: str | None = None,
 ) -> tuple[TcpListener, ...]:
-    """The listeners of a diversion mode, one per family.
+    """The listeners of a diversion mode, one per family; ``congestion`` as of ``open_listener``.
 
     Raises ``CapabilityError`` where one cannot be opened; none is left open then.
     """
     socks: list[SocketType] = []
     try:
         for host in _LISTEN_ON[mode][: 2 if ipv6 else 1]:
-            socks.append(open_listener(host, port, transparent=mode == "tproxy"))  # noqa: PERF401
+            transparent = mode == "tproxy"
+            socks.append(open_listener(host, port, transparent=transparent, congestion=congestion))
     except CapabilityError:
         for sock in socks:
             sock.close()

@@ -61,7 +61,8 @@ class SocketOptions:
     the network namespace (of ip-netns(8)) that the sockets belong to.
     ``speaks_first``: whoever connects sends at once, so the last packet of TCP's handshake
     waits for that data and leaves with it. ``fast_open``: that data goes with the SYN, once
-    the server has given us a cookie (RFC 7413).
+    the server has given us a cookie (RFC 7413). ``congestion``: other TCP congestion control
+    than the system's, by name.
     """
 
     device: str | None = None
@@ -70,6 +71,7 @@ class SocketOptions:
     netns: str | None = None
     speaks_first: bool = False
     fast_open: bool = False
+    congestion: str | None = None
 
 
 def family_of(host: str) -> Literal[socket.AddressFamily.AF_INET, socket.AddressFamily.AF_INET6]:
@@ -96,6 +98,7 @@ class SocketFactory:
         sock = self.open(family, socket.SOCK_STREAM, options)
         try:
             _set_stream_options(sock)
+            _set_connect_options(sock, options)
             code = sock.connect_ex(remote)
             if code and code not in _IN_PROGRESS:
                 raise OSError(code, os.strerror(code))
@@ -135,14 +138,6 @@ class SocketFactory:
                 # The port is chosen at connect(2): many flows may share a source port.
                 sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((source, 0))
-        if options.speaks_first:
-            # On a socket that connects: send no ACK by itself (tcp_rcv_synsent_state_process of
-            # net/ipv4/tcp_input.c). Without data the kernel still sends it, 0.2 s later.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
-        if options.fast_open:
-            # Refused where net.ipv4.tcp_fastopen lacks bit 0; then it is an ordinary connect.
-            with suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
 
 
 def _source(sources: tuple[str, ...], family: int) -> str:
@@ -173,10 +168,13 @@ def as_blocking(sock: SocketType, timeout_s: float) -> socket.socket:
     return kind
 
 
-def open_listener(host: str, port: int, *, transparent: bool, shared: bool = True) -> SocketType:
+def open_listener(
+    host: str, port: int, *, transparent: bool, shared: bool = True, congestion: str | None = None
+) -> SocketType:
     """A non-blocking TCP listener for diverted flows on ``host`` and ``port``.
 
     ``shared``: with the other workers, and with the listener that a reload replaces.
+    ``congestion``: as of ``SocketOptions``, for all that it accepts.
     Raises ``CapabilityError`` where the port is taken or the privilege is missing.
     """
     family = family_of(host)
@@ -185,7 +183,10 @@ def open_listener(host: str, port: int, *, transparent: bool, shared: bool = Tru
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        _set_stream_options(sock)  # inherited by what is accepted: fewer system calls per flow
+        # All these are inherited by what is accepted: fewer system calls per flow.
+        _set_stream_options(sock)
+        if congestion is not None:
+            set_congestion(sock, congestion)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
@@ -221,6 +222,32 @@ def _set_stream_options(sock: SocketType) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Urgent data is passed on as part of the stream; otherwise recv(2) leaves its byte out.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+def _set_connect_options(sock: SocketType, options: SocketOptions) -> None:
+    if options.congestion is not None:
+        set_congestion(sock, options.congestion)
+    if options.speaks_first:
+        # On a socket that connects: send no ACK by itself (tcp_rcv_synsent_state_process of
+        # net/ipv4/tcp_input.c). Without data the kernel still sends it, 0.2 s later.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+    if options.fast_open:
+        # Refused where net.ipv4.tcp_fastopen lacks bit 0; then it is an ordinary connect.
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+
+
+def throwaway() -> socket.socket:
+    """A socket to try options on: it is never connected."""
+    return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+
+
+def set_congestion(sock: SocketType, name: str) -> None:
+    """Give a connection, or a listener for all that it accepts, its TCP congestion control.
+
+    Raises ``OSError`` where the kernel does not have it, or we may not use it.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
 
 
 def set_transparent(sock: SocketType, family: int) -> None:

@@ -127,6 +127,16 @@ def test_what_the_kernel_refuses_at_once_leaves_no_socket(options, code):
     assert open_descriptors() == before
 
 
+def test_each_leg_may_have_its_own_congestion_control(plane):
+    """What is accepted inherits the listener's."""
+    listener = plane.own(open_listener("127.0.0.1", 0, transparent=False, congestion="reno"))
+    options = SocketOptions(congestion="reno")
+    ours = plane.own(SocketFactory(None).connect_tcp(local_endpoint(listener), options))
+    for sock in (ours, plane.own(accept(listener)[0])):
+        name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        assert name.rstrip(b"\0") == b"reno"
+
+
 def test_a_refusal_is_pending(plane):
     sock = plane.own(SocketFactory(None).connect_tcp(plane.closed_port(), SocketOptions()))
     assert pending_error(sock) == errno.ECONNREFUSED
