@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
-import socket
-from contextlib import ExitStack
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from traffic import dial, peer_seen, running, target, upstream, wait_counter
+from traffic import FAMILIES, peer_seen, running, target, upstream, url, wait_counter
 
-from gateway.lab import serve
+from gateway.lab import http_server
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
-from gateway.lab.process import wait_until
+from gateway.lab.process import Process, wait_until
+from gateway.workers import LIFETIME_IDS
 
 WORKERS = 2
 FLOWS = 24
+#: Bytes of each transfer, and in each second: long enough to be killed in the middle.
+SIZE, RATE = 6_000_000, 1_000_000
 
 
 def worker_pids(gateway: GatewayProcess) -> list[int]:
@@ -25,45 +30,77 @@ def worker_pids(gateway: GatewayProcess) -> list[int]:
     return [int(pid) for pid in children.split()]
 
 
-def echoes(sock: socket.socket) -> bool:
-    """Whether the flow still carries bytes both ways."""
-    try:
-        sock.sendall(b"ping")
-        return sock.recv(4, socket.MSG_WAITALL) == b"ping"
-    except OSError:
+def transfer(lab: Lab, number: int, payload: Path) -> Process:
+    """A curl that takes some seconds, down or up; its log is its local port alone."""
+    host, name = target(lab, FAMILIES[number % 2]), f"curl{number}"
+    what = [url(host, f"/bytes/{SIZE}")]
+    if number % 4 < 2:
+        what = ["-T", str(payload), url(host, "/upload")]
+    report = ["-w", "%{local_port}", "-o", str(lab.directory / name)]
+    command = ["curl", "-sgf", "-m", "60", "--limit-rate", str(RATE), *report, *what]
+    return lab.client("desk").start(name, command)
+
+
+def whole(lab: Lab, number: int, process: Process) -> bool:
+    """Whether that transfer arrived; with other bytes than were sent, it fails the test."""
+    if process.wait(60):
         return False
+    received = (lab.directory / process.name).read_bytes()
+    if number % 4 < 2:
+        assert json.loads(received) == {"sha256": http_server.digest(SIZE), "size": SIZE}
+    else:
+        assert hashlib.sha256(received).hexdigest() == http_server.digest(SIZE)
+    return True
 
 
-def test_flows_are_shared_and_outlive_the_death_of_the_other_worker(module_lab: Lab) -> None:
-    """Of many flows some are with each worker; kill -9 ends those of one, and it comes back."""
-    lab, desk = module_lab, module_lab.client("desk")
-    with ExitStack() as stack:
-        config = lab.config({"to": "home"}) | {"inbound": {"workers": WORKERS}}
-        gateway = stack.enter_context(running(lab, config))
-        flows = [
-            stack.enter_context(dial(desk, target(lab, 4), serve.ECHO_PORT)) for _ in range(FLOWS)
-        ]
-        assert all(map(echoes, flows))
-        assert gateway.counters()["flows_accepted"] == FLOWS
-        live = [flow for flow in gateway.flows() if flow["state"] == "relaying"]
-        assert len({flow["id"] for flow in live}) == FLOWS
-        shares = [sum(flow["id"] % WORKERS == index for flow in live) for index in range(WORKERS)]
-        assert all(shares)
+def test_the_death_of_a_worker_under_load(module_lab: Lab, tmp_path: Path) -> None:
+    """kill -9 ends its flows and no other; those are counted, and another worker takes over."""
+    lab, payload = module_lab, tmp_path / "payload"
+    payload.write_bytes(b"".join(http_server.pieces(SIZE)))
+    # Else a whole download waits in the client's buffer, and its flow has long ended.
+    lab.client("desk").sysctl("net.ipv4.tcp_rmem", "4096 65536 65536")
+    config = lab.config({"to": "home"}) | {"inbound": {"workers": WORKERS}}
+    with running(lab, config) as gateway:
+        curls = [transfer(lab, number, payload) for number in range(FLOWS)]
+        moving: list[dict[str, Any]] = []
 
+        def all_move() -> bool:
+            moving[:] = [f for f in gateway.flows(0) if f["bytes_up"] + f["bytes_down"] > RATE // 2]
+            return len(moving) == FLOWS
+
+        wait_until(all_move, "all transfers to be under way")
+        shares = Counter(flow["id"] % WORKERS for flow in moving)
+        assert len(shares) == WORKERS
         before = worker_pids(gateway)
         assert len(before) == WORKERS
+        assert gateway.counters()["flows_accepted"] == FLOWS
         os.kill(before[0], signal.SIGKILL)
         wait_counter(gateway, "workers_lost")
-        survivors = [sock for sock in flows if echoes(sock)]
-        assert len(survivors) in shares
-        wait_until(lambda: len(worker_pids(gateway)) == WORKERS, "a new worker", 20)
 
+        done = {number for number, curl in enumerate(curls) if whole(lab, number, curl)}
+        ports = {int(curls[number].log[0]) for number in done}
+        survivors = {f["id"] % WORKERS for f in moving if int(f["client"].split(":")[-1]) in ports}
+        assert len(survivors) == 1
+        assert len(done) == shares[survivors.pop()]
+
+        wait_until(lambda: len(worker_pids(gateway)) == WORKERS, "a new worker")
         counters = gateway.counters()
         assert counters["workers_lost"] == 1
-        assert counters["flows_lost"] == FLOWS - len(survivors)
-        assert counters["flows_accepted"] == FLOWS
+        assert counters["flows_lost"] == FLOWS - len(done)
+        assert counters["closed_done"] == len(done)
         for _ in range(FLOWS):
-            assert peer_seen(desk, target(lab, 4)) in upstream(lab, "home")
+            assert peer_seen(lab.client("desk"), target(lab, 4)) in upstream(lab, "home")
+        assert any(flow["id"] > LIFETIME_IDS for flow in gateway.flows())
+
+
+def test_one_worker_is_no_second_process(module_lab: Lab) -> None:
+    """The gateway itself carries the flows."""
+    lab = module_lab
+    with running(lab, lab.config({"to": "home"}), workers=1) as gateway:
+        assert worker_pids(gateway) == []
+        assert peer_seen(lab.client("desk"), target(lab, 4)) in upstream(lab, "home")
+        assert gateway.counters()["flows_accepted"] == 1
+        assert worker_pids(gateway) == []
 
 
 def test_a_reload_reaches_every_worker(module_lab: Lab) -> None:
