@@ -126,7 +126,7 @@ def alive_sets(shape: Shape) -> list[AddressSet]:
 def prerouting(shape: Shape) -> list[Chain]:
     """The way in for packets that arrive, with the chains that it needs besides ``decide``."""
     marks = shape.marks
-    rules = [NftRule("bypass", Accept(), (MarkIs(marks.bypass),)), _routed(shape)]
+    rules = [_routed(shape), NftRule("bypass", Accept(), (MarkIs(marks.bypass),))]
     chains = []
     if shape.own and shape.by_tproxy:
         own: tuple[Match, ...] = (InInterface(("lo",)), MarkIs(marks.divert_own))
@@ -155,7 +155,7 @@ def prerouting(shape: Shape) -> list[Chain]:
 
 def output(shape: Shape) -> list[Chain]:
     """The way in for what this machine sends itself."""
-    rules = [NftRule("bypass", Accept(), (MarkIs(shape.marks.bypass),)), _routed(shape)]
+    rules = [_routed(shape), NftRule("bypass", Accept(), (MarkIs(shape.marks.bypass),))]
     if shape.udp:
         # A far end that speaks first opens a connection, as conntrack sees it, so that what the
         # client answers runs against it: without this mark it would be taken for a reply.
@@ -269,8 +269,8 @@ def _lan(shape: Shape) -> Chain:
 def _routed(shape: Shape) -> NftRule:
     """A flow that was routed cannot be taken over later, whatever a reload says.
 
-    Of such a flow every packet but the first leaves here, both ways, on whatever interface:
-    it has to cost what forwarding costs, so this stands before all that looks anything up.
+    Of such a flow every packet but the first leaves here, both ways, on whatever interface;
+    as it has to cost what forwarding costs, this rule is the first.
     """
     return NftRule("direct", Return(), (MarkIs(shape.marks.direct, "connection"),))
 
