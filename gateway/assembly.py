@@ -27,6 +27,7 @@ from gateway.plan.host import HostFacts
 from gateway.plan.model import Backend, Plan
 from gateway.policy.compile import compile_policy
 from gateway.policy.engine import Policy
+from gateway.policy.geo import open_geography
 from gateway.rulesets.store import RuleSetStore
 
 
@@ -79,7 +80,7 @@ def assemble(
     loaded = load(path)
     config = loaded.config
     store = RuleSetStore(loaded)
-    policy = compile_policy(config, store.load())
+    policy = compile_policy(config, store.load(), open_geography(loaded))
     wanted = backend or config.inbound.backend
     host = probe_host(wanted)
     chosen, reason = choose_backend(wanted, host)
@@ -110,7 +111,7 @@ def reassemble(old: Assembly) -> Assembly:
 
 def with_fresh_sets(old: Assembly) -> Assembly:
     """The same configuration on the same machine, with the rule sets as their lists are now."""
-    policy = compile_policy(old.config, old.store.refresh())
+    policy = compile_policy(old.config, old.store.refresh(), old.policy.geography)
     return _assembly(old.path, old.store, policy, old.host, old.backend, old.backend_reason)
 
 

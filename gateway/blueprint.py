@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.dispatch_udp import UdpSettings
+from gateway.facts import FactSources
 from gateway.marks import Mark
 from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
@@ -60,3 +61,4 @@ class Blueprint:
     detect_loops: bool
     log_level: str
     log_format: Literal["text", "json"]
+    facts: FactSources

@@ -12,6 +12,7 @@ from gateway.blueprint import Blueprint, ListenOn
 from gateway.control.running import FlowRecord
 from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, Routing
 from gateway.dispatch_udp import Datagrams, UdpFlow, UdpSettings
+from gateway.facts import FactFinder
 from gateway.inbound.tcp import TcpListener, open_listeners, require_free_port
 from gateway.inbound.udp import UdpListener, open_udp_listeners, require_free_udp_port
 from gateway.kernel.reactor import Reactor
@@ -108,7 +109,13 @@ class DataPlane:
                 known[1].close()
         self._made = made
         outbounds = {name: outbound for name, (_, outbound) in made.items()}
-        return Routing(plan.policy, outbounds, plan.timeouts, plan.sniff)
+        return Routing(
+            plan.policy,
+            outbounds,
+            plan.timeouts,
+            plan.sniff,
+            FactFinder(plan.policy.needs, plan.facts),
+        )
 
     async def time_flows(self) -> None:
         """End flows that take or stay too long; runs until it is cancelled."""

@@ -9,6 +9,8 @@ from gateway.marks import Mark
 #: Outbounds that exist without being written down.
 DIRECT: Final = "direct"
 REJECT: Final = "reject"
+REJECT_ICMP: Final = "reject-icmp"
+REJECT_DROP: Final = "reject-drop"
 
 
 class Decision(NamedTuple):

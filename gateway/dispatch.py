@@ -12,9 +12,10 @@ from typing import Final, Literal, NamedTuple
 from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision
 from gateway.errors import UpstreamFailure
-from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
+from gateway.facts import FactFinder
+from gateway.flow import CloseReason, Endpoint, FlowFacts
 from gateway.kernel.reactor import ERROR, HANGUP, READ_HANGUP, UNKNOWN
-from gateway.kernel.sockets import arrival_interface, reset_on_close
+from gateway.kernel.sockets import reset_on_close
 from gateway.outbound.base import FIRST_BYTES, Attempt, Outbound
 from gateway.policy.engine import Policy
 from gateway.relay.tcp import Mover, Relay
@@ -55,6 +56,7 @@ class Routing:
     outbounds: Mapping[str, Outbound]
     timeouts: FlowTimeouts
     sniff: SniffLimits
+    finder: FactFinder
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,8 +294,7 @@ class Dispatcher:
         """Decide a flow and begin its second leg."""
         routing = self.routing
         self.counters["flows_accepted"] += 1
-        interface = arrival_interface(client) if routing.policy.needs.interface else ""
-        facts = FlowFacts(Protocol.TCP, source, destination, interface)
+        facts = routing.finder.of_stream(client, source, destination)
         decision = self._decide(facts)
         flow = Flow(self, self._next_id, client, facts, decision)
         self._next_id += self._id_step
@@ -355,20 +356,22 @@ class Dispatcher:
         A rule may ask for what they tell, or the outbound for a name.
         """
         routing = self.routing
-        answer = routing.policy.decide(facts)
+        now = routing.finder.now()
+        answer = routing.policy.decide(facts, now)
         if isinstance(answer, Decision) and not (
             answer.sniff and routing.outbounds[answer.outbound].by_name
         ):
             return answer
         if routing.sniff.covers(facts.destination.port):
             return None
-        return routing.policy.settle(facts)
+        return routing.policy.settle(facts, now)
 
     def _sniffed(self, flow: Flow, seen: Sighting) -> None:
         """Decide a flow by its client's first bytes, or by the lack of them."""
         flow.facts = flow.facts._replace(name=seen.name, sniffed=seen.protocol)
         flow.quiet_since = time.monotonic()
-        answer = self.routing.policy.decide(flow.facts)
+        routing = self.routing
+        answer = routing.policy.decide(flow.facts, routing.finder.now())
         assert isinstance(answer, Decision), "all that can be known is known"
         self._connect(flow, answer)
 

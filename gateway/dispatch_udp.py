@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from gateway.control.running import FlowRecord, FlowState
-from gateway.decision import Decision, Undecided
+from gateway.decision import Decision
 from gateway.dispatch import REASONS, RECENT, OwnTraffic, Routing
 from gateway.errors import UpstreamFailure
 from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
 from gateway.inbound.udp import LISTEN_ON, Upgoing
 from gateway.kernel.datagrams import Address, Batch, split_ends
 from gateway.kernel.icmp_errors import ErrorSender
-from gateway.kernel.sockets import SocketFactory, family_of, interface_name
+from gateway.kernel.sockets import SocketFactory, family_of
 from gateway.kernel.udp_sockets import ErrorReport, UdpSockets, read_ends
 from gateway.outbound.base import Outbound
 from gateway.outbound.datagrams import Leg
@@ -268,11 +268,11 @@ class Datagrams:
         if flow is not None:
             self._know(ends, flow)
             return flow
-        policy = self.routing.policy
-        interface = interface_name(index) if policy.needs.interface else ""
-        facts = FlowFacts(Protocol.UDP, source, destination, interface)
-        answer = policy.decide(facts)
-        decision = policy.settle(facts) if isinstance(answer, Undecided) else answer
+        policy, finder = self.routing.policy, self.routing.finder
+        facts = finder.of_datagram(source, destination, index)
+        now = finder.now()
+        answer = policy.decide(facts, now)
+        decision = answer if isinstance(answer, Decision) else policy.settle(facts, now)
         if source.host in self.own.addresses and self._is_loop(source, destination):
             flow = self._flow(facts, decision, Address(split_ends(ends)[0]))
             flow.detail = "an outbound's own datagrams were diverted"
@@ -297,7 +297,8 @@ class Datagrams:
 
     def _sniffed(self, unheard: UnheardFlow, seen: Sighting) -> None:
         facts = unheard.facts._replace(name=seen.name, sniffed=seen.protocol)
-        flow = self._begin(unheard.ends, facts, self.routing.policy.settle(facts))
+        now = self.routing.finder.now()
+        flow = self._begin(unheard.ends, facts, self.routing.policy.settle(facts, now))
         unheard.onward = flow
         for datagram in unheard.kept:
             if flow is not None:

@@ -9,11 +9,17 @@ from functools import partial
 from gateway.assembly import Assembly
 from gateway.blueprint import GUARDED, Blueprint, ListenOn, Recipe, Safety
 from gateway.config.scalars import port_range
-from gateway.config.schema import DirectOutbound, RejectOutbound, Sniff, Socks5Outbound
-from gateway.decision import DIRECT, REJECT
+from gateway.config.schema import (
+    BUILT_IN,
+    DirectOutbound,
+    RejectOutbound,
+    Sniff,
+    Socks5Outbound,
+)
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.dispatch_udp import UdpSettings
 from gateway.errors import UpstreamFailure
+from gateway.facts import FactSources
 from gateway.flow import Endpoint, Protocol
 from gateway.kernel.congestion import for_lan, for_outbound
 from gateway.kernel.guard import Finding
@@ -42,6 +48,7 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
         detect_loops=safety.detect,
         log_level=config.log.level,
         log_format=config.log.format,
+        facts=FactSources(config.time_zone),
     )
 
 
@@ -79,7 +86,7 @@ def _recipes(assembly: Assembly, found: Iterable[Finding]) -> dict[str, Recipe]:
         proofs.setdefault(finding.egress.outbound, []).append(finding)
     return {
         name: _recipe(name, assembly, proofs.get(name, []))
-        for name in (DIRECT, REJECT, *assembly.config.outbounds)
+        for name in (*BUILT_IN, *assembly.config.outbounds)
     }
 
 

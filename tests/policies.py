@@ -6,7 +6,8 @@ from itertools import product
 
 import hypothesis.strategies as st
 
-from gateway.config.schema import Config, Rule
+from gateway.config.rules import Rule
+from gateway.config.schema import Config
 from gateway.flow import Endpoint, FlowFacts, Protocol
 
 OUTBOUNDS = {

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from itertools import combinations
 
-from gateway.config.findings import Finding, Path, did_you_mean
+from gateway.config.findings import Finding, Path
+from gateway.config.rule_checks import RULE_CHECKS
 from gateway.config.scalars import HOST_NAME
-from gateway.config.schema import Config, DirectOutbound, Network, Rule, Socks5Outbound
-from gateway.decision import DIRECT, REJECT
+from gateway.config.schema import BUILT_IN, Config, DirectOutbound, Socks5Outbound
+from gateway.config.subject import Subject, overlap
 
 #: RFC 1929 section 2: user and password are preceded by one octet with their length.
 MAX_CREDENTIAL_BYTES = 255
 
 
-@dataclass(frozen=True, slots=True)
-class _Subject:
-    """What is checked: the configuration, and the rule sets that exist without being in it."""
-
-    config: Config
-    shipped: frozenset[str]
-
-    @property
-    def rules(self) -> Iterator[tuple[Path, Rule]]:
-        for index, rule in enumerate(self.config.rules):
-            yield ("rules", index), rule
-
-
 def check(config: Config, shipped: frozenset[str]) -> tuple[Finding, ...]:
     """Everything that is wrong across keys. ``shipped`` names rule sets that come with us."""
-    subject = _Subject(config, shipped)
+    subject = Subject(config, shipped)
     return tuple(finding for one_check in _CHECKS for finding in one_check(subject))
 
 
-def _somebody_is_served(subject: _Subject) -> Iterator[Finding]:
+def _somebody_is_served(subject: Subject) -> Iterator[Finding]:
     lan = subject.config.lan
     if not lan.interfaces and not lan.this_machine:
         yield Finding(
@@ -45,24 +32,28 @@ def _somebody_is_served(subject: _Subject) -> Iterator[Finding]:
         )
 
 
-def _no_empty_lists(subject: _Subject) -> Iterator[Finding]:
+def _no_empty_lists(subject: Subject) -> Iterator[Finding]:
     for name, networks in subject.config.lan.subnets.items():
         if not networks:
             yield Finding(
                 ("lan", "subnets", name), "an empty subnet", "list its CIDRs, or leave it out"
             )
-    for path, rule in subject.rules:
-        for key in sorted(rule.model_fields_set):
-            if getattr(rule, key) == ():
-                yield Finding((*path, key), "an empty list", "leave the key out to match all")
+    for path, match in subject.matches:
+        for key in sorted(match.model_fields_set):
+            if getattr(match, key) == ():
+                written = key.removesuffix("_")
+                yield Finding((*path, written), "an empty list", "leave the key out to match all")
+    for name, rules in subject.config.lists.items():
+        if not rules:
+            yield Finding(("lists", name), "an empty list", "write its rules, or leave it out")
 
 
-def _subnets_are_apart(subject: _Subject) -> Iterator[Finding]:
+def _subnets_are_apart(subject: Subject) -> Iterator[Finding]:
     subnets = subject.config.lan.subnets
     for (one, its), (other, others) in combinations(subnets.items(), 2):
         for index, network in enumerate(others):
             for overlapped in its:
-                if _overlap(network, overlapped):
+                if overlap(network, overlapped):
                     yield Finding(
                         ("lan", "subnets", other, index),
                         f"{other} ({network}) overlaps {one} ({overlapped})",
@@ -70,23 +61,19 @@ def _subnets_are_apart(subject: _Subject) -> Iterator[Finding]:
                     )
 
 
-def _overlap(one: Network, other: Network) -> bool:
-    return one.version == other.version and one.overlaps(other)
-
-
-def _reserved_outbounds(subject: _Subject) -> Iterator[Finding]:
-    for name in (DIRECT, REJECT):
+def _reserved_outbounds(subject: Subject) -> Iterator[Finding]:
+    for name, built_in in BUILT_IN.items():
         outbound = subject.config.outbounds.get(name)
-        if outbound is not None and outbound.type != name:
+        if outbound is not None and outbound.type != built_in.type:
             yield Finding(
                 ("outbounds", name),
-                f"the name {name} is kept for outbounds of type {name}",
+                f"the name {name} is kept for outbounds of type {built_in.type}",
                 "choose another name",
                 at="key",
             )
 
 
-def _egress(subject: _Subject) -> Iterator[Finding]:
+def _egress(subject: Subject) -> Iterator[Finding]:
     for name, outbound in subject.config.outbounds.items():
         path: Path = ("outbounds", name)
         if not isinstance(outbound, Socks5Outbound | DirectOutbound):
@@ -134,7 +121,7 @@ def _strategy(path: Path, outbound: Socks5Outbound | DirectOutbound) -> Iterator
         )
 
 
-def _socks_credentials(subject: _Subject) -> Iterator[Finding]:
+def _socks_credentials(subject: Subject) -> Iterator[Finding]:
     for path, outbound in _socks_outbounds(subject):
         if outbound.password is not None:
             password = outbound.password.get_secret_value()
@@ -157,7 +144,7 @@ def _socks_credentials(subject: _Subject) -> Iterator[Finding]:
             yield Finding((*path, "username"), "must be 1 to 255 bytes", "")
 
 
-def _socks_servers(subject: _Subject) -> Iterator[Finding]:
+def _socks_servers(subject: Subject) -> Iterator[Finding]:
     for path, outbound in _socks_outbounds(subject):
         server, where = outbound.server, (*path, "server")
         try:
@@ -183,13 +170,13 @@ def _socks_servers(subject: _Subject) -> Iterator[Finding]:
             )
 
 
-def _socks_outbounds(subject: _Subject) -> Iterator[tuple[Path, Socks5Outbound]]:
+def _socks_outbounds(subject: Subject) -> Iterator[tuple[Path, Socks5Outbound]]:
     for name, outbound in subject.config.outbounds.items():
         if isinstance(outbound, Socks5Outbound):
             yield ("outbounds", name), outbound
 
 
-def _mark_base(subject: _Subject) -> Iterator[Finding]:
+def _mark_base(subject: Subject) -> Iterator[Finding]:
     base = subject.config.marks.base
     if base & (base - 1):
         yield Finding(
@@ -199,97 +186,7 @@ def _mark_base(subject: _Subject) -> Iterator[Finding]:
         )
 
 
-def _names_in_rules(subject: _Subject) -> Iterator[Finding]:
-    config = subject.config
-    rule_sets = {*config.rule_sets, *subject.shipped}
-    outbounds = {*config.outbounds, DIRECT, REJECT}
-    for path, rule in subject.rules:
-        if rule.to not in outbounds:
-            yield _unknown((*path, "to"), rule.to, outbounds, "outbound")
-        for index, name in enumerate(rule.subnet):
-            if name not in config.lan.subnets:
-                yield _unknown((*path, "subnet", index), name, config.lan.subnets, "subnet")
-        for key, entries in (("destination", rule.destination), ("rule_set", rule.rule_set)):
-            for index, entry in enumerate(entries):
-                if isinstance(entry, str) and entry not in rule_sets:
-                    yield _unknown((*path, key, index), entry, rule_sets, "rule set")
-        for index, name in enumerate(rule.interface):
-            interfaces = config.lan.interfaces
-            if interfaces and name not in interfaces:
-                yield Finding(
-                    (*path, "interface", index),
-                    "nothing arrives on an interface that is not in lan.interfaces",
-                    did_you_mean(name, interfaces, "LAN interfaces"),
-                )
-
-
-def _unknown(path: Path, name: str, known: Iterable[str], what: str) -> Finding:
-    return Finding(path, f"unknown {what}", did_you_mean(name, set(known), f"{what}s"))
-
-
-def _ports_have_a_protocol(subject: _Subject) -> Iterator[Finding]:
-    for path, rule in subject.rules:
-        if "icmp" in rule.protocol and (rule.port or rule.source_port):
-            key = "port" if rule.port else "source_port"
-            yield Finding(
-                (*path, key), "ICMP has no ports", "write a rule of its own for `protocol: icmp`"
-            )
-
-
-def _addresses_can_meet(subject: _Subject) -> Iterator[Finding]:
-    """A rule that no packet can match is a mistake, most often v4 on one side and v6 on the other.
-
-    What is in a rule set is not known here: a rule that names one is left alone.
-    """
-    subnets = subject.config.lan.subnets
-    for path, rule in subject.rules:
-        of_subnets = [network for name in rule.subnet for network in subnets.get(name, ())]
-        destinations = [entry for entry in rule.destination if not isinstance(entry, str)]
-        sources = [*rule.source, *of_subnets]
-        if (
-            rule.source
-            and of_subnets
-            and not any(_overlap(one, other) for one in rule.source for other in of_subnets)
-        ):
-            yield Finding(
-                (*path, "source"),
-                "no address is both here and in the rule's subnet, so the rule never matches",
-                "keep one of `source` and `subnet`, or write two rules",
-            )
-        elif (
-            sources
-            and len(destinations) == len(rule.destination) > 0
-            and not {one.version for one in sources} & {one.version for one in destinations}
-        ):
-            yield Finding(
-                (*path, "destination"),
-                "source and destination have no address family in common, so the rule never"
-                " matches",
-                "write IPv4 with IPv4, and IPv6 with IPv6",
-            )
-
-
-def _one_catch_all_at_the_end(subject: _Subject) -> Iterator[Finding]:
-    rules = subject.config.rules
-    first = next((index for index, rule in enumerate(rules) if rule.is_catch_all), None)
-    if first is None:
-        yield Finding(
-            ("rules", len(rules) - 1),
-            "the last rule does not match everything",
-            "end the list with the default, such as `- {to: direct}`",
-            at="key",
-        )
-        return
-    for index in range(first + 1, len(rules)):
-        yield Finding(
-            ("rules", index),
-            f"never reached: rules[{first}] matches everything",
-            f"move it above rules[{first}], or remove it",
-            at="key",
-        )
-
-
-_CHECKS: tuple[Callable[[_Subject], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     _somebody_is_served,
     _no_empty_lists,
     _subnets_are_apart,
@@ -298,8 +195,5 @@ _CHECKS: tuple[Callable[[_Subject], Iterator[Finding]], ...] = (
     _socks_credentials,
     _socks_servers,
     _mark_base,
-    _names_in_rules,
-    _ports_have_a_protocol,
-    _addresses_can_meet,
-    _one_catch_all_at_the_end,
+    *RULE_CHECKS,
 )

@@ -103,6 +103,8 @@ def keyword(text: str) -> DomainPattern:
 
 def regex(text: str) -> DomainPattern:
     """Every name that ``text`` is found in. Raises ``ValueError`` where it is no pattern."""
+    if not text:
+        raise ValueError("an empty expression matches every name")
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:

@@ -28,10 +28,12 @@ def reference() -> str:
 
 
 def _sections(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each object below the top, titled as it is written in the file."""
+    """Each object below the top, titled as it is written where it stands first in the file."""
+    seen: list[str] = []
     for key, value in schema["properties"].items():
         for title, part in _objects(key, value, schema):
-            if "properties" in part:
+            if "properties" in part and part["title"] not in seen:
+                seen.append(part["title"])
                 yield title, part
 
 
@@ -65,7 +67,7 @@ def _table(title: str, part: dict[str, Any], schema: dict[str, Any]) -> Iterator
 
 def _default(value: dict[str, Any]) -> str:
     default = value.get("default")
-    if default is None or default == []:
+    if default in (None, "", []):
         return ""
     shown = str(default).lower() if isinstance(default, bool) else default
     return f"`{shown}`"

@@ -18,11 +18,13 @@ _STAND_INS: dict[Path, Any] = {
     ("rules",): {"protocol": "tcp", "to": "direct"},
     ("outbounds",): {"type": "reject"},
     ("rule_sets",): {"type": "inline", "entries": []},
+    ("lists",): [],
     ("lan", "subnets"): [],
+    ("lan", "devices"): {"mac": ["00:00:5e:00:53:00"]},
 }
 #: Sections whose keys no other part of the file refers to by name: without a key, its
 #: default holds.
-_SETTINGS = frozenset({"lan", "inbound", "timeouts", "sniff", "marks", "log"})
+_SETTINGS = frozenset({"lan", "inbound", "timeouts", "sniff", "marks", "log", "geo", "time_zone"})
 
 
 def set_aside(data: Any, finding: Finding) -> Path | None:

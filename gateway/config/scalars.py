@@ -43,7 +43,7 @@ _ADDRESS_LIKE = re.compile(r"^[0-9.]+$|[:/]")
 _PORT_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
-def _refuse(message: str, cure: str) -> PydanticCustomError:
+def refuse(message: str, cure: str) -> PydanticCustomError:
     """An error whose text stands as it is (pydantic would fill in ``{}``)."""
     return PydanticCustomError("value", "{message}", {"message": message, "cure": cure})
 
@@ -60,14 +60,14 @@ def read_network(value: object) -> IPv4Network | IPv6Network:
     try:
         network = ip_network(text)
     except ValueError:
-        raise _refuse(*_explain_network(text)) from None
+        raise refuse(*_explain_network(text)) from None
     if "%" in text:
-        raise _refuse("a network has no zone", f"leave `%{text.partition('%')[2]}` out")
+        raise refuse("a network has no zone", f"leave `%{text.partition('%')[2]}` out")
     if isinstance(network, IPv6Network) and network.prefixlen > _MAPPED.prefixlen:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:
             inner = f"{mapped}/{network.prefixlen - _MAPPED.prefixlen}"
-            raise _refuse("an IPv4-mapped network never matches", f"write {inner}")
+            raise refuse("an IPv4-mapped network never matches", f"write {inner}")
     return network
 
 
@@ -103,7 +103,7 @@ def read_address(value: object) -> IPv4Address | IPv6Address:
         return value
     if isinstance(value, str) and "%" not in value and _is_address(value):
         return ip_address(value)
-    raise _refuse("not an address", "write an address such as 192.168.1.5 or fd00::5")
+    raise refuse("not an address", "write an address such as 192.168.1.5 or fd00::5")
 
 
 def read_destination(value: object) -> IPv4Network | IPv6Network | str:
@@ -115,7 +115,7 @@ def read_destination(value: object) -> IPv4Network | IPv6Network | str:
     if isinstance(value, str) and not _ADDRESS_LIKE.search(value):
         if re.match(NAME_PATTERN, value):
             return value
-        raise _refuse(
+        raise refuse(
             "not a CIDR, an address or a rule set's name",
             "write a CIDR (192.168.1.0/24) or the name of a rule set (private)",
         )
@@ -123,46 +123,14 @@ def read_destination(value: object) -> IPv4Network | IPv6Network | str:
 
 
 def read_domain(value: object) -> str:
-    """A name, or a pattern of names (``+.a.example``, ``*.a.example``, ``keyword:``, ``regex:``).
-
-    In lower case, with A-labels (RFC 5890) and without the final dot; a regular expression
-    is left as it is. Raises ``PydanticCustomError``.
-    """
-    text = value.strip() if isinstance(value, str) else ""
-    kind, colon, rest = text.partition(":")
-    if colon and kind == "regex":
-        try:
-            re.compile(rest)
-        except (re.error, OverflowError) as error:
-            raise _refuse(f"not a regular expression: {error}", _DOMAIN_CURE) from None
-        if not rest:
-            raise _refuse("an empty expression matches every name", _DOMAIN_CURE)
-        return text
-    if colon and kind == "keyword" and rest:
-        return f"keyword:{_a_labels(rest)}"
-    prefix = "+." if text.startswith("+.") else ""
-    name = _a_labels(text.removeprefix("+.").removesuffix("."))
-    plain = name.replace("*", "x") if not prefix else name
-    if "*" in name and any("*" in label and label != "*" for label in name.split(".")):
-        raise _refuse("a `*` stands for a whole label", _DOMAIN_CURE)
-    if not HOST_NAME.fullmatch(plain):
-        raise _refuse("not a domain name or a pattern of one", _DOMAIN_CURE)
-    return prefix + name
-
-
-_DOMAIN_CURE = (
-    "write a.example, +.a.example (with all below it), *.a.example, keyword:a or regex:^a"
-)
-
-
-def _a_labels(text: str) -> str:
-    """In lower case and ASCII. Raises ``PydanticCustomError`` where IDNA has no A-label for it."""
-    if text.isascii():
-        return text.lower()
+    """A pattern of names (``config.domains``), canonical. Raises ``PydanticCustomError``."""
     try:
-        return text.lower().encode("idna").decode("ascii")
-    except UnicodeError:
-        raise _refuse("not a domain name: IDNA cannot write it in ASCII", _DOMAIN_CURE) from None
+        return str(domain_pattern(value.strip() if isinstance(value, str) else ""))
+    except ValueError as error:
+        raise refuse(
+            str(error),
+            "write a.example, +.a.example (with all below it), *.a.example, keyword:a or regex:^a",
+        ) from None
 
 
 def read_entry(value: object) -> IPv4Network | IPv6Network | str:
@@ -177,7 +145,7 @@ def read_entry(value: object) -> IPv4Network | IPv6Network | str:
     try:
         return str(domain_pattern(value))
     except ValueError as error:
-        raise _refuse(
+        raise refuse(
             str(error),
             "write a CIDR (192.168.1.0/24), a name (a.example), a name with all below it"
             " (+.a.example), keyword:word or regex:pattern",
@@ -187,7 +155,7 @@ def read_entry(value: object) -> IPv4Network | IPv6Network | str:
 def read_ports(value: object) -> int | str:
     """A port or a range, as it was written. Raises ``PydanticCustomError``."""
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _refuse("not a port or a range of ports", "write 443 or 8000-8999")
+        raise refuse("not a port or a range of ports", "write 443 or 8000-8999")
     port_range(value)
     return value
 
@@ -196,13 +164,13 @@ def port_range(value: int | str) -> tuple[int, int]:
     """The inclusive bounds of ``443`` or ``8000-8999``. Raises ``PydanticCustomError``."""
     matched = _PORT_RANGE.fullmatch(str(value).replace(" ", ""))
     if matched is None:
-        raise _refuse("not a port or a range of ports", "write 443 or 8000-8999")
+        raise refuse("not a port or a range of ports", "write 443 or 8000-8999")
     first = int(matched[1])
     last = int(matched[2] or first)
     if not (1 <= first <= 65535 and 1 <= last <= 65535):
-        raise _refuse("a port is between 1 and 65535", "write 443 or 8000-8999")
+        raise refuse("a port is between 1 and 65535", "write 443 or 8000-8999")
     if first > last:
-        raise _refuse("the range is upside down", f"did you mean {last}-{first}?")
+        raise refuse("the range is upside down", f"did you mean {last}-{first}?")
     return first, last
 
 
@@ -212,4 +180,4 @@ def read_user(value: object) -> int | str:
         return value
     if isinstance(value, str) and _USER.fullmatch(value):
         return value
-    raise _refuse("not a user of this machine", "write a name or a number, such as `uid: proxy`")
+    raise refuse("not a user of this machine", "write a name or a number, such as `uid: proxy`")

@@ -6,102 +6,36 @@ and the README's table of keys is checked against them.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     SecretStr,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import core_schema
 
-from gateway.config.scalars import (
-    CGROUP_PATTERN,
-    INTERFACE_PATTERN,
-    NAME_PATTERN,
-    read_address,
-    read_destination,
-    read_domain,
-    read_entry,
-    read_network,
-    read_ports,
-    read_user,
+from gateway.config.rule_values import read_time_zone
+from gateway.config.rules import Device, Rule
+from gateway.config.values import (
+    Address,
+    CongestionControl,
+    ControlGroup,
+    EntryList,
+    Hours,
+    InterfaceName,
+    InterfaceNames,
+    Model,
+    Name,
+    Networks,
+    OneOrMore,
+    Port,
+    PortRanges,
+    Seconds,
+    Strategy,
+    User,
 )
-from gateway.decision import DIRECT, REJECT
+from gateway.decision import DIRECT, REJECT, REJECT_DROP, REJECT_ICMP
 from gateway.marks import DEFAULT_BASE, DEFAULT_TCP_PORT
-
-
-def _as_tuple(value: object) -> object:
-    if isinstance(value, list | tuple):
-        return tuple(value)
-    return (value,)
-
-
-class OneOrMore:
-    """A single value where a list is meant is a list of one: ``port: 443``."""
-
-    def __get_pydantic_core_schema__(
-        self, source: type, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        """Wrap what is not a list."""
-        return core_schema.no_info_before_validator_function(_as_tuple, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, core: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """Tell editors that both forms are legal."""
-        array = handler(core)
-        return {"anyOf": [array["items"], array]}
-
-
-Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(read_address)]
-Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(read_network)]
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-InterfaceName = Annotated[str, Field(pattern=INTERFACE_PATTERN)]
-Strategy = Literal["auto", "mark", "device", "source", "netns", "host_route", "uid", "cgroup"]
-ControlGroup = Annotated[str, Field(pattern=CGROUP_PATTERN)]
-#: A user of this machine, by number or name.
-User = Annotated[int | str, BeforeValidator(read_user)]
-#: TCP_CA_NAME_MAX of <linux/tcp.h> is 16, with the zero at the end.
-CongestionControl = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,15}$")]
-Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
-PortRange = Annotated[
-    int | str,
-    BeforeValidator(read_ports),
-    Field(description="a port (443) or an inclusive range (8000-8999)"),
-]
-#: A CIDR, an address, or the name of a rule set.
-Destination = Annotated[IPv4Network | IPv6Network | Name, BeforeValidator(read_destination)]
-#: An entry of a rule set: a CIDR, an address, or a domain pattern.
-Entry = Annotated[IPv4Network | IPv6Network | str, BeforeValidator(read_entry)]
-EntryList = Annotated[tuple[Entry, ...], OneOrMore()]
-Networks = Annotated[tuple[Network, ...], OneOrMore()]
-Names = Annotated[tuple[Name, ...], OneOrMore()]
-InterfaceNames = Annotated[tuple[InterfaceName, ...], OneOrMore()]
-PortRanges = Annotated[tuple[PortRange, ...], OneOrMore()]
-Protocols = Annotated[tuple[Literal["tcp", "udp", "icmp"], ...], OneOrMore()]
-Destinations = Annotated[tuple[Destination, ...], OneOrMore()]
-DomainPattern = Annotated[str, BeforeValidator(read_domain)]
-DomainPatterns = Annotated[tuple[DomainPattern, ...], OneOrMore()]
-Sniffed = Literal[
-    "tls", "http", "http2", "quic", "dtls", "ssh", "rdp", "dns", "stun", "ntp", "bittorrent"
-]
-SniffedProtocols = Annotated[tuple[Sniffed, ...], OneOrMore()]
-Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
-Hours = Annotated[float, Field(ge=0.01, le=24 * 365)]
-
-
-class Model(BaseModel):
-    """Base: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Lan(Model):
@@ -113,6 +47,20 @@ class Lan(Model):
     subnets: dict[Name, Networks] = Field(
         default_factory=dict,
         description="names for parts of the LAN, for use in rules; each a list of CIDRs, v4 and v6",
+    )
+    devices: dict[Name, Device] = Field(
+        default_factory=dict,
+        description=(
+            "names for devices, for use in rules; each a MAC address, a list of such, or"
+            " `{mac: …, hostname: …}`"
+        ),
+    )
+    leases: Annotated[tuple[str, ...], OneOrMore()] = Field(
+        default=(),
+        description=(
+            "lease files of the DHCP server (dnsmasq, ISC dhcpd or Kea memfile), for rules that"
+            " ask for a host name; without any, the usual places are looked at"
+        ),
     )
     this_machine: bool = Field(
         default=False, description="also divert what this machine itself originates"
@@ -349,6 +297,14 @@ class RejectOutbound(Model):
     )
 
 
+#: Outbounds that exist without being written down.
+BUILT_IN: dict[str, DirectOutbound | RejectOutbound] = {
+    DIRECT: DirectOutbound(type="direct"),
+    REJECT: RejectOutbound(type="reject"),
+    REJECT_ICMP: RejectOutbound(type="reject", answer="icmp"),
+    REJECT_DROP: RejectOutbound(type="reject", answer="drop"),
+}
+
 Outbound = Annotated[Socks5Outbound | DirectOutbound | RejectOutbound, Field(discriminator="type")]
 
 
@@ -414,54 +370,15 @@ class UrlRuleSet(_ListedRuleSet):
 RuleSet = Annotated[InlineRuleSet | FileRuleSet | UrlRuleSet, Field(discriminator="type")]
 
 
-class Rule(Model):
-    """One rule: every key must match (AND), every list is OR; the first match wins."""
+class Geo(Model):
+    """Databases that tell where addresses are, in MaxMind's format (MMDB)."""
 
-    subnet: Names = Field(default=(), description="source is in one of these named subnets")
-    source: Networks = Field(default=(), description="source address is in one of these CIDRs")
-    destination: Destinations = Field(
-        default=(), description="destination is in one of these CIDRs or named rule sets"
+    country: str = Field(
+        default="", description="path to a country database, relative to the configuration file"
     )
-    port: PortRanges = Field(default=(), description="destination port or range")
-    source_port: PortRanges = Field(default=(), description="source port or range")
-    protocol: Protocols = Field(default=(), description="tcp, udp or icmp")
-    interface: InterfaceNames = Field(default=(), description="arrived on one of these interfaces")
-    rule_set: Names = Field(default=(), description="destination is in one of these rule sets")
-    domain: DomainPatterns = Field(
-        default=(),
-        description=(
-            "destination's name: `a.example` alone, `+.a.example` with all below it,"
-            " `*.a.example` with one label for each `*`, `keyword:a` anywhere in it,"
-            " `regex:^a[0-9]`"
-        ),
+    asn: str = Field(
+        default="", description="path to an ASN database, relative to the configuration file"
     )
-    sniffed: SniffedProtocols = Field(
-        default=(), description="the protocol that the client's first bytes are of"
-    )
-    to: Name = Field(description="an outbound's name, `direct` or `reject`")
-    log: bool = Field(default=False, description="log the flows that this rule decides")
-    sniff: bool = Field(
-        default=True,
-        description="`off` never waits for the client's first bytes on behalf of this rule",
-    )
-
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """The keys that ask something of a flow, in the schema's order."""
-        return tuple(
-            key
-            for key in type(self).model_fields
-            if key not in _RULE_ACTIONS and getattr(self, key)
-        )
-
-    @property
-    def is_catch_all(self) -> bool:
-        """Whether the rule matches every flow, so that none below it can fire."""
-        return not self.asked
-
-
-#: Keys of a rule that say what becomes of a flow.
-_RULE_ACTIONS = frozenset({"to", "log", "sniff"})
 
 
 class MarkSettings(Model):
@@ -491,7 +408,10 @@ class Config(Model):
     inbound: Inbound = Field(default_factory=Inbound, description="how traffic is diverted")
     outbounds: dict[Name, Outbound] = Field(
         default_factory=dict,
-        description="ways out, by name; `direct` and `reject` exist without being written",
+        description=(
+            "ways out, by name; `direct`, `reject`, `reject-icmp` and `reject-drop` exist without"
+            " being written"
+        ),
     )
     rule_sets: dict[Name, RuleSet] = Field(
         default_factory=dict,
@@ -499,6 +419,14 @@ class Config(Model):
     )
     rules: tuple[Rule, ...] = Field(
         min_length=1, description="first match wins; the last rule must match everything"
+    )
+    lists: dict[Name, tuple[Rule, ...]] = Field(
+        default_factory=dict, description="lists of rules, which rules lead to with `goto`"
+    )
+    geo: Geo = Field(default_factory=Geo, description="databases for `country` and `asn`")
+    time_zone: Annotated[str, BeforeValidator(read_time_zone)] | None = Field(
+        default=None,
+        description="time zone of rules, such as Europe/Berlin; this machine's own by default",
     )
     timeouts: Timeouts = Field(default_factory=Timeouts, description="bounds on every wait")
     sniff: Sniff = Field(
@@ -516,14 +444,10 @@ class Config(Model):
     log: LogSettings = Field(default_factory=LogSettings, description="what is logged")
 
     def outbound(self, name: str) -> Socks5Outbound | DirectOutbound | RejectOutbound:
-        """The outbound of that name, the two unwritten ones included.
+        """The outbound of that name, the unwritten ones included.
 
         Raises ``KeyError`` for an unknown name (the loader refuses such a file).
         """
         if name in self.outbounds:
             return self.outbounds[name]
-        if name == DIRECT:
-            return DirectOutbound(type="direct")
-        if name == REJECT:
-            return RejectOutbound(type="reject")
-        raise KeyError(name)
+        return BUILT_IN[name]

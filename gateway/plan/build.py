@@ -78,7 +78,7 @@ def build_plan(
         ),
         sysctls=routing.sysctls(config.lan, host),
         accept_input=accept,
-        placements=tuple(placement(rule, config) for rule in policy.rules),
+        placements=tuple(placement(rule, config) for rule in policy.every_rule),
     )
 
 
@@ -101,7 +101,7 @@ def _shape(
     programs: tuple[OwnedBy | InControlGroup, ...],
 ) -> Shape:
     families = (Family.V4, Family.V6) if host.has("ipv6") else (Family.V4,)
-    outbounds = [config.outbound(rule.outbound) for rule in policy.rules]
+    outbounds = [config.outbound(rule.outbound) for rule in policy.every_rule if rule.outbound]
     upstreams = _lan_upstreams(config, host, resolved)
     return Shape(
         marks=Marks(config.marks.base),

@@ -83,11 +83,11 @@ def placement(rule: CompiledRule, config: Config) -> RulePlacement:
 
 
 def _place(rule: CompiledRule, config: Config) -> tuple[Place, str]:
-    outbound = config.outbound(rule.outbound)
     if not rule.by_packet:
         seen = " and ".join(protocol.upper() for protocol in _carried(config))
         passing = "ICMP passes" if config.inbound.udp != "off" else "UDP and ICMP pass"
         return "listener", f"the kernel diverts the {seen} that it may match; {passing} it by"
+    outbound = config.outbound(rule.outbound)
     if outbound == _PLAIN_DIRECT:
         return "kernel", "routed on, never enters the gateway"
     if isinstance(outbound, RejectOutbound):
@@ -144,9 +144,9 @@ def of_family(networks: Iterable[Network], family: Family) -> tuple[Network, ...
 
 
 def _verdict(config: Config, rule: CompiledRule, divert: str) -> Verdict:
-    outbound = config.outbound(rule.outbound)
     if not rule.by_packet:
         return Goto(divert)
+    outbound = config.outbound(rule.outbound)
     if outbound == _PLAIN_DIRECT:
         return Goto(DIRECT)
     if not isinstance(outbound, RejectOutbound):
@@ -170,7 +170,7 @@ def _nft_rules(
             return
     common = _common_matches(rule, protocols)
     name = f"rule-{rule.index}"
-    if rule.source is None and rule.destination is None:
+    if rule.source is None and rule.destination is None and not rule.destinations:
         yield NftRule(name, verdict, common)
         return
     for family in families:
@@ -193,7 +193,7 @@ def _addresses(
     None where the rule asks for addresses of the other family only.
     """
     sides = []
-    for networks in (rule.source, rule.destination):
+    for networks in (rule.source, rule.destination_networks()):
         members = of_family(networks or (), family)
         if networks is not None and not members:
             return None

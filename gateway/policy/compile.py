@@ -3,57 +3,160 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
 
+from gateway.config.rule_values import (
+    DAY,
+    DHCP_PREFIX,
+    mark_and_mask,
+    time_range,
+    weekday_range,
+)
+from gateway.config.rules import Match, Rule
 from gateway.config.scalars import port_range
-from gateway.config.schema import Config, Rule
+from gateway.config.schema import Config
 from gateway.flow import Protocol
+from gateway.policy.demands import Geography
 from gateway.policy.engine import Policy
 from gateway.policy.names import NamePatterns
 from gateway.policy.prefixes import Network, PrefixSet
-from gateway.policy.rule import CompiledRule, PortRanges
+from gateway.policy.rule import WEEK, CompiledRule, Condition, Destinations, LargeSet, PortRanges
 from gateway.policy.rulesets import RuleSetData
 
 #: Values of one key that a rule's text shows before it says how many more there are.
 SHOWN_VALUES = 4
 
+#: A rule set without names and with at most so many intervals of addresses becomes part of the
+#: rules that name it, where asking costs nothing.
+MERGED_INTERVALS = 1000
 
-def compile_policy(config: Config, rule_sets: Mapping[str, RuleSetData]) -> Policy:
+_FAMILIES = {4: PrefixSet.from_networks([ip_network("0.0.0.0/0")])}
+_FAMILIES |= {6: PrefixSet.from_networks([ip_network("::/0")])}
+
+
+def compile_policy(
+    config: Config, rule_sets: Mapping[str, RuleSetData], geography: Geography | None = None
+) -> Policy:
     """The policy of a configuration that ``config.load`` has found legal.
 
-    ``rule_sets`` has every set that a rule names (``load_rule_sets``). Raises ``KeyError``
-    for a missing one, ``ValueError`` where the last rule does not match everything.
+    ``rule_sets`` has every set that a rule names (``load_rule_sets``); ``geography`` may be
+    None where no rule asks for a country or an autonomous system. Raises ``KeyError`` for a
+    missing set, ``ValueError`` where the last rule does not match everything.
     """
-    subnets = {name: PrefixSet.from_networks(its) for name, its in config.lan.subnets.items()}
-    sets = {name: PrefixSet.from_networks(data.networks) for name, data in rule_sets.items()}
-    return Policy(_compiled(index, rule, subnets, sets) for index, rule in enumerate(config.rules))
+    names = _Names(
+        config,
+        {name: PrefixSet.from_networks(its) for name, its in config.lan.subnets.items()},
+        {name: _named_set(data) for name, data in rule_sets.items()},
+    )
+    lists = {
+        name: [names.rule(f"lists.{name}[{index}]", index, rule) for index, rule in enumerate(its)]
+        for name, its in config.lists.items()
+    }
+    main = [names.rule(f"rules[{index}]", index, rule) for index, rule in enumerate(config.rules)]
+    return Policy(main, lists, geography)
 
 
-def _compiled(
-    index: int,
-    rule: Rule,
-    subnets: Mapping[str, PrefixSet],
-    rule_sets: Mapping[str, PrefixSet],
-) -> CompiledRule:
-    ports, source_ports = _merged(rule.port), _merged(rule.source_port)
-    protocols = tuple(map(Protocol, rule.protocol))
-    if (ports or source_ports) and not protocols:
-        protocols = (Protocol.TCP, Protocol.UDP)
-    return CompiledRule(
-        index=index,
-        text=_text(index, rule),
-        outbound=rule.to,
-        source=_all_of(_any_of(rule.subnet, subnets), _any_of(rule.source, {})),
-        destination=_all_of(
-            _any_of(rule.destination, rule_sets), _any_of(rule.rule_set, rule_sets)
-        ),
-        ports=ports,
-        source_ports=source_ports,
-        protocols=protocols,
-        interfaces=rule.interface,
-        names=NamePatterns.of(rule.domain) if rule.domain else None,
-        sniffed=rule.sniffed,
-        log=rule.log,
-        sniff=rule.sniff,
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What the names in rules stand for."""
+
+    config: Config
+    subnets: Mapping[str, PrefixSet]
+    rule_sets: Mapping[str, PrefixSet | LargeSet]
+
+    def rule(self, title: str, index: int, rule: Rule) -> CompiledRule:
+        return CompiledRule(
+            index=index,
+            text=f"{title} {_text(rule)}".replace("  ", " "),
+            outbound=rule.to,
+            goto=rule.goto,
+            mark=None if rule.mark is None else mark_and_mask(rule.mark),
+            log=rule.log,
+            sniff=rule.sniff,
+            **self._asked(rule),
+        )
+
+    def _asked(self, match: Match) -> dict[str, Any]:
+        ports, source_ports = _merged(match.port), _merged(match.source_port)
+        protocols = tuple(map(Protocol, match.protocol))
+        if (ports or source_ports) and not protocols:
+            protocols = (Protocol.TCP, Protocol.UDP)
+        macs, hostnames = self._devices(match.device)
+        merged, large = self._destinations(match)
+        return {
+            "source": _all_of(_any_of(match.subnet, self.subnets), _any_of(match.source, {})),
+            "destination": _all_of(*merged),
+            "destinations": large,
+            "ports": ports,
+            "source_ports": source_ports,
+            "protocols": protocols,
+            "interfaces": match.interface,
+            "macs": macs,
+            "hostnames": hostnames,
+            "dscps": match.dscp,
+            "uids": match.uid,
+            "gids": match.gid,
+            "cgroups": match.cgroup,
+            "names": NamePatterns.of(match.domain) if match.domain else None,
+            "sniffed": match.sniffed,
+            "countries": match.country,
+            "asns": match.asn,
+            "times": _stretches(match.time, match.weekday),
+            "all_of": self._conditions(match.all),
+            "any_of": self._conditions(match.any),
+            "none_of": self._conditions(match.not_),
+        }
+
+    def _destinations(
+        self, match: Match
+    ) -> tuple[list[PrefixSet | None], tuple[Destinations, ...]]:
+        """What must hold of the destination: prefixes to merge, and keys that name large sets."""
+        merged = [_FAMILIES[match.ip_version] if match.ip_version else None]
+        large: list[Destinations] = []
+        for entries in (match.destination, match.rule_set):
+            parts = [
+                self.rule_sets[entry]
+                if isinstance(entry, str)
+                else PrefixSet.from_networks([entry])
+                for entry in entries
+            ]
+            asked = tuple(part for part in parts if isinstance(part, LargeSet))
+            prefixes = PrefixSet.union(part for part in parts if isinstance(part, PrefixSet))
+            if asked:
+                large.append(Destinations(prefixes.networks, asked))
+            elif entries:
+                merged.append(prefixes)
+        return merged, tuple(large)
+
+    def _conditions(self, matches: Iterable[Match]) -> tuple[Condition, ...]:
+        return tuple(Condition(**self._asked(match)) for match in matches)
+
+    def _devices(self, devices: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """MAC addresses and host names of all devices, each once."""
+        macs: list[str] = []
+        hostnames: list[str] = []
+        for device in devices:
+            known = self.config.lan.devices.get(device)
+            if known is not None:
+                macs += known.mac
+                hostnames += known.hostname
+            elif device.startswith(DHCP_PREFIX):
+                hostnames.append(device.removeprefix(DHCP_PREFIX))
+            else:
+                macs.append(device)
+        return tuple(dict.fromkeys(macs)), tuple(dict.fromkeys(hostnames))
+
+
+def _named_set(data: RuleSetData) -> PrefixSet | LargeSet:
+    """A few prefixes are merged with those of the rule; what is more is asked by itself."""
+    if not len(data.names) and len(data.prefixes) <= MERGED_INTERVALS:
+        return PrefixSet.from_networks(data.networks)
+    return LargeSet(
+        data.name,
+        data.prefixes if len(data.prefixes) else None,
+        data.names if len(data.names) else None,
     )
 
 
@@ -87,19 +190,44 @@ def _merged(ranges: Iterable[int | str]) -> PortRanges:
     return tuple(merged)
 
 
-def _text(index: int, rule: Rule) -> str:
-    """The rule on one line, for logs: ``rules[2] subnet=kids port=443 -> home``."""
-    words = [f"rules[{index}]"]
-    for key in rule.asked:
-        values = getattr(rule, key)
+def _stretches(times: Iterable[str], weekdays: Iterable[str]) -> tuple[tuple[int, int], ...]:
+    """Hours on weekdays as stretches of the week; what runs over Sunday's end begins it anew."""
+    hours = [time_range(each) for each in times]
+    days = {day for each in weekdays for day in weekday_range(each)}
+    if not hours and not days:
+        return ()
+    minutes = bytearray(WEEK + DAY)
+    for day in days or range(7):
+        for first, behind in hours or [(0, DAY)]:
+            start, length = day * DAY + first, behind - first
+            minutes[start : start + length] = b"\1" * length
+    for minute in range(DAY):
+        minutes[minute] |= minutes[WEEK + minute]
+    changes = [at for at in range(WEEK) if minutes[at] != (minutes[at - 1] if at else 0)]
+    bounds = changes if len(changes) % 2 == 0 else [*changes, WEEK]
+    return tuple(zip(bounds[::2], bounds[1::2], strict=True))
+
+
+def _text(rule: Rule) -> str:
+    """The rule on one line, for logs: ``subnet=kids port=443 -> home``."""
+    target = rule.to or f"goto {rule.goto}"
+    return f"{_conditions_text(rule)} -> {target}"
+
+
+def _conditions_text(match: Match) -> str:
+    words = []
+    for key, value in match.asked.items():
+        values = value if isinstance(value, tuple) else (value,)
         shown = ",".join(_written(value) for value in values[:SHOWN_VALUES])
         more = len(values) - SHOWN_VALUES
         words.append(f"{key}={shown}" + (f",+{more}" if more > 0 else ""))
-    return " ".join([*words, "->", rule.to])
+    return " ".join(words)
 
 
 def _written(value: object) -> str:
     """A value as a person writes it: one address without its prefix length."""
+    if isinstance(value, Match):
+        return f"({_conditions_text(value)})"
     text = str(value)
     if isinstance(value, Network) and value.prefixlen == value.max_prefixlen:
         return text.partition("/")[0]

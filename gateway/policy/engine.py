@@ -58,7 +58,7 @@ class Step(NamedTuple):
 class Policy:
     """Rules in order, the last of which matches everything, and lists they lead to. Immutable."""
 
-    __slots__ = ("_geography", "_main", "_tables", "lists", "needs", "rules")
+    __slots__ = ("_main", "_tables", "geography", "lists", "needs", "rules")
 
     def __init__(
         self,
@@ -72,12 +72,19 @@ class Policy:
         """
         self._main = Table(rules)
         self._tables = {name: Table(its) for name, its in (lists or {}).items()}
-        self._geography = geography
+        self.geography = geography
         self.rules = self._main.rules
         self.lists = {name: table.rules for name, table in self._tables.items()}
         if not self.rules or not self.rules[-1].is_catch_all:
             raise ValueError("the last rule of a policy must match everything")
-        self.needs = _needs([*self.rules, *(rule for its in self.lists.values() for rule in its)])
+        self.needs = _needs(self.every_rule)
+
+    @property
+    def every_rule(self) -> Iterator[CompiledRule]:
+        """The rules of all lists, the main one first."""
+        yield from self.rules
+        for its in self.lists.values():
+            yield from its
 
     def decide(self, facts: FlowFacts, now: int | None = None) -> Decision | Undecided:
         """The answer of the first rule that matches, or what must be known to find it.
@@ -97,7 +104,7 @@ class Policy:
         if not first & doubtful:
             answer = main.answers[first.bit_length() - 1]
         else:
-            answer = self._search(main, matching, doubtful, Question(facts, now, self._geography))
+            answer = self._search(main, matching, doubtful, Question(facts, now, self.geography))
         assert isinstance(answer, Decision | Undecided), "the last rule matches everything"
         return answer
 
@@ -140,7 +147,7 @@ class Policy:
         """
         if now is None and self.needs.time:
             raise ValueError("rules of this policy ask for the time")
-        question = Question(facts, now or 0, self._geography)
+        question = Question(facts, now or 0, self.geography)
         return tuple(self._walk(self._main, question))
 
     def _walk(self, table: Table, question: Question) -> Iterator[Step]:

@@ -6,10 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-#: Before a suffix: the domain itself, and all that is below it.
-SUFFIX = "+."
-KEYWORD = "keyword:"
-REGEX = "regex:"
+from gateway.config.domains import DomainKind, domain_pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +23,17 @@ class NamePatterns:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> NamePatterns:
-        """Read ``a.example``, ``+.a.example``, ``*.a.example``, ``keyword:a``, ``regex:^a``.
-
-        Texts are lower case with A-labels, as ``config.scalars.read_domain`` leaves them.
-        A ``*`` stands for exactly one label.
-        """
+        """Read patterns as ``config.domains`` describes them. Raises ``ValueError``."""
         exact: list[str] = []
         suffixes: list[str] = []
         searched: list[str] = []
-        for text in texts:
-            if text.startswith(SUFFIX):
-                suffixes.append(text.removeprefix(SUFFIX))
-            elif text.startswith(KEYWORD):
-                searched.append(re.escape(text.removeprefix(KEYWORD)))
-            elif text.startswith(REGEX):
-                searched.append(text.removeprefix(REGEX))
-            elif "*" in text:
-                searched.append(f"^{re.escape(text).replace(re.escape('*'), '[^.]+')}$")
-            else:
+        for kind, text in map(domain_pattern, texts):
+            if kind is DomainKind.EXACT:
                 exact.append(text)
+            elif kind is DomainKind.SUFFIX:
+                suffixes.append(text)
+            else:
+                searched.append(_SEARCHED[kind].format(text if kind is _RAW else re.escape(text)))
         return cls(frozenset(exact), frozenset(suffixes), tuple(map(re.compile, searched)))
 
     def matches(self, name: str) -> bool:
@@ -52,6 +41,15 @@ class NamePatterns:
         if name in self.exact or any(each in self.suffixes for each in suffixes_of(name)):
             return True
         return any(pattern.search(name) for pattern in self.patterns)
+
+
+_RAW = DomainKind.REGEX
+_SEARCHED = {
+    DomainKind.BELOW: r"\.{}$",
+    DomainKind.CHILD: r"^[^.]+\.{}$",
+    DomainKind.KEYWORD: "{}",
+    DomainKind.REGEX: "{}",
+}
 
 
 def suffixes_of(name: str) -> Iterator[str]:

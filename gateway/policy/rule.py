@@ -9,7 +9,7 @@ from typing import Protocol as Interface
 from gateway.flow import Protocol
 from gateway.marks import Mark
 from gateway.policy.names import NamePatterns
-from gateway.policy.prefixes import Network
+from gateway.policy.prefixes import Network, PrefixSet
 
 PortRanges = tuple[tuple[int, int], ...]
 
@@ -96,7 +96,7 @@ class Condition:
 _KEYS = tuple((field.name, field.default) for field in fields(Condition))
 #: Fields that are read off every packet; the others take the gateway to learn or to compare.
 PACKET_KEYS = frozenset(
-    {"source", "destination", "ports", "source_ports", "protocols", "interfaces"}
+    {"source", "destination", "destinations", "ports", "source_ports", "protocols", "interfaces"}
 )
 
 
@@ -123,6 +123,23 @@ class CompiledRule(Condition):
         """The fields that ask something."""
         return frozenset(name for name, nothing in _KEYS if getattr(self, name) != nothing)
 
+    def destination_networks(self) -> tuple[Network, ...] | None:
+        """The addresses that all demands on the destination allow; None for any.
+
+        For the kernel: it takes time in proportion to the sets. A demand that a name may
+        meet allows any address.
+        """
+        allowed = None if self.destination is None else PrefixSet.from_networks(self.destination)
+        for group in self.destinations:
+            if any(each.domains for each in group.sets):
+                continue
+            networks = [*group.networks]
+            for each in group.sets:
+                networks += each.prefixes.networks() if each.prefixes else ()
+            asked = PrefixSet.from_networks(networks)
+            allowed = asked if allowed is None else allowed & asked
+        return None if allowed is None else allowed.networks
+
     @property
     def is_catch_all(self) -> bool:
         """Whether it decides every flow."""
@@ -131,4 +148,5 @@ class CompiledRule(Condition):
     @property
     def by_packet(self) -> bool:
         """Whether a packet's headers and arrival tell whether it matches, and it decides."""
-        return self.asked <= PACKET_KEYS and not self.goto
+        by_name = any(each.domains for group in self.destinations for each in group.sets)
+        return self.asked <= PACKET_KEYS and not self.goto and not by_name

@@ -22,6 +22,7 @@ from gateway.config.findings import Finding
 from gateway.config.load import Loaded
 from gateway.config.schema import Config, FileRuleSet, InlineRuleSet, UrlRuleSet
 from gateway.config.shipped import shipped_directory
+from gateway.config.subject import Subject
 from gateway.errors import ConfigError, GatewayError, Problem
 from gateway.policy.rulesets import RuleSetData
 from gateway.policy.sets.entries import Entries
@@ -225,9 +226,10 @@ def load_rule_sets(loaded: Loaded) -> dict[str, RuleSetData]:
 
 
 def _used(config: Config) -> set[str]:
-    used = {name for rule in config.rules for name in rule.rule_set}
+    matches = [match for _, match in Subject(config, frozenset()).matches]
+    used = {name for match in matches for name in match.rule_set}
     return used | {
-        entry for rule in config.rules for entry in rule.destination if isinstance(entry, str)
+        entry for match in matches for entry in match.destination if isinstance(entry, str)
     }
 
 

@@ -13,6 +13,7 @@ from gateway.blueprint import Blueprint, ListenOn
 from gateway.dataplane import DataPlane
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.dispatch_udp import UdpSettings
+from gateway.facts import HERE
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
 from gateway.sniffing import SniffLimits
@@ -54,6 +55,7 @@ def test_an_outbound_is_closed_when_it_is_replaced_or_gone_and_at_the_end(
         detect_loops=True,
         log_level="info",
         log_format="text",
+        facts=HERE,
     )
     outbounds = {"home": recipe("home"), "changed": recipe("otherwise")}
 

@@ -14,6 +14,7 @@ from gateway.config.schema import Timeouts
 from gateway.control.running import FlowState
 from gateway.dispatch import Dispatcher, Flow, OwnTraffic, Routing
 from gateway.errors import UpstreamFailure
+from gateway.facts import FactFinder
 from gateway.flow import CloseReason, Endpoint
 from gateway.kernel.sockets import (
     SocketFactory,
@@ -27,7 +28,7 @@ from gateway.outbound.base import FIRST_BYTES
 from gateway.outbound.direct import DirectOutbound
 from gateway.outbound.reject import RejectOutbound
 from gateway.outbound.socks5 import Socks5Outbound
-from gateway.policy.engine import Policy
+from gateway.policy.engine import Needs, Policy
 from gateway.policy.rule import CompiledRule
 from gateway.relay.tcp import Mover
 from gateway.sniffing import SniffLimits
@@ -73,6 +74,7 @@ class Rig:
             },
             timeouts,
             SniffLimits(),
+            FactFinder(),
         )
         self.dispatcher = Dispatcher(self.mover, self.routing, own, self.closed.append, **settings)
         self._listener = plane.own(open_listener("127.0.0.1", 0, transparent=False))
@@ -634,6 +636,7 @@ def test_a_reload_leaves_established_flows_alone(plane, rig):
             {"reject": RejectOutbound("reject")},
             Timeouts(),
             SniffLimits(),
+            FactFinder(),
         )
         one.flow()
         assert [flow.reason for flow in one.closed] == [CloseReason.REJECTED]
@@ -655,6 +658,7 @@ def test_the_interface_is_looked_up_where_a_rule_asks(plane, rig):
         one.routing.outbounds,
         Timeouts(),
         SniffLimits(),
+        FactFinder(Needs(interface=True)),
     )
     one.flow()
     (flow,) = one.closed

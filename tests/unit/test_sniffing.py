@@ -9,6 +9,7 @@ import pytest
 
 from gateway.control.running import FlowState
 from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, OwnTraffic, Routing
+from gateway.facts import FactFinder
 from gateway.flow import CloseReason, Endpoint
 from gateway.kernel.sockets import (
     SocketFactory,
@@ -77,7 +78,7 @@ class Rig:
             "reject": RejectOutbound("reject"),
             "home": home,
         }
-        routing = Routing(policy, outbounds, FlowTimeouts(10, 1000, 100), limits)
+        routing = Routing(policy, outbounds, FlowTimeouts(10, 1000, 100), limits, FactFinder())
         self.dispatcher = Dispatcher(self.mover, routing, OwnTraffic(), self.closed.append)
         self._listener = plane.own(open_listener("127.0.0.1", 0, transparent=False))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from gateway.config.load import parse_as
-from gateway.config.schema import EntryList, Model
+from gateway.config.values import EntryList, Model
 from gateway.policy.sets.clash import plain_items
 from gateway.policy.sets.entries import Entries
 from gateway.policy.sets.lines import Progress

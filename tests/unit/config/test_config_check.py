@@ -14,6 +14,7 @@ SOCKS = {"type": "socks5", "server": "203.0.113.5"}
 LAN = {
     "interfaces": ["eth1"],
     "subnets": {"kids": ["192.168.20.0/24", "fd00:20::/64"], "four": ["10.4.0.0/16"]},
+    "devices": {"tv": "02:00:5e:00:53:01"},
 }
 DEFAULT = {"to": "direct"}
 
@@ -51,6 +52,12 @@ LEGAL: list[dict[str, Any]] = [
     outbound(type="direct", route="device", interface="wg0"),
     {"outbounds": {"direct": {"type": "direct", "interface": "wg0"}}},
     {"marks": {"base": 0x1000_0000}},
+    rules({"device": ["tv", "02:00:5e:00:53:02", "dhcp:phone"], "to": "home"}),
+    rules({"not": {"port": 443}, "any": [{"protocol": "icmp"}, {"dscp": "ef"}], "to": "home"}),
+    rules({"mark": "0x10/0xff", "port": 2, "to": "direct"}, {"port": 1, "to": "reject-drop"}),
+    {**rules({"goto": "a"}), "lists": {"a": [{"goto": "b"}], "b": [DEFAULT]}},
+    {**rules({"country": "DE", "asn": 1, "to": "home"}), "geo": {"country": "c", "asn": "a"}},
+    {"lan": {"this_machine": True}, **rules({"uid": 0, "cgroup": "a.slice", "to": "home"})},
 ]
 
 
@@ -114,6 +121,28 @@ ILLEGAL: list[tuple[dict[str, Any], str, str, str]] = [
     (rules({"subnet": "four", "destination": "::/0", "to": "home"}), "rules[0].destination",
      "no address family", "IPv6 with IPv6"),
     ({"rules": [{"port": 1, "to": "home"}]}, "rules[0]", "last rule", "{to: direct}"),
+    (rules({"port": 1}), "rules[0].to", "is missing", "an outbound's name"),
+    (rules({"to": "home", "goto": "a"}), "rules[0].goto", "beside `to`", "one of them"),
+    (rules({"goto": "kid"}), "rules[0].goto", "unknown list", "there are no lists"),
+    (rules({"device": "TV", "to": "home"}), "rules[0].device[0]", "unknown device", "mean tv?"),
+    (rules({"not": {"subnet": "kid"}, "to": "home"}), "rules[0].not[0].subnet[0]",
+     "unknown subnet", "mean kids?"),
+    (rules({"any": [{"port": 1}, {}], "to": "home"}), "rules[0].any[1]", "asks nothing", "a key"),
+    (rules({"all": [], "to": "home"}), "rules[0].all", "empty list", "leave the key out"),
+    (rules({"country": "DE", "to": "home"}), "rules[0].country", "no database", "geo: {country"),
+    (rules({"not": {"asn": 1}, "to": "home"}), "rules[0].not[0].asn", "no database", "geo: {asn"),
+    ({"lan": {**LAN, "devices": {"x": {}}}}, "lan.devices.x", "nothing tells", "hostname"),
+    (rules({"uid": 0, "to": "home"}), "rules[0].uid", "not diverted", "this_machine: true"),
+    ({"lan": {**LAN, "this_machine": True}, **rules({"gid": 0, "interface": "eth1", "to": "home"})},
+     "rules[0].gid", "has no owner", "two rules"),
+    (rules({"mark": 1, "to": "home"}), "rules[0].mark", "only flows sent direct", "to: direct"),
+    (rules({"mark": "0x1000010", "to": "direct", "port": 1}), "rules[0].mark", "our own bits",
+     "other bits"),
+    ({**rules({"goto": "a"}), "lists": {"a": [{"goto": "b"}], "b": [{"goto": "a"}]}},
+     "lists.a[0].goto", "leads back to a", "one direction"),
+    ({"lists": {"a": []}}, "lists.a", "empty list", "leave it out"),
+    ({"lists": {"a": [DEFAULT, {"port": 1, "to": "home"}]}}, "lists.a[1]",
+     "never reached: lists.a[0]", "above lists.a[0]"),
     (rules(DEFAULT), "rules[1]", "never reached: rules[0]", "above rules[0]"),
 ]  # fmt: skip
 

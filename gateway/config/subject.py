@@ -1,0 +1,52 @@
+"""What checks look at: the configuration, its rules wherever they stand, and what comes with us."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gateway.config.findings import Path
+from gateway.config.rules import Match, Rule
+from gateway.config.schema import Config
+from gateway.config.values import Network
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A configuration. ``shipped``: the rule sets that exist without being in it."""
+
+    config: Config
+    shipped: frozenset[str]
+
+    @property
+    def lists(self) -> Iterator[tuple[Path, tuple[Rule, ...]]]:
+        """Every list of rules, the main one first."""
+        yield ("rules",), self.config.rules
+        for name, rules in self.config.lists.items():
+            yield ("lists", name), rules
+
+    @property
+    def rules(self) -> Iterator[tuple[Path, Rule]]:
+        """Every rule of every list."""
+        for path, rules in self.lists:
+            for index, rule in enumerate(rules):
+                yield (*path, index), rule
+
+    @property
+    def matches(self) -> Iterator[tuple[Path, Match]]:
+        """Every rule, and every condition inside one."""
+        for path, rule in self.rules:
+            yield from nested(path, rule)
+
+
+def nested(path: Path, match: Match) -> Iterator[tuple[Path, Match]]:
+    """A condition, and those inside it."""
+    yield path, match
+    for key, inner in (("all", match.all), ("any", match.any), ("not", match.not_)):
+        for index, each in enumerate(inner):
+            yield from nested((*path, key, index), each)
+
+
+def overlap(one: Network, other: Network) -> bool:
+    """Whether some address is in both."""
+    return one.version == other.version and one.overlaps(other)
