@@ -119,8 +119,11 @@ class Gateway:
             log.info("ready", extra=logs.fields(**self._summary()))
             await self._stop.wait()
             self._state = "stopping"
-            for task in running:
-                task.cancel()
+            # Not before a change that is under way is done: its thread cannot be called back,
+            # and would put rules in place that nobody removes.
+            async with self._changing:
+                for task in running:
+                    task.cancel()
 
     @asynccontextmanager
     async def _data_plane(self) -> AsyncIterator[None]:
@@ -185,9 +188,11 @@ class Gateway:
 
     async def _reread_lists(self) -> None:
         """Lists that have changed on disk come into force; all else stays as it is."""
-        changed = await asyncio.to_thread(self._assembly.store.changed)
+        store = self._assembly.store
+        changed = await asyncio.to_thread(store.changed)
         if not changed:
             return
+        await asyncio.to_thread(store.refresh)  # may take long, and keeps no change waiting
         async with self._changing:
             fresh = await asyncio.to_thread(with_fresh_sets, self._assembly)
             await asyncio.to_thread(self._applier.apply, fresh.plan)
@@ -248,6 +253,8 @@ class Gateway:
         Raises ``GatewayError``; the old state is then still in force.
         """
         async with self._changing:
+            if self._state == "stopping":
+                raise GatewayError("the gateway is stopping", "start it with the new file")
             old = self._assembly
             fresh = await asyncio.to_thread(assemble, self._path)
             if fresh.marks != old.marks:

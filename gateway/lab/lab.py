@@ -216,6 +216,7 @@ class Lab:
                 },
             },
             "inbound": {},
+            "state_dir": "state",
             "outbounds": dict(outbounds or {name: self.socks(name) for name in ("home", "work")}),
             "rules": [dict(rule) for rule in rules],
         }

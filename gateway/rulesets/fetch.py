@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -103,7 +103,8 @@ async def fetch(
     except OSError as error:
         raise GatewayError(f"cannot keep it: {error}", "make room, or set `state_dir`") from error
     finally:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):
+            fresh.unlink()
     return True
 
 
@@ -153,8 +154,7 @@ def _exchange(
         if parts.scheme == "https":
             context = ssl.create_default_context()
             sock = context.wrap_socket(sock, server_hostname=parts.hostname)
-        with sock:
-            connection = HTTPConnection(parts.hostname)
+        with closing(HTTPConnection(parts.hostname)) as connection:
             connection.sock = sock
             headers = {
                 "Host": parts.netloc,
@@ -165,16 +165,16 @@ def _exchange(
             headers |= {key: value for key, value in conditions.items() if value}
             target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
             connection.request("GET", target, headers=headers)
-            response = connection.getresponse()
-            if response.status == 200:
-                _save(response, order, fresh, received)
-            redirects = response.status in (301, 302, 303, 307, 308)
-            return _Answer(
-                response.status,
-                response.getheader("Location", "") if redirects else "",
-                response.getheader("ETag", ""),
-                response.getheader("Last-Modified", ""),
-            )
+            with connection.getresponse() as response:
+                if response.status == 200:
+                    _save(response, order, fresh, received)
+                redirects = response.status in (301, 302, 303, 307, 308)
+                return _Answer(
+                    response.status,
+                    response.getheader("Location", "") if redirects else "",
+                    response.getheader("ETag", ""),
+                    response.getheader("Last-Modified", ""),
+                )
 
 
 def _save(response: HTTPResponse, order: Order, fresh: Path, received: Received) -> None:

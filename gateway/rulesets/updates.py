@@ -14,7 +14,7 @@ from gateway.rulesets.fetch import Connect, Copy, Order, Received, fetch
 from gateway.rulesets.store import RuleSetStore
 
 #: After a failure (seconds); twice as long after each further one, up to the longest.
-FIRST_RETRY_S: Final = 10.0
+FIRST_RETRY_S: Final = 5.0
 LONGEST_RETRY_S: Final = 3600.0
 
 _HOUR: Final = 3600

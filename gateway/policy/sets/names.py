@@ -101,6 +101,24 @@ class NameSet:
             pattern.search(name) for pattern in self._patterns
         )
 
+    def match(self, name: str) -> DomainPattern | None:
+        """The entry by which a name is in the set, the longest of several."""
+        labels = name.split(".")[::-1]
+        found = self._trie.prefixes(".".join(labels) + "." + _ALONE)
+        parent = ".".join(labels[:-1]) + "."
+        if self.by_parent and len(labels) > 1:
+            found += self._trie.prefixes(_BELOW + parent)
+            found += [key for key in (_CHILD + parent + _ALONE,) if key in self._trie]
+        if found:
+            return pattern_of(max(found, key=len))
+        for word in self.keywords:
+            if word in name:
+                return DomainPattern(DomainKind.KEYWORD, word)
+        for pattern in self._patterns:
+            if pattern.search(name):
+                return DomainPattern(DomainKind.REGEX, pattern.pattern)
+        return None
+
     def patterns(self) -> Iterator[DomainPattern]:
         """Everything that is in it, by kind and then by reversed labels."""
         yield from map(pattern_of, self._trie.iterkeys())

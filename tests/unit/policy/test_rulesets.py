@@ -46,11 +46,32 @@ def test_every_shipped_set_loads_and_says_where_it_comes_from(name: str) -> None
         ("public-dns", ["1.1.1.1", "2620:fe::fe"], ["1.1.1.4", "192.168.1.1"]),
     ],
 )
-def test_what_is_in_the_shipped_sets(name: str, inside: list[str], outside: list[str]) -> None:
+def test_what_addresses_are_in_the_shipped_sets(
+    name: str, inside: list[str], outside: list[str]
+) -> None:
     path = shipped_directory() / f"{name}.yaml"
     prefixes = RuleSetData.of(name, read_list(ListSource(path))).prefixes
     assert [host for host in inside if not prefixes.contains(address_number(host))] == []
     assert [host for host in outside if prefixes.contains(address_number(host))] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("local-names", ["printer.local", "5.1.168.192.in-addr.arpa"], ["a.example", "arpa"]),
+        ("encrypted-dns", ["dns.google", "abc.dns.nextdns.io"], ["www.google.com"]),
+        ("private-relay", ["mask.icloud.com"], ["icloud.com"]),
+        ("captive-portal", ["captive.apple.com"], ["apple.com"]),
+        ("stun", ["stun.l.google.com"], ["google.com"]),
+        ("time-servers", ["2.debian.pool.ntp.org"], ["ntp.org"]),
+    ],
+)
+def test_what_names_are_in_the_shipped_sets(
+    name: str, inside: list[str], outside: list[str]
+) -> None:
+    names = RuleSetData.of(name, read_list(ListSource(shipped_directory() / f"{name}.yaml"))).names
+    assert [each for each in inside if not names.matches(each)] == []
+    assert [each for each in outside if names.matches(each)] == []
 
 
 def test_sets_of_every_kind(tmp_path: Path) -> None:

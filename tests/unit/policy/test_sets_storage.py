@@ -95,6 +95,9 @@ def test_names_match_as_patterns_mean(wanted: list[DomainPattern], asked: list[s
     assert set(kept.patterns()) == set(wanted)
     for name in asked:
         assert kept.matches(name) == any(meant(pattern, name) for pattern in wanted), name
+        entry = kept.match(name)
+        assert (entry is not None) == kept.matches(name)
+        assert entry is None or (entry in wanted and meant(entry, name))
 
 
 @given(patterns)
