@@ -193,6 +193,7 @@ class Gateway:
         if not changed:
             return
         await asyncio.to_thread(store.refresh)  # may take long, and keeps no change waiting
+        await asyncio.to_thread(store.forget_old)
         async with self._changing:
             fresh = await asyncio.to_thread(with_fresh_sets, self._assembly)
             await asyncio.to_thread(self._applier.apply, fresh.plan)

@@ -137,9 +137,10 @@ def _origin(store: RuleSetStore, name: str) -> tuple[str, str]:
         return settings.path, ""
     if isinstance(settings, UrlRuleSet):
         copy = Copy.beside(store.source(name).path)
+        url = settings.url.partition("?")[0]  # behind it there may be a secret
         if not copy.fetched:
-            return settings.url, "never fetched"
-        return settings.url, f"fetched {span(max(time.time() - copy.fetched, 0))} ago"
+            return url, "never fetched"
+        return url, f"fetched {span(max(time.time() - copy.fetched, 0))} ago"
     return "shipped", ""
 
 

@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -35,7 +35,6 @@ _MEGABYTE: Final = 1_000_000
 class Copy:
     """What is known of the copy that is kept; times are Unix time in seconds, 0 for never."""
 
-    url: str = ""
     etag: str = ""
     modified: str = ""
     fetched: float = 0.0
@@ -47,8 +46,8 @@ class Copy:
         with suppress(OSError, ValueError, TypeError, LookupError):
             if path.exists():
                 noted = json.loads(_notes(path).read_text(encoding="utf-8"))
-                url, etag, modified = (str(noted[key]) for key in ("url", "etag", "modified"))
-                return cls(url, etag, modified, float(noted["fetched"]), float(noted["checked"]))
+                etag, modified = str(noted["etag"]), str(noted["modified"])
+                return cls(etag, modified, float(noted["fetched"]), float(noted["checked"]))
         return cls()
 
     def write(self, path: Path) -> None:
@@ -95,11 +94,11 @@ async def fetch(
                 f"not there within {order.timeout_s:g} s", "set `timeout:` of the rule set higher"
             ) from None
         if answer.status == 304:
-            Copy(known.url, known.etag, known.modified, known.fetched, now).write(order.target)
+            replace(known, checked=now).write(order.target)
             return False
         await asyncio.to_thread(verify, fresh)
         fresh.replace(order.target)
-        Copy(order.url, answer.etag, answer.modified, now, now).write(order.target)
+        Copy(answer.etag, answer.modified, now, now).write(order.target)
     except OSError as error:
         raise GatewayError(f"cannot keep it: {error}", "make room, or set `state_dir`") from error
     finally:
@@ -113,10 +112,12 @@ async def _follow(
 ) -> _Answer:
     url = order.url
     for _ in range(_REDIRECTS + 1):
+        host = "the server"
         try:
             parts = urlsplit(url)
             if parts.scheme not in _PORTS or not parts.hostname:
-                raise GatewayError(f"led to {url[:100]!r}, which is not http or https")
+                raise GatewayError(f"led to {parts.scheme or 'nothing'}, not to http or https")
+            host = parts.hostname
             sock = await connect(Endpoint(parts.hostname, parts.port or _PORTS[parts.scheme]))
             try:
                 answer = await asyncio.to_thread(
@@ -128,13 +129,12 @@ async def _follow(
                 raise
         except (HTTPException, OSError, ValueError) as error:
             reason = str(error) or type(error).__name__
-            raise GatewayError(f"the transfer from {url[:100]!r} failed: {reason}") from error
+            # The URL itself may have a secret in it.
+            raise GatewayError(f"the transfer from {host} failed: {reason}") from error
         if answer.status in (200, 304):
             return answer
         if not answer.location:
-            raise GatewayError(
-                f"{parts.hostname} answered with status {answer.status}", "check the URL"
-            )
+            raise GatewayError(f"{host} answered with status {answer.status}", "check the URL")
         url = urljoin(url, answer.location)
     raise GatewayError(f"led from one address to the next more than {_REDIRECTS} times")
 

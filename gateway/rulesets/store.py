@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,13 +28,16 @@ from gateway.errors import ConfigError, GatewayError, Problem
 from gateway.policy.rulesets import RuleSetData
 from gateway.policy.sets.entries import Entries
 from gateway.policy.sets.formats import READERS_VERSION, Contents, ListSource, read_list
-from gateway.policy.sets.stored import FORMAT_VERSION, open_stored
+from gateway.policy.sets.stored import FORMAT_VERSION, StoredPrefixes, open_stored
 from gateway.rulesets.build import compile_list
 
 log = logging.getLogger(__name__)
 
 #: Lists up to this size (bytes) are read into memory: that takes less than to start a process.
 SMALL_BYTES: Final = 256 << 10
+
+#: A compiled set is kept so long (seconds) after it was last opened.
+KEPT_S: Final = 30 * 86400
 
 #: Told the set's name and how much is done, from 0 to 1.
 SetProgress = Callable[[str, float], None]
@@ -142,6 +146,19 @@ class RuleSetStore:
                 self._known[name] = (Stamp.of(self.source(name).path), sets[name])
         return sets
 
+    def forget_old(self) -> None:
+        """Remove compiled sets that no gateway has opened for long."""
+        oldest = time.time() - KEPT_S
+        used = {
+            data.prefixes.place.path
+            for _, data in self._known.values()
+            if isinstance(data.prefixes, StoredPrefixes)
+        }
+        for path in (self.state_dir / "compiled").glob("*"):
+            with suppress(OSError):
+                if path not in used and path.stat().st_mtime < oldest:
+                    path.unlink()
+
     def is_empty(self, name: str) -> bool:
         """Whether a set that must be fetched has no copy."""
         return Stamp.of(self.source(name).path) == Stamp()
@@ -191,6 +208,8 @@ class RuleSetStore:
             return RuleSetData.of(name, read_list(source))
         path = self._compiled_directory() / f"{_key(source)}.set"
         try:
+            with suppress(OSError):
+                os.utime(path)  # it is in use
             return open_stored(path, name)
         except GatewayError:
             log.info("compiling rule set %s", name)

@@ -100,7 +100,7 @@ def test_a_copy_is_made_and_then_only_asked_after(tmp_path: Path) -> None:
     assert run(tmp_path, good) == (True, ["/a.txt?b=c"])
     assert copy.read_bytes() == BODY
     first = Copy.beside(copy)
-    assert (first.etag, first.url) == ('"one"', "http://lists.example/a.txt?b=c")
+    assert first.etag == '"one"'
     assert run(tmp_path, good)[0] is False
     assert copy.read_bytes() == BODY
     assert Copy.beside(copy).checked >= first.checked
@@ -110,7 +110,7 @@ def test_a_copy_is_made_and_then_only_asked_after(tmp_path: Path) -> None:
     assert sorted(path.name for path in copy.parent.iterdir()) == ["copy", "copy.json"]
 
 
-@pytest.mark.parametrize("notes", ["", "[]", "{}", '{"url": 1}', "\0"])
+@pytest.mark.parametrize("notes", ["", "[]", "{}", '{"etag": 1}', "\0"])
 def test_notes_that_are_bad_count_for_nothing(tmp_path: Path, notes: str) -> None:
     copy = tmp_path / "deep" / "copy"
     run(tmp_path, good)
@@ -147,7 +147,7 @@ def test_chunks_and_answers_that_end_with_the_connection(tmp_path: Path) -> None
         (answer("404 Not Found"), "answered with status 404"),
         (answer("500 Oops", "Location: /a"), "answered with status 500"),
         (answer("302 Found", "Location: /a.txt"), "more than 5 times"),
-        (answer("302 Found", "Location: ftp://a/b"), "not http or https"),
+        (answer("302 Found", "Location: ftp://a/b"), "led to ftp, not to http"),
         (answer("302 Found", "Location: http://a:99999/"), "failed"),
         (answer("302 Found", "Location: http://refused.example/"), "refused"),
         (answer("302 Found", "Location: http://a/\u00e4".encode().decode("latin-1")), "failed"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,18 @@ def test_a_directory_is_no_list(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     with pytest.raises(GatewayError, match="cannot be read"):
         open_store(tmp_path, "  d: {type: file, path: d}").load()
+
+
+def test_compiled_sets_that_nobody_opens_are_removed(big: Path) -> None:
+    store = open_store(big, FILE)
+    store.load()
+    (used,) = compiled(big)
+    old, young = used.with_name("old.set"), used.with_name("young.set")
+    for path in (old, young):
+        path.write_bytes(b"")
+    for path in (old, used):
+        os.utime(path, (1, 1))
+    store.forget_old()
+    assert set(compiled(big)) == {used, young}
+    open_store(big, FILE).load()
+    assert used.stat().st_mtime > 1
