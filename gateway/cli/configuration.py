@@ -99,6 +99,10 @@ def _as_json(assembly: Assembly, found: tuple[Finding, ...]) -> dict[str, object
         "backend": assembly.backend,
         "backend_reason": assembly.backend_reason,
         "rules": len(assembly.config.rules),
+        "skipped": {
+            name: [each._asdict() for each in skipped]
+            for name, skipped in assembly.store.skipped.items()
+        },
         "outbounds": [
             {
                 "name": finding.egress.outbound,
@@ -122,6 +126,10 @@ def _summary(assembly: Assembly, found: tuple[Finding, ...]) -> str:
     ]
     unresolved = [name for name, addresses in assembly.upstreams.items() if not addresses]
     lines += [f"outbound {name}: its server's name does not resolve now" for name in unresolved]
+    lines += [
+        f"rule set {name} is without {', '.join(map(str, skipped))}"
+        for name, skipped in assembly.store.skipped.items()
+    ]
     lines.append("ok" if all(finding.ok for finding in found) else "not all outbounds are usable")
     return "\n".join(lines)
 

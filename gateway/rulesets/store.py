@@ -26,7 +26,7 @@ from gateway.config.shipped import shipped_directory
 from gateway.config.subject import Subject
 from gateway.errors import ConfigError, GatewayError, Problem
 from gateway.policy.rulesets import RuleSetData
-from gateway.policy.sets.entries import Entries
+from gateway.policy.sets.entries import Entries, Skipped
 from gateway.policy.sets.formats import READERS_VERSION, Contents, ListSource, read_list
 from gateway.policy.sets.stored import FORMAT_VERSION, StoredPrefixes, open_stored
 from gateway.rulesets.build import compile_list
@@ -158,6 +158,11 @@ class RuleSetStore:
             with suppress(OSError):
                 if path not in used and path.stat().st_mtime < oldest:
                     path.unlink()
+
+    @property
+    def skipped(self) -> dict[str, tuple[Skipped, ...]]:
+        """What loaded lists have and no rule set can, by set; only sets that are without."""
+        return {name: data.skipped for name, (_, data) in self._known.items() if data.skipped}
 
     def is_empty(self, name: str) -> bool:
         """Whether a set that must be fetched has no copy."""
