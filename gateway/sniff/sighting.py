@@ -42,7 +42,7 @@ def host_name(raw: bytes) -> str:
 
     Empty for an address, and for what is not of the characters of host names.
     """
-    name = _NAME.fullmatch(raw.lower())
-    if name is None or len(name[1]) > _LONGEST_NAME:
+    if len(raw) > _LONGEST_NAME + 1:
         return ""
-    return name[1].decode()
+    name = _NAME.fullmatch(raw.lower())
+    return "" if name is None or len(name[1]) > _LONGEST_NAME else name[1].decode()
