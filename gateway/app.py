@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -180,11 +181,18 @@ class Gateway:
     async def _adopt(self) -> None:
         """Compile the same configuration for the machine as it is now; repair, and prove again."""
         async with self._changing:
-            fresh = await asyncio.to_thread(reassemble, self._assembly)
-            report = await asyncio.to_thread(self._applier.apply, fresh.plan)
+            old = self._assembly
+            fresh = await asyncio.to_thread(reassemble, old)
+            report = await asyncio.to_thread(self._applier.apply, fresh.plan, old.plan)
             if report.steps:
                 log.warning("repaired", extra=logs.fields(steps="; ".join(report.steps)))
             await self._put_in_force(fresh, await asyncio.to_thread(findings, fresh))
+            await self._attempt(partial(self._let_go, old, fresh))
+
+    async def _let_go(self, old: Assembly, fresh: Assembly) -> None:
+        """Take away the ways of the old assembly, once the data plane uses none of them."""
+        if {*old.plan.ip_rules, *old.plan.routes} - {*fresh.plan.ip_rules, *fresh.plan.routes}:
+            await asyncio.to_thread(self._applier.apply, fresh.plan)
 
     async def _reread_lists(self) -> None:
         """Lists that have changed on disk come into force; all else stays as it is."""
@@ -277,7 +285,7 @@ class Gateway:
                 require_free(plan.listen_on)
             await self._plane.listen(plan)
             try:
-                await asyncio.to_thread(self._applier.apply, fresh.plan)
+                await asyncio.to_thread(self._applier.apply, fresh.plan, old.plan)
             except GatewayError:
                 await self._plane.adopt(blueprint(old, self._found, self._safety))
                 raise
@@ -285,6 +293,7 @@ class Gateway:
             if any(way.entries for way in fresh.ways):
                 found = await asyncio.to_thread(findings, fresh)
             await self._put_in_force(fresh, found)
+            await self._attempt(partial(self._let_go, old, fresh))
             return ReloadReport(changes(old.config, fresh.config))
 
     async def plan(self) -> PlanReport:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from socket import MSG_PEEK, SocketType
 from typing import Final, Literal, NamedTuple
 
+from gateway.breaker import Breaker, advice
 from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision
 from gateway.errors import UpstreamFailure
@@ -275,6 +276,7 @@ class Dispatcher:
         self.recent: deque[Flow] = deque(maxlen=RECENT)
         self._on_closed = on_closed
         self._detect_loops = detect_loops
+        self._breaker = Breaker()
         self.sniffing = Sniffing(mover.reactor.call_later, self.counters, self._sniffed)
         self._connecting: dict[int, Flow] = {}  # in order of time-out
         self._relaying: dict[int, Flow] = {}
@@ -301,6 +303,9 @@ class Dispatcher:
         self.mover.reactor.watch(client.fileno(), flow)
         if source.host in self.own.addresses and self._is_loop(source, destination):
             flow.detail = "an outbound's own packets were diverted"
+            flow.close(CloseReason.LOOP)
+        elif self._detect_loops and self._breaker.trips(flow, self._relaying):
+            flow.detail = advice(flow, own=source.host in self.own.addresses)
             flow.close(CloseReason.LOOP)
         elif decision is None:
             self.sniffing.begin(flow, routing.sniff)

@@ -1,4 +1,4 @@
-"""Commands around the lab: ``demo`` and ``test``."""
+"""Commands around the lab: ``demo``, ``lab loops`` and ``test``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from gateway.cli.options import json_option
 from gateway.errors import GatewayError
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,41 @@ def demo(keep: bool, remove: bool) -> None:
     from gateway.lab.demo import demo as run_demo
 
     run_demo(keep=keep, remove=remove)
+
+
+@click.group()
+def lab() -> None:
+    """Try things out in network namespaces, with real traffic.
+
+    The LAN, its router and the internet are made for it on this machine, and nothing
+    outside of them is touched. Needs root.
+
+    \b
+    Example:
+      gateway lab loops
+    """
+
+
+@lab.command()
+@json_option
+@click.pass_context
+def loops(ctx: click.Context, as_json: bool) -> None:
+    """Try every way out of a routing loop, and print what came of it as a table.
+
+    Each technique is tried without what prevents the loop (which must then be seen), with
+    it, and while the network changes: another router, another address, no default route,
+    no link. IPv4 and IPv6. Needs root; takes some minutes, and touches nothing
+    outside its namespaces. Exits with 1 when something is not as it should be.
+
+    \b
+    Examples:
+      gateway lab loops
+      gateway lab loops --json | jq '.cells[] | select(.ok | not)'
+    """
+    from gateway.lab.loops import show
+
+    if not show(as_json=as_json):
+        ctx.exit(1)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

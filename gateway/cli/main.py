@@ -24,6 +24,7 @@ COMMANDS = {
     "rules": ("gateway.cli.rules:rules", "Look into rule sets; convert and fetch lists."),
     "doctor": ("gateway.cli.doctor:doctor", "Look for what is wrong here, with cures."),
     "demo": ("gateway.cli.lab:demo", "Show it all at work in a LAN made of namespaces."),
+    "lab": ("gateway.cli.lab:lab", "Try every way out of a routing loop (lab loops)."),
     "bench": ("gateway.cli.bench:bench", "Measure throughput, latency and memory."),
     "test": ("gateway.cli.lab:test", "Run the test suite of a checkout."),
     "schema": ("gateway.cli.configuration:schema", "Print the JSON schema of the configuration."),

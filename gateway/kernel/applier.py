@@ -42,8 +42,11 @@ class Applier:
     def __init__(self, run_dir: Path) -> None:
         self._journal = SysctlJournal(run_dir)
 
-    def apply(self, plan: Plan) -> Report:
+    def apply(self, plan: Plan, spare: Plan | None = None) -> Report:
         """Make what is ours exactly this plan, whatever of ours was there before.
+
+        Only ip rules and routes of ``spare`` that are there stay as well: sockets may still
+        rely on them.
 
         Raises ``ApplyError`` with the machine as it was before the call (what could not be
         put back is in its notes), ``CapabilityError`` without the privilege.
@@ -53,7 +56,7 @@ class Applier:
         try:
             for step in self._install(plan):
                 made.record(step)
-            for part in self._withdrawals(plan):
+            for part in self._withdrawals(plan, spare):
                 for step in part:
                     made.record(step)
             deadman.refresh(plan)
@@ -119,13 +122,15 @@ class Applier:
         yield from host_firewall.apply(plan.accept_input)
         yield nftables.apply(plan) if plan.backend is Backend.NFTABLES else iptables.apply(plan)
 
-    def _withdrawals(self, kept: Plan | None) -> tuple[Iterator[Step | None], ...]:
+    def _withdrawals(
+        self, kept: Plan | None, spare: Plan | None = None
+    ) -> tuple[Iterator[Step | None], ...]:
         """Take away what ``kept`` does not want; each part can fail without the others."""
         return (
             _withdraw_chains(kept),
             host_firewall.apply(kept.accept_input if kept else ()),
             _withdraw_sets(kept),
-            _withdraw_routing(kept),
+            _withdraw_routing(tuple(plan for plan in (kept, spare) if plan)),
             self._withdraw_sysctls(kept),
         )
 
@@ -202,11 +207,13 @@ def _withdraw_sets(kept: Plan | None) -> Iterator[Step]:
             yield Step(f"set {name} destroyed", partial(ipset.put, [old]))
 
 
-def _withdraw_routing(kept: Plan | None) -> Iterator[Step]:
+def _withdraw_routing(kept: tuple[Plan, ...]) -> Iterator[Step]:
     installed = routes.read()
+    rules = {rule for plan in kept for rule in plan.ip_rules}
+    paths = {route for plan in kept for route in plan.routes}
     unwanted: list[IpRule | Route] = [
-        *sorted(installed.ip_rules - set(kept.ip_rules if kept else ()), key=repr),
-        *sorted(installed.routes - set(kept.routes if kept else ()), key=repr),
+        *sorted(installed.ip_rules - rules, key=repr),
+        *sorted(installed.routes - paths, key=repr),
     ]
     for entry in unwanted:
         routes.remove([entry])

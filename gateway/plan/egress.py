@@ -218,15 +218,16 @@ def _by_source(
         return _not_now(
             way, f"{device} does not have {wanted} now", f"see `ip address show dev {device}`"
         )
+    first = PRIORITY_SOURCE - shift(host)
+    from_it = ip_network(source)
+    end = first + PRIORITY_SOURCE_END - PRIORITY_SOURCE
+    closed = IpRule(end, family, "unreachable", mark=mark, source=from_it)
     hop = uplink(host, family, device)
     if hop is None:
-        return _no_uplink(replace(way, source=source), device)
+        return _no_uplink(replace(way, source=source, entries=(closed,)), device)
     table = tables[device]
-    links = _interface(host, device)
-    near = {a.network for a in links.addresses if a.version == hop_version(family)} if links else ()
-    first = PRIORITY_SOURCE - shift(host)
-    rule = IpRule(first, family, "lookup", table=table, mark=mark, source=ip_network(source))
-    end = first + PRIORITY_SOURCE_END - PRIORITY_SOURCE
+    link = _interface(host, device)
+    near = {a.network for a in link.addresses if a.version == _version(family)} if link else ()
     needed: list[Entry] = [
         *(
             Route(family, "unicast", network, device, table)
@@ -234,13 +235,13 @@ def _by_source(
             if network.prefixlen < network.max_prefixlen and not network.is_link_local
         ),
         Route(family, "unicast", EVERYTHING[family], device, table, via=hop.via),
-        rule,
-        replace(rule, priority=end, action="unreachable", table=None),
+        IpRule(first, family, "lookup", table=table, mark=mark, source=from_it),
+        closed,
     ]
     return replace(way, source=source, uplink=device, via=hop.via, entries=tuple(needed))
 
 
-def hop_version(family: Family) -> int:
+def _version(family: Family) -> int:
     """4 or 6."""
     return 4 if family is Family.V4 else 6
 
@@ -271,7 +272,7 @@ def _holder(host: HostFacts, address: str | None) -> str | None:
 def _address(host: HostFacts, device: str | None, family: Family) -> str | None:
     link = _interface(host, device)
     lasting = link.lasting if link else ()
-    return next((str(a) for a in lasting if a.version == hop_version(family)), None)
+    return next((str(a) for a in lasting if a.version == _version(family)), None)
 
 
 # --- host_route ------------------------------------------------------------------------------

@@ -213,3 +213,25 @@ def test_an_interrupt_midway_reverts(
     with pytest.raises(KeyboardInterrupt):
         ns.call(applier.apply, plan(backend))
     assert ns.state() == before
+
+
+def test_what_sockets_still_rely_on_is_spared(ns: Namespace, applier: Applier) -> None:
+    """Two steps: the new ways come, and the old ones go once nobody uses them."""
+    bare = plan(Backend.NFTABLES)
+    server = ip_network("198.51.100.5")
+    far = Route(Family.V4, "unicast", server, "wan0", 254, "203.0.113.1", 88)
+    old = replace(bare, routes=(*bare.routes, far, replace(far, destination=ip_network("1.1.1.1"))))
+    fresh = replace(bare, routes=(*bare.routes, replace(far, via="203.0.113.9")))
+    ns.call(applier.apply, old)
+    first = ns.call(applier.apply, fresh, old)
+    assert first.steps == (
+        (
+            "ip -4 route replace unicast 198.51.100.5/32 via 203.0.113.9 dev wan0 onlink table 254"
+            " proto 0x67 metric 88"
+        ),
+    )
+    second = ns.call(applier.apply, fresh)
+    assert [step.partition(" via")[0] for step in second.steps] == [
+        "ip -4 route del unicast 1.1.1.1/32"
+    ]
+    assert ns.call(applier.apply, fresh).steps == ()

@@ -131,6 +131,18 @@ def test_source_follows_the_address() -> None:
     assert "wan0 does not have an ipv4 address to send from now" in none.problem
 
 
+def test_source_without_an_uplink_is_closed() -> None:
+    """Sockets that are bound already must not fall into what follows."""
+    (way,) = ways(replace(HOST, default_routes=(BY_LTE,)), route="source", interface="wan0")
+    assert "no ipv4 default route by wan0 now" in way.problem
+    assert lines(way) == [
+        (
+            "ip -4 rule add priority 8811 from 203.0.113.7/32 fwmark 0x02000000/0x0f000000"
+            " protocol 0x67 unreachable"
+        )
+    ]
+
+
 def test_source_of_both_families_and_several_uplinks() -> None:
     found = ways(type="direct", route="source", interface="wan0")
     assert [way.source for way in found] == ["203.0.113.7", "2001:db8:113::7"]

@@ -14,6 +14,7 @@ from gateway.blueprint import Safety
 
 
 def main() -> None:
+    """Run it until it is told to stop."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--detect-loops", action="store_true")
     parser.add_argument("--config", type=Path, required=True)

@@ -1,0 +1,40 @@
+"""Accept storms: a gateway that is its own client, bounded so that it does not fill the machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_command
+from gateway.lab.machine import Machine
+
+#: A gateway whose sockets are not marked, with the options of ``gateway run``.
+NAIVE: Final = (sys.executable, str(Path(__file__).with_name("naive_gateway.py")))
+#: So many accepts for one connection are a storm.
+STORM: Final = 50
+#: Ends a storm before it fills the machine.
+DESCRIPTORS: Final = 300
+
+
+def storm(gateway: GatewayProcess) -> bool:
+    """Whether it has accepted more than a storm's worth: each flow has two descriptors.
+
+    In a storm it has none left to accept on its control socket, so nobody can ask it.
+    """
+    return len(list(Path(f"/proc/{gateway.pid}/fd").iterdir())) > 2 * STORM
+
+
+def limit_descriptors(machine: Machine, gateway: GatewayProcess) -> None:
+    """Let it have few enough to end by itself."""
+    machine.run(["prlimit", f"--pid={gateway.pid}", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}"])
+
+
+def end_storm(machine: Machine, gateway: GatewayProcess) -> None:
+    """Kill it, and remove what it left."""
+    gateway.kill()
+    down = gateway_command("down", "--run-dir", str(gateway.run_dir))
+    machine.run(down, environment=ENVIRONMENT)
+    # For as long as it remembers them, conntrack would redirect a new connection with the ports of
+    # one of the storm's.
+    machine.run(["conntrack", "-F"])
