@@ -84,11 +84,11 @@ def assemble(
     wanted = backend or config.inbound.backend
     host = probe_host(wanted)
     chosen, reason = choose_backend(wanted, host)
-    congestion.require(_congestion_controls(config))
+    congestion.require(congestion_controls(config))
     return _assembly(path, store, policy, host, chosen, reason)
 
 
-def _congestion_controls(config: Config) -> Iterator[str]:
+def congestion_controls(config: Config) -> Iterator[str]:
     """Those that the configuration names."""
     wanted = config.inbound.congestion_control
     if wanted not in (congestion.AUTO, congestion.SYSTEM):

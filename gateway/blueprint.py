@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.dispatch_udp import UdpSettings
 from gateway.facts import FactSources
+from gateway.kernel.privilege import Capability
 from gateway.marks import Mark
 from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
@@ -48,7 +49,11 @@ class ListenOn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """One configuration, compiled and proved, without anything that only the parent needs."""
+    """One configuration, compiled and proved, without anything that only the parent needs.
+
+    ``capabilities`` are what it takes; a process that carries flows and does nothing else
+    gives up all others.
+    """
 
     policy: Policy
     outbounds: Mapping[str, Recipe]
@@ -62,3 +67,4 @@ class Blueprint:
     log_level: str
     log_format: Literal["text", "json"]
     facts: FactSources
+    capabilities: frozenset[Capability] = frozenset()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
-from gateway.assembly import Assembly
+from gateway.assembly import Assembly, congestion_controls
 from gateway.blueprint import GUARDED, Blueprint, ListenOn, Recipe, Safety
 from gateway.config.scalars import port_range
 from gateway.config.schema import (
@@ -23,6 +23,7 @@ from gateway.facts import FactSources
 from gateway.flow import Endpoint, Protocol
 from gateway.kernel.congestion import for_lan, for_outbound
 from gateway.kernel.guard import Finding
+from gateway.kernel.privilege import Capability
 from gateway.kernel.sockets import SocketOptions, family_of
 from gateway.outbound import direct, reject, socks5
 from gateway.plan.egress import Egress
@@ -49,6 +50,7 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
         log_level=config.log.level,
         log_format=config.log.format,
         facts=FactSources(config.time_zone),
+        capabilities=_capabilities(assembly),
     )
 
 
@@ -77,6 +79,22 @@ def _listen_on(assembly: Assembly) -> ListenOn:
     return ListenOn(
         settings.tcp, settings.port, host.has("ipv6"), settings.udp == "tproxy", congestion
     )
+
+
+def _capabilities(assembly: Assembly) -> frozenset[Capability]:
+    """To mark, to be transparent and to bind to a device; low ports, to answer from them.
+
+    Besides, where the configuration asks for it: queues beyond the system's limits, congestion
+    control that not everybody may use, and sockets of another network namespace.
+    """
+    config = assembly.config
+    needed = {Capability.NET_RAW, Capability.NET_BIND_SERVICE}
+    free = assembly.host.sysctls.get("net.ipv4.tcp_allowed_congestion_control", "").split()
+    if config.inbound.udp == "tproxy" or set(congestion_controls(config)) - set(free):
+        needed.add(Capability.NET_ADMIN)
+    if any(way.netns is not None for way in assembly.ways):
+        needed.add(Capability.SYS_ADMIN)
+    return frozenset(needed)
 
 
 def _recipes(assembly: Assembly, found: Iterable[Finding]) -> dict[str, Recipe]:

@@ -18,6 +18,7 @@ from gateway import logs
 from gateway.blueprint import Blueprint
 from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError
+from gateway.kernel.privilege import keep_only
 
 #: Length of a message, then the message. Both ends are this program: pickle is safe here.
 HEADER: Final = struct.Struct("!I")
@@ -41,6 +42,7 @@ async def _serve(first_id: int, step: int) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     blueprint: Blueprint = await read(requests)
+    keep_only(blueprint.capabilities)
     logs.configure(blueprint.log_level, blueprint.log_format)
     plane = DataPlane(blueprint, first_id, step)
     timing = asyncio.create_task(plane.time_flows(), name="time-outs")

@@ -159,6 +159,7 @@ class Workers:
 
     def __init__(self, plan: Blueprint, count: int) -> None:
         self._plan = plan
+        self._kept = plan.capabilities
         self._count = count
         self._workers: list[Worker] = []
         self._lives = [0] * count
@@ -171,7 +172,14 @@ class Workers:
         self._workers = list(await asyncio.gather(*starting))
 
     async def listen(self, plan: Blueprint) -> None:
-        """Have all listen. Raises what the first that cannot raises."""
+        """Have all listen. Raises what the first that cannot raises.
+
+        Raises ``GatewayError`` where the blueprint takes what they have given up.
+        """
+        missing = plan.capabilities - self._kept
+        if missing:
+            names = ", ".join(sorted(f"CAP_{one.name}" for one in missing))
+            raise GatewayError(f"the workers have given up {names}", "restart the gateway")
         await self._tell("listen", plan)
 
     async def adopt(self, plan: Blueprint) -> None:

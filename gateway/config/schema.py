@@ -98,7 +98,7 @@ class Inbound(Model):
         description=(
             "of TCP towards the LAN, by its name in Linux; `system` is"
             " `net.ipv4.tcp_congestion_control`; `auto` is the same, unless that is `bbr`, whose"
-            " pacing costs CPU and gains nothing over one hop: then `cubic`"
+            " pacing costs CPU and gains nothing over one hop: then `reno`"
         ),
     )
     backend: Literal["auto", "iptables", "nftables"] = Field(

@@ -16,8 +16,8 @@ from gateway.kernel.sockets import set_congestion, throwaway
 AUTO: Final = "auto"
 SYSTEM: Final = "system"
 
-#: Tried in this order where the system's suits the LAN badly; the kernel always has the last.
-_UNPACED: Final = ("cubic", "reno")
+#: Where the system's suits the LAN badly. Every kernel has it, and every process may use it.
+_UNPACED: Final = "reno"
 #: It paces what it sends by a timer for each burst. Over a single hop, with no queue but our
 #: own, that gains nothing, and it may be most of what sending costs.
 _PACED: Final = "bbr"
@@ -50,7 +50,7 @@ def for_lan(wanted: str, system: str | None) -> str | None:
     ``system``: the value of ``net.ipv4.tcp_congestion_control``.
     """
     if wanted == AUTO:
-        return next(filter(usable, _UNPACED), None) if system == _PACED else None
+        return _UNPACED if system == _PACED else None
     return for_outbound(wanted)
 
 

@@ -242,6 +242,16 @@ def throwaway() -> socket.socket:
     return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
 
+def may_mark() -> bool:
+    """Whether this thread may set ``SO_MARK``."""
+    with throwaway() as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0)
+        except PermissionError:
+            return False
+    return True
+
+
 def set_congestion(sock: SocketType, name: str) -> None:
     """Give a connection, or a listener for all that it accepts, its TCP congestion control.
 

@@ -33,6 +33,7 @@ PLANNED = (
     "net/ipv4/conf/*/rp_filter",
     "net/ipv4/conf/*/send_redirects",
     "net/ipv4/conf/*/src_valid_mark",
+    "net/ipv4/tcp_allowed_congestion_control",
     "net/ipv4/tcp_congestion_control",
     "net/ipv4/tcp_fastopen",
     "net/ipv6/conf/*/accept_ra",

@@ -10,8 +10,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from traffic import FAMILIES, peer_seen, running, target, upstream, url, wait_counter
 
+from gateway.errors import GatewayError
+from gateway.kernel.privilege import Capability
 from gateway.lab import http_server
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
@@ -101,6 +104,34 @@ def test_one_worker_is_no_second_process(module_lab: Lab) -> None:
         assert peer_seen(lab.client("desk"), target(lab, 4)) in upstream(lab, "home")
         assert gateway.counters()["flows_accepted"] == 1
         assert worker_pids(gateway) == []
+
+
+def capability_sets(pid: int) -> dict[str, int]:
+    status = Path(f"/proc/{pid}/status").read_text()
+    pairs = [line.split() for line in status.splitlines() if line.startswith(("Cap", "NoNew"))]
+    return {name.rstrip(":"): int(value, 16) for name, value in pairs}
+
+
+def test_workers_keep_only_what_carrying_flows_takes(module_lab: Lab, mode: str) -> None:
+    """And carry flows with it; what takes more is for a restart."""
+    lab, desk = module_lab, module_lab.client("desk")
+    config = lab.config({"to": "home"}) | {"inbound": {"workers": WORKERS}}
+    with running(lab, config, mode=mode) as gateway:
+        kept = 1 << Capability.NET_RAW | 1 << Capability.NET_BIND_SERVICE
+        for pid in worker_pids(gateway):
+            sets = capability_sets(pid)
+            # A kernel before 5.17 marks with CAP_NET_ADMIN only.
+            assert sets["CapEff"] & ~(1 << Capability.NET_ADMIN) == kept
+            assert sets["CapPrm"] == sets["CapEff"]
+            assert sets["CapInh"] == sets["CapAmb"] == 0
+            assert sets["CapBnd"] == sets["CapEff"]
+            assert sets["NoNewPrivs"] == 1
+        for family in (4, 6):
+            assert peer_seen(desk, target(lab, family)) in upstream(lab, "home")
+        inbound = {"workers": WORKERS, "tcp": mode, "udp": "tproxy"}
+        with pytest.raises(GatewayError, match="CAP_NET_ADMIN"):
+            gateway.reload(config | {"inbound": inbound})
+        assert peer_seen(desk, target(lab, 4)) in upstream(lab, "home")
 
 
 def test_a_reload_reaches_every_worker(module_lab: Lab) -> None:
