@@ -1,4 +1,23 @@
-"""The TCP listeners: accept what the kernel diverted, and recover where it was going."""
+"""The TCP listeners: accept what the kernel diverted, and recover where it was going.
+
+The system calls of a flow that TPROXY diverted and that a SOCKS5 server carries: one message
+each way, then the client's end. A test compares the list with what strace(1) sees.
+
+    accept4 1  the client's leg; the listener's options come with it
+    getsockname 2  where it was going; and Python looks at a descriptor that it is handed
+    ioctl 1  O_NONBLOCK, which Python's accept4 does not ask for
+    epoll_ctl 2  each leg, once, for all edges; closing it takes it out again
+    socket 1  the upstream's leg, non-blocking from the start
+    setsockopt 4  SO_MARK, TCP_NODELAY, SO_OOBINLINE, and no lone ACK (TCP_DEFER_ACCEPT)
+    connect 1  to the server; that it went well, the edge itself says
+    sendto 4  greeting and request (one, where the server bears it), and the two messages
+    recvfrom 6  method and reply, the two messages, and the end of each leg
+    shutdown 1  the client's FIN, passed on
+    close 2  both legs
+
+Beside these there are calls for all flows that are ready at once: epoll_wait, and accept4 and
+recvfrom where they find nothing more.
+"""
 
 from __future__ import annotations
 
