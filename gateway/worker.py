@@ -12,6 +12,7 @@ import pickle
 import signal
 import struct
 import sys
+from collections.abc import Iterator
 from typing import Any, Final
 
 from gateway import logs
@@ -22,6 +23,8 @@ from gateway.kernel.privilege import keep_only
 
 #: Length of a message, then the message. Both ends are this program: pickle is safe here.
 HEADER: Final = struct.Struct("!I")
+#: Behind the last part of an answer that comes in parts.
+END: Final = None
 
 
 async def read(stream: asyncio.StreamReader) -> Any:
@@ -49,7 +52,13 @@ async def _serve(first_id: int, step: int) -> None:
     try:
         while True:
             method, arguments = await read(requests)
-            answers.write(pack(_answer(plane, method, arguments)))
+            answer = _answer(plane, method, arguments)
+            if isinstance(answer, Iterator):
+                for part in answer:
+                    answers.write(pack(part))
+                    await asyncio.sleep(0)  # flows that are ready are not kept waiting
+                answer = END
+            answers.write(pack(answer))
     except asyncio.IncompleteReadError:
         pass  # the parent has ended, or wants us to
     finally:

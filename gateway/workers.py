@@ -13,17 +13,19 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 from gateway import logs
 from gateway.blueprint import Blueprint
 from gateway.control.running import FlowRecord
 from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError
-from gateway.worker import pack, read
+from gateway.worker import END, pack, read
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: How often a worker is asked for its counters, so that little is lost with it (seconds).
 HEARTBEAT_S: Final = 2.0
@@ -88,7 +90,11 @@ class InProcess:
 
     async def flows(self, recent: int) -> list[FlowRecord]:
         """See ``DataPlane.flows``."""
-        return self._plane.flows(recent)
+        found = []
+        for page in self._plane.flows(recent):
+            found += page
+            await asyncio.sleep(0)
+        return found
 
     async def counters(self) -> dict[str, int]:
         """See ``DataPlane.counters``."""
@@ -133,25 +139,51 @@ class Worker:
 
     async def ask(self, method: str, *arguments: object) -> Any:
         """Call a method of its data plane. Raises what that raises, or ``WorkerLostError``."""
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None
-        assert stdout is not None
         async with self._asking:
-            try:
-                stdin.write(pack((method, arguments)))
-                await stdin.drain()
-                answer = await read(stdout)
-            except (asyncio.IncompleteReadError, ConnectionError) as error:
-                raise WorkerLostError(f"worker {self.process.pid} ended") from error
+            await self._send(method, arguments)
+            answer = await self._receive()
         if isinstance(answer, GatewayError):
             raise answer
         return answer
+
+    async def flows(self, recent: int) -> list[FlowRecord]:
+        """Those of ``DataPlane.flows``. Raises ``WorkerLostError``."""
+        found: list[FlowRecord] = []
+        async with self._asking:
+            await self._send("flows", (recent,))
+            while (page := await self._receive()) is not END:
+                found += page
+        return found
+
+    async def _send(self, method: str, arguments: tuple[object, ...]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(pack((method, arguments)))
+            await self.process.stdin.drain()
+        except ConnectionError as error:
+            raise self._lost() from error
+
+    async def _receive(self) -> Any:
+        assert self.process.stdout is not None
+        try:
+            return await read(self.process.stdout)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise self._lost() from error
+
+    def _lost(self) -> WorkerLostError:
+        return WorkerLostError(f"worker {self.process.pid} ended")
 
     async def stop(self) -> None:
         """End it; its flows are reset."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         await self.process.wait()
+
+
+async def _those_that_live(asked: Iterable[Awaitable[T]]) -> list[T]:
+    """The answers of all, less those that have ended."""
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 class Workers:
@@ -202,7 +234,8 @@ class Workers:
 
     async def flows(self, recent: int) -> list[FlowRecord]:
         """Live flows of all, then at most ``recent`` closed ones, latest first."""
-        everyone = [flow for flows in await self._ask_all("flows", recent) for flow in flows]
+        answers = await _those_that_live(worker.flows(recent) for worker in self._workers)
+        everyone = [flow for flows in answers for flow in flows]
         live = [flow for flow in everyone if flow.close_reason is None]
         closed = [flow for flow in everyone if flow.close_reason is not None]
         closed.sort(key=lambda flow: flow.started + flow.duration_s, reverse=True)
@@ -261,7 +294,4 @@ class Workers:
                 raise answer
 
     async def _ask_all(self, method: str, *arguments: object) -> Sequence[Any]:
-        answers = await asyncio.gather(
-            *(worker.ask(method, *arguments) for worker in self._workers), return_exceptions=True
-        )
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+        return await _those_that_live(worker.ask(method, *arguments) for worker in self._workers)

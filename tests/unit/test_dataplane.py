@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
 
 from gateway import logs
-from gateway.blueprint import Blueprint, ListenOn
-from gateway.dataplane import DataPlane
+from gateway.blueprint import Blueprint, ListenOn, Recipe
+from gateway.dataplane import PAGE, DataPlane
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.dispatch_udp import UdpSettings
+from gateway.errors import UpstreamFailure
 from gateway.facts import HERE
+from gateway.flow import Endpoint
+from gateway.kernel.sockets import accept, local_endpoint, open_listener
+from gateway.outbound import reject
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
 from gateway.sniffing import SniffLimits
@@ -34,18 +39,10 @@ def noted(name: str, closed: list[str], **_: object) -> Noted:
     return Noted(name, closed)
 
 
-def test_an_outbound_is_closed_when_it_is_replaced_or_gone_and_at_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(logs, "configure", lambda *_: None)
-    closed: list[str] = []
-
-    def recipe(name: str) -> partial[Noted]:
-        return partial(noted, name, closed)
-
-    first = Blueprint(
+def blueprint(outbounds: dict[str, Recipe]) -> Blueprint:
+    return Blueprint(
         policy=Policy([CompiledRule(0, "rules[0] -> home", "home")]),
-        outbounds={name: recipe(name) for name in ("home", "changed", "gone")},
+        outbounds=outbounds,
         timeouts=FlowTimeouts(10, 1000, 100),
         sniff=SniffLimits(),
         udp=UdpSettings(60, 10, 180, 100, 10, symmetric=False),
@@ -57,6 +54,18 @@ def test_an_outbound_is_closed_when_it_is_replaced_or_gone_and_at_the_end(
         log_format="text",
         facts=HERE,
     )
+
+
+def test_an_outbound_is_closed_when_it_is_replaced_or_gone_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    closed: list[str] = []
+
+    def recipe(name: str) -> partial[Noted]:
+        return partial(noted, name, closed)
+
+    first = blueprint({name: recipe(name) for name in ("home", "changed", "gone")})
     outbounds = {"home": recipe("home"), "changed": recipe("otherwise")}
 
     async def scenario() -> None:
@@ -68,5 +77,33 @@ def test_an_outbound_is_closed_when_it_is_replaced_or_gone_and_at_the_end(
         closed.clear()
         plane.close()
         assert sorted(closed) == ["home", "otherwise"]
+
+    asyncio.run(scenario())
+
+
+def test_flows_come_in_pages_the_latest_that_ended_first() -> None:
+    count = PAGE + 2
+
+    async def scenario() -> None:
+        plane = DataPlane(
+            blueprint({"home": partial(reject.refusal, "home", UpstreamFailure.REJECTED, "")})
+        )
+        listener = open_listener("127.0.0.1", 0, transparent=False)
+        for _ in range(count):
+            with socket.create_connection(local_endpoint(listener)):
+                client, source = accept(listener)
+                plane._dispatcher.accepted(client, source, Endpoint("192.0.2.1", 80))
+        listener.close()
+        (closed,) = plane.flows(count)
+        ends = [flow.started + flow.duration_s for flow in closed]
+        assert ends == sorted(ends, reverse=True)
+        assert len(closed) == count
+        assert [len(page) for page in plane.flows(3)] == [3]
+        assert list(plane.flows(0)) == []
+        streams = plane._dispatcher
+        streams._relaying.update({flow.id: flow for flow in streams.recent})
+        assert [len(page) for page in plane.flows(0)] == [PAGE, 2]
+        streams._relaying.clear()
+        plane.close()
 
     asyncio.run(scenario())

@@ -24,7 +24,8 @@ from gateway.plan.model import Backend
 from gateway.policy.compile import compile_policy
 from gateway.rulesets.store import RuleSetStore
 from gateway.wiring import blueprint
-from gateway.worker import pack, read
+from gateway.worker import END, pack, read
+from gateway.workers import Worker, WorkerLostError
 
 #: Loads a blueprint as a worker does, and says what came with it.
 LOAD = """
@@ -101,3 +102,36 @@ def test_connections_are_kept_ready_unless_it_is_turned_off(
     made = assembly(**home)
     found = Finding(Egress("home", "203.0.113.5", made.marks.bypass), Outcome.CLEAR, "")
     assert blueprint(made, [found]).outbounds["home"].keywords["warm"] is warm
+
+
+class Talk:
+    """Stands in for a worker process: what it answers is there already."""
+
+    pid = 1
+
+    def __init__(self, *answers: object) -> None:
+        self.asked: list[bytes] = []
+        self.stdin = self
+        self.stdout = asyncio.StreamReader()
+        for answer in answers:
+            self.stdout.feed_data(pack(answer))
+        self.stdout.feed_eof()
+
+    def write(self, data: bytes) -> None:
+        self.asked.append(data)
+
+    async def drain(self) -> None:
+        pass
+
+
+def test_a_list_of_flows_comes_in_parts_and_nothing_of_it_is_left_for_the_next_answer() -> None:
+    async def scenario() -> None:
+        talk = Talk([1, 2], [], [3], END, 7)
+        worker = Worker(talk)
+        assert await worker.flows(5) == [1, 2, 3]
+        assert await worker.ask("live_count") == 7
+        assert talk.asked == [pack(("flows", (5,))), pack(("live_count", ()))]
+        with pytest.raises(WorkerLostError):
+            await worker.flows(0)
+
+    asyncio.run(scenario())
