@@ -195,16 +195,18 @@ def soak(
       gateway bench soak --minutes 0.5 --idle-flows 500 --active-flows 20
     """
     from gateway.lab.bench.curves import draw
+    from gateway.lab.bench.runner import circumstances
     from gateway.lab.bench.soak import Plan, run
 
     plan = Plan(minutes * 60, idle_flows, active_flows)
     record = _with_progress(lambda progress: run(plan, progress))
+    found = {**circumstances(), **record.to_json()}
     if output is not None:
-        _write(output, json.dumps(record.to_json(), indent=2) + "\n")
+        _write(output, json.dumps(found) + "\n")
     if svg is not None:
         _write(svg, draw(record))
     if as_json:
-        print_json(record.to_json())
+        print_json(found)
     else:
         for line in record.lines():
             click.echo(line)

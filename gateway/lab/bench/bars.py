@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from gateway.lab.bench import svg
@@ -10,77 +11,88 @@ from gateway.lab.bench.runner import Report
 from gateway.lab.bench.summary import Cell, Row
 from gateway.lab.bench.table import number
 
-WIDTH: Final = 820
-_LEFT, _RIGHT, _TOP = 240, 150, 66
-_BAR, _GAP, _HEADING = 12, 4, 24
+#: Of a column: names, bars, numbers; and what is between two columns.
+_NAMES, _BARS, _NUMBERS, _BETWEEN = 142, 200, 138, 20
+_COLUMN: Final = _NAMES + _BARS + _NUMBERS
+_MARGIN, _TOP, _BOTTOM = 16, 66, 48
+_BAR, _STEP, _HEADING, _SPACE = 11, 15, 22, 10
 #: A longer bar is cut; its number stands beside it.
 _LONGEST: Final = 4.0
 
 
 def draw(report: Report) -> str:
     """An SVG file. Metrics without any ratio (0, or missing in the baseline) are left out."""
+    baseline, rounds = report.summary.baseline, report.sizes.rounds
     rows = [row for row in report.summary.rows if any(c.ratios for c in row.cells.values())]
-    reached = max(
-        (max(c.ratios) for row in rows for c in row.cells.values() if c.ratios), default=1
-    )
-    scale = svg.ticks(min(reached, _LONGEST))
-    chart = _Chart(report.summary.baseline, (WIDTH - _LEFT - _RIGHT) / scale[-1], scale[-1])
-    bottom = _TOP + sum(map(chart.height, rows))
-    rounds = report.sizes.rounds
+    reached = [ratio for row in rows for cell in row.cells.values() for ratio in cell.ratios]
+    scale = svg.ticks(min(max(reached, default=1), _LONGEST), 5)
+    columns = _columns(rows)
+    height = _TOP + max(sum(map(_height, column)) for column in columns) + _BOTTOM
     title = f"gateway bench {report.suite}"
-    elements = [
-        svg.text(16, 24, title, "title"),
-        svg.text(
-            16,
-            44,
-            f"Ratio to {report.summary.baseline}, within each of {rounds} rounds: median (bar), "
-            "lowest to highest (line); beside it the median itself",
-            "faint",
-        ),
-        *chart.axis(scale, bottom),
-        *chart.groups(rows),
-    ]
-    return svg.document(WIDTH, bottom + 44, title, elements)
+    said = (
+        f"ratio to {baseline} within each of {rounds} rounds: median (bar), "
+        "lowest to highest (line), and the median of what was measured"
+        if rounds > 1
+        else f"ratio to {baseline} in one round, and what was measured"
+    )
+    elements = [svg.text(_MARGIN, 24, title, "title"), svg.text(_MARGIN, 44, said, "faint")]
+    for at, column in enumerate(columns):
+        left = _MARGIN + at * (_COLUMN + _BETWEEN)
+        elements += _Column(left, height - _BOTTOM, scale, baseline).draw(column)
+    width = 2 * _MARGIN + len(columns) * (_COLUMN + _BETWEEN) - _BETWEEN
+    return svg.document(width, height, title, elements)
 
 
-class _Chart:
-    def __init__(self, baseline: str, unit: float, top: float) -> None:
-        self._baseline, self._unit, self._top = baseline, unit, top
+def _columns(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """In two of about the same height; few rows in one."""
+    total, above = sum(map(_height, rows)), 0
+    for at, row in enumerate(rows):
+        if at >= 2 and above >= total / 2:
+            return [rows[:at], rows[at:]]
+        above += _height(row)
+    return [rows]
 
-    def height(self, row: Row) -> int:
-        return _HEADING + len(row.cells) * (_BAR + _GAP) + 8
 
-    def axis(self, scale: list[float], bottom: int) -> Iterator[str]:
-        for value in scale:
+def _height(row: Row) -> int:
+    return _HEADING + len(row.cells) * _STEP + _SPACE
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    left: int
+    bottom: int
+    scale: list[float]
+    baseline: str
+
+    def draw(self, rows: Sequence[Row]) -> Iterator[str]:
+        for value in self.scale:
             x = self._x(value)
-            yield svg.line(x, _TOP, x, bottom, "axis" if value == 0 else "grid")
-            yield svg.text(x, bottom + 16, f"{value:g}", "faint", "middle")
-        yield svg.line(self._x(1), _TOP, self._x(1), bottom, "axis")
-        middle = self._x(self._top / 2)
-        yield svg.text(middle, bottom + 34, f"ratio to {self._baseline}", "faint", "middle")
-
-    def groups(self, rows: list[Row]) -> Iterator[str]:
+            yield svg.line(x, _TOP, x, self.bottom, "grid" if value else "axis")
+            yield svg.text(x, self.bottom + 16, f"{value:g}", "faint", "middle")
+        yield svg.line(self._x(1), _TOP, self._x(1), self.bottom, "axis")
+        middle = self._x(self.scale[-1] / 2)
+        yield svg.text(middle, self.bottom + 34, f"ratio to {self.baseline}", "faint", "middle")
         y = _TOP
         for row in rows:
+            yield svg.text(self.left, y + 14, row.metric.title, "strong")
             way = f"{row.metric.better} is better"
-            yield svg.text(16, y + 15, row.metric.title, "strong")
-            yield svg.text(WIDTH - 16, y + 15, way, "faint", "end")
-            at = y + _HEADING
-            for name, cell in row.cells.items():
-                yield from self._bar(at, name, cell, row.metric.unit)
-                at += _BAR + _GAP
-            y += self.height(row)
+            yield svg.text(self.left + _COLUMN, y + 14, way, "faint", "end")
+            for at, (name, cell) in enumerate(row.cells.items()):
+                yield from self._bar(y + _HEADING + at * _STEP, name, cell, row.metric.unit)
+            y += _height(row)
 
     def _bar(self, y: int, name: str, cell: Cell, unit: str) -> Iterator[str]:
-        yield svg.text(_LEFT - 8, y + 10, name, "", "end")
+        yield svg.text(self.left + _NAMES - 8, y + 10, name, "", "end")
         label = f"{number(cell.median)} {unit}".strip()
         if cell.ratio is not None:
             kind = "ours" if name.startswith("gateway") else "other"
-            yield svg.rectangle(_LEFT, y, self._x(cell.ratio) - _LEFT, _BAR, f"bar {kind}")
+            width = self._x(cell.ratio) - self._x(0)
+            yield svg.rectangle(self._x(0), y, width, _BAR, f"bar {kind}")
             low, high = self._x(min(cell.ratios)), self._x(max(cell.ratios))
             yield svg.line(low, y + _BAR / 2, high, y + _BAR / 2, "range")
-            label = f"{cell.ratio:.2f}x  {label}"
-        yield svg.text(WIDTH - _RIGHT + 10, y + 10, label, "faint")
+            label = f"{cell.ratio:.2f} · {label}"
+        yield svg.text(self.left + _NAMES + _BARS + 10, y + 10, label, "faint")
 
     def _x(self, ratio: float) -> float:
-        return _LEFT + min(ratio, self._top) * self._unit
+        top = self.scale[-1]
+        return self.left + _NAMES + min(ratio, top) / top * _BARS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 #: What memory may seem to grow by during the steady part, as a part of it, and at least (bytes).
@@ -106,11 +106,14 @@ class Record:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with what it comes to."""
+        """Everything, moments as columns, with what it comes to."""
         steady = self.steady_moments
+        names = [field.name for field in fields(Moment)]
         return {
             **asdict(self),
-            "memory_growth_bytes": growth(steady, lambda moment: moment.anonymous_bytes),
+            "moments": {name: [getattr(each, name) for each in self.moments] for name in names},
+            "steady_s": steady[-1].time_s - steady[0].time_s,
+            "anonymous_growth_bytes": growth(steady, lambda moment: moment.anonymous_bytes),
             "descriptors_growth": growth(steady, lambda moment: moment.descriptors),
             "problems": list(self.problems()),
         }

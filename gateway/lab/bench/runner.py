@@ -37,19 +37,26 @@ class Report:
         """Everything, with what is needed to judge it."""
         return {
             "suite": self.suite,
-            "version": VERSION,
-            "machine": {
-                "kernel": platform.release(),
-                "architecture": platform.machine(),
-                "cpus": os.cpu_count(),
-                "python": platform.python_version(),
-            },
+            **circumstances(),
             "sizes": asdict(self.sizes),
             "baseline": self.summary.baseline,
             "rows": self.summary.to_json(),
             "failures": list(self.failures),
             "missing": list(self.missing),
         }
+
+
+def circumstances() -> dict[str, Any]:
+    """What and where was measured, for a JSON result."""
+    return {
+        "version": VERSION,
+        "machine": {
+            "kernel": platform.release(),
+            "architecture": platform.machine(),
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+    }
 
 
 def run(suite: Suite, sizes: Sizes, progress: Progress) -> Report:

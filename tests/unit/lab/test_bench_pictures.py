@@ -45,13 +45,13 @@ def test_bars_are_as_long_as_ratios_and_lines_as_wide_as_their_range() -> None:
     ranges = [e for e in root.iter(f"{NAMESPACE}line") if e.get("class") == "range"]
     lengths = [float(e.get("x2", "0")) - float(e.get("x1", "0")) for e in ranges]
     assert lengths == [0, pytest.approx(1.5 * ours, abs=0.2), 0]
-    assert {"bulk", "more is better", "0.50x  1.00 Gbit/s", "ratio to gateway"} <= set(texts(root))
+    assert {"bulk", "more is better", "0.50 · 1.00 Gbit/s", "ratio to gateway"} <= set(texts(root))
 
 
 def test_a_bar_that_is_too_long_is_cut_and_its_number_stands() -> None:
     root = picture({"gateway": [1], "other": [100]})
     assert max(widths(root)) == pytest.approx(4 * widths(root)[0], abs=0.1)
-    assert "100.00x  100 Gbit/s" in texts(root)
+    assert "100.00 · 100 Gbit/s" in texts(root)
 
 
 def test_what_has_no_ratio_is_left_out() -> None:

@@ -34,6 +34,7 @@ def test_what_is_flat_has_no_problem() -> None:
     assert list(FLAT.problems()) == []
     assert FLAT.to_json()["problems"] == []
     assert FLAT.to_json()["descriptors_growth"] == 0
+    assert FLAT.to_json()["moments"]["flows"][:2] == [0, 1100]
 
 
 @pytest.mark.parametrize(
