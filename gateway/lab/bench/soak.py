@@ -21,11 +21,9 @@ from gateway.lab.process import LabError, Process
 SAMPLE_S: Final = 2.0
 #: No steady part has fewer moments.
 _LEAST_MOMENTS: Final = 10
-#: Before the start is taken: whatever any flow needs has been there by then.
-_FIRST_S: Final = 5.0
-#: After the last flow, before the last look; and what connections that are kept ready for the
-#: next one may take to end by their age.
-_REST_S: Final = 3.0
+#: With flows, until whatever any of them needs is there; and without, until it is put away.
+_SETTLE_S: Final = 5.0
+#: What connections that are kept ready for the next flow may take to end by their age.
 _REST_TIMEOUT_S: Final = 60.0
 _TIMEOUT_S: Final = 300.0
 
@@ -37,6 +35,11 @@ class Plan:
     seconds: float
     idle_flows: int
     active_flows: int
+
+    @property
+    def settle_s(self) -> float:
+        """Before each part."""
+        return min(_SETTLE_S, self.seconds / 2)
 
 
 class Recorder:
@@ -106,7 +109,7 @@ class _Soak:
         self._progress("the first flows come and go", 0)
         with rig.clients("active", plan.active_flows) as active:
             self._established([active], plan.active_flows)
-            recorder.during(_FIRST_S)
+            recorder.during(plan.settle_s)
         start = self._rest()
         with self._all_flows() as (idle, active):
             steady = self._steady()
@@ -138,7 +141,7 @@ class _Soak:
             with rig.clients("active", plan.active_flows) as active:
                 self._progress("active flows", 0.04)
                 self._established([active], plan.active_flows)
-                self._recorder.during(_FIRST_S)
+                self._recorder.during(plan.settle_s)
                 yield idle, active
 
     def _established(self, clients: Sequence[Clients], flows: int) -> None:
@@ -177,7 +180,7 @@ class _Soak:
         recorder = self._recorder
         recorder.look()
         recorder.until(lambda: not recorder.moments[-1].flows, "the last flow to end")
-        recorder.during(_REST_S)
+        recorder.during(self._plan.settle_s)
         if start is not None:
             with suppress(LabError):
                 recorder.until(
