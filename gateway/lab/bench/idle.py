@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from gateway.lab import peers
 from gateway.lab.bench.candidates import others, this_gateway
@@ -57,12 +57,14 @@ def _limit() -> int:
 
 
 @contextmanager
-def idle_clients(rig: Rig, flows: int) -> Iterator[tuple[Clients, Clients]]:
-    """Both clients of the lab, opening ``flows`` between them."""
+def idle_clients(
+    rig: Rig, flows: int, second_family: Literal[4, 6] = 4
+) -> Iterator[tuple[Clients, Clients]]:
+    """Both clients of the lab, opening ``flows`` between them, the first over IPv4."""
     half = flows // 2
     with (
         rig.clients("idle", half) as desk,
-        rig.clients("idle", flows - half, machine="kid") as kid,
+        rig.clients("idle", flows - half, second_family, "kid") as kid,
     ):
         yield desk, kid
 

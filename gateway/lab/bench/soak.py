@@ -113,6 +113,8 @@ class _Soak:
         start = self._rest()
         with self._all_flows() as (idle, active):
             steady = self._steady()
+            if not active.process.alive:
+                raise LabError("the active clients ended", f"see {active.process.log[-1:]}")
             blocks, failed = active.read("exchanges"), active.read("failed")
             silent = self._silent(idle)
         end = self._rest(start)
@@ -135,7 +137,7 @@ class _Soak:
     @contextmanager
     def _all_flows(self) -> Iterator[tuple[Sequence[Clients], Clients]]:
         plan, rig = self._plan, self._rig
-        with idle_clients(rig, plan.idle_flows) as idle:
+        with idle_clients(rig, plan.idle_flows, second_family=6) as idle:
             self._progress("idle flows", 0.02)
             self._established(idle, plan.idle_flows)
             with rig.clients("active", plan.active_flows) as active:
