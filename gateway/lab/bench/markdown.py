@@ -29,15 +29,18 @@ def table(report: Json) -> str:
 def soak(record: Json) -> str:
     """What a soak came to, in a sentence or two."""
     minutes = round(record["steady_s"] / 60, 1)
-    mib = {name: record[name]["anonymous_bytes"] / (1 << 20) for name in ("start", "end", "again")}
     outcome = "; ".join(record["problems"]) or "no flow failed, and nothing was left behind"
+    before, after, again = (
+        f"{record[name]['anonymous_bytes'] / (1 << 20):.1f} MiB"
+        for name in ("start", "end", "again")
+    )
     return (
         f"{record['idle_flows']} idle and {record['active_flows']} active flows for "
         f"{minutes:g} minutes, {record['blocks']} blocks of 128 KiB there and back: {outcome}. "
-        f"By the line that fits best, memory grew by {record['anonymous_growth_bytes'] / 1024:.0f} "
-        f"KiB in that time and descriptors by {record['descriptors_growth']:.0f}. Anonymous "
-        f"memory was {mib['start']:.1f} MiB before the flows, {mib['end']:.1f} after, and "
-        f"{mib['again']:.1f} with as many flows once more."
+        "In the second half, by the line that fits best, memory grew by "
+        f"{record['anonymous_growth_bytes'] / 1024:.0f} KiB and descriptors by "
+        f"{record['descriptors_growth']:.0f}. Anonymous memory was {before} before the flows, "
+        f"{after} after, and {again} with as many flows once more."
     )
 
 

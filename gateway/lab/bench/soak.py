@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from gateway.lab.bench.candidates import Candidate, gateway_config
 from gateway.lab.bench.idle import idle_clients, processes_for, workers_for
-from gateway.lab.bench.record import ASKING, Moment, Record
+from gateway.lab.bench.record import Moment, Record
 from gateway.lab.bench.rig import Clients, Rig
 from gateway.lab.bench.runner import Progress
 from gateway.lab.gateway_process import GatewayProcess
@@ -23,8 +23,6 @@ SAMPLE_S: Final = 2.0
 _LEAST_MOMENTS: Final = 10
 #: With flows, until whatever any of them needs is there; and without, until it is put away.
 _SETTLE_S: Final = 5.0
-#: What connections that are kept ready for the next flow may take to end by their age.
-_REST_TIMEOUT_S: Final = 60.0
 _TIMEOUT_S: Final = 300.0
 
 
@@ -117,7 +115,7 @@ class _Soak:
                 raise LabError("the active clients ended", f"see {active.process.log[-1:]}")
             blocks, failed = active.read("exchanges"), active.read("failed")
             silent = self._silent(idle)
-        end = self._rest(start)
+        end = self._rest()
         with self._all_flows():
             self._progress("the same flows again", 0.95)
             again = recorder.look()
@@ -177,19 +175,12 @@ class _Soak:
         )
         return _sum(idle, "failed")
 
-    def _rest(self, start: Moment | None = None) -> Moment:
-        """Without flows; and until descriptors are as at the ``start``, or time is up."""
+    def _rest(self) -> Moment:
+        """Without flows."""
         recorder = self._recorder
         recorder.look()
         recorder.until(lambda: not recorder.moments[-1].flows, "the last flow to end")
         recorder.during(self._plan.settle_s)
-        if start is not None:
-            with suppress(LabError):
-                recorder.until(
-                    lambda: recorder.moments[-1].descriptors <= start.descriptors + ASKING,
-                    "descriptors to be closed",
-                    _REST_TIMEOUT_S,
-                )
         return recorder.look()
 
 
