@@ -187,8 +187,8 @@ def soak(
     second and compare what comes back, and every tenth time another flow begins. Flows,
     descriptors and memory are looked at every two seconds, from before the first flow to after
     the last. Then as many flows come once more. Fails (1) where memory or descriptors grow in
-    the second half of the time, a flow breaks, an idle one does not answer at the end, something stays
-    behind, or the same flows take more memory the second time.
+    the second half of the time, a flow breaks, an idle one does not answer at the end,
+    something stays behind, or the same flows take more memory the second time.
 
     \b
     Examples:
