@@ -17,8 +17,8 @@ from gateway.lab.bench.metric import Metric
 from gateway.lab.bench.rig import Clients, Rig
 from gateway.lab.bench.suite import Scenario, Sizes, Suite
 
-#: A flow of this gateway has two descriptors; some peers open pipes for each at once.
-_OWN_DESCRIPTORS, _PEERS_DESCRIPTORS = 2, 6
+#: A flow of this gateway has two descriptors; some peers open pipes for each, or reckon with more.
+_OWN_DESCRIPTORS, _PEERS_DESCRIPTORS = 2, 8
 #: The share of its descriptors that a process is asked to use for flows: the kernel spreads
 #: them over workers by chance.
 _FILL: Final = 0.85
