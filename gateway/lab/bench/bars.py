@@ -12,7 +12,7 @@ from gateway.lab.bench.summary import Cell, Row
 from gateway.lab.bench.table import number
 
 #: Of a column: names, bars, numbers; and what is between two columns.
-_NAMES, _BARS, _NUMBERS, _BETWEEN = 142, 200, 138, 20
+_NAMES, _BARS, _NUMBERS, _BETWEEN = 162, 190, 142, 20
 _COLUMN: Final = _NAMES + _BARS + _NUMBERS
 _MARGIN, _TOP, _BOTTOM = 16, 66, 48
 _BAR, _STEP, _HEADING, _SPACE = 11, 15, 22, 10
