@@ -25,6 +25,7 @@ from gateway.plan.build import build_plan
 from gateway.plan.egress import Egress, egresses
 from gateway.plan.host import HostFacts
 from gateway.plan.model import Backend, Plan
+from gateway.policy.assertions import require_assertions
 from gateway.policy.compile import compile_policy
 from gateway.policy.engine import Policy
 from gateway.policy.geo import open_geography
@@ -81,6 +82,7 @@ def assemble(
     config = loaded.config
     store = RuleSetStore(loaded)
     policy = compile_policy(config, store.load(), open_geography(loaded))
+    require_assertions(loaded, policy)
     wanted = backend or config.inbound.backend
     host = probe_host(wanted)
     chosen, reason = choose_backend(wanted, host)

@@ -174,8 +174,9 @@ class DataPlane:
         self._reactor.stop()
 
     def _ended(self, flow: Flow | UdpFlow) -> None:
-        if log.isEnabledFor(logging.INFO):
-            self._flow_log.add(flow.record())
+        asked_for = flow.decision is not None and flow.decision.log
+        if asked_for or log.isEnabledFor(logging.INFO):
+            self._flow_log.add(flow.record(), asked_for=asked_for)
 
 
 def require_free(where: ListenOn) -> None:

@@ -29,6 +29,11 @@ class Decision(NamedTuple):
     log: bool = False
     sniff: bool = True
 
+    @property
+    def way(self) -> str:
+        """The outbound, with the mark that its packets get; names what opens the legs."""
+        return self.outbound if self.mark is None else f"{self.outbound} {self.mark}"
+
 
 class Undecided(NamedTuple):
     """The first rule that may match asks for a fact of which the flow has None.

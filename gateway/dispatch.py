@@ -51,7 +51,7 @@ class FlowTimeouts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What a reload swaps as a whole: the policy, and the outbounds its decisions name."""
+    """What a reload swaps as a whole: the policy, and the outbounds of its decisions' ways."""
 
     policy: Policy
     outbounds: Mapping[str, Outbound]
@@ -364,7 +364,7 @@ class Dispatcher:
         now = routing.finder.now()
         answer = routing.policy.decide(facts, now)
         if isinstance(answer, Decision) and not (
-            answer.sniff and routing.outbounds[answer.outbound].by_name
+            answer.sniff and routing.outbounds[answer.way].by_name
         ):
             return answer
         if routing.sniff.covers(facts.destination.port):
@@ -384,7 +384,7 @@ class Dispatcher:
         """Begin a decided flow's second leg."""
         flow.decision = decision
         self._connecting[flow.id] = flow
-        flow.open(self.routing.outbounds[decision.outbound], track=self.own.diverted)
+        flow.open(self.routing.outbounds[decision.way], track=self.own.diverted)
 
     def _is_loop(self, source: Endpoint, destination: Endpoint) -> bool:
         """Whether a flow from one of our addresses is one that an outbound opened.

@@ -308,7 +308,7 @@ class Datagrams:
         """A decided conversation; None where it has ended at once."""
         flow = self._flow(facts, decision, Address(split_ends(ends)[0]))
         self._know(ends, flow)
-        self._open(flow, self.routing.outbounds[decision.outbound])
+        self._open(flow, self.routing.outbounds[decision.way])
         return flow if flow.reason is None else None
 
     def answered_by_stranger(self, mapping: Mapping, remote: Endpoint) -> UdpFlow | None:

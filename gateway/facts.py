@@ -7,14 +7,23 @@ from typing import NamedTuple
 
 from gateway.clock import WeekClock
 from gateway.flow import Endpoint, FlowFacts, Protocol
-from gateway.kernel.sockets import arrival_interface, interface_name
+from gateway.kernel.lease_files import LeaseFiles
+from gateway.kernel.neighbours import Neighbours
+from gateway.kernel.owners import Owners
+from gateway.kernel.sockets import UNKNOWN_ARRIVAL, Arrival, arrival, interface_name
 from gateway.policy.engine import Needs
 
 
 class FactSources(NamedTuple):
-    """Where facts come from; ``time_zone`` None is this machine's own."""
+    """Where facts come from.
+
+    ``time_zone`` None is this machine's own; without ``leases`` (paths), the usual places are
+    looked at; ``own``: the addresses of this machine.
+    """
 
     time_zone: str | None = None
+    leases: tuple[str, ...] = ()
+    own: frozenset[str] = frozenset()
 
 
 #: No rule asks for more than a socket tells, and this machine is where they are.
@@ -27,20 +36,44 @@ class FactFinder:
 
     def __init__(self, needs: Needs = NO_NEEDS, sources: FactSources = HERE) -> None:
         self._needs = needs
+        self._arrives = needs.interface or needs.mac or needs.dscp
+        self._anything = self._arrives or needs.hostname or needs.owner
         self._clock = WeekClock(sources.time_zone)
+        self._own = sources.own
+        self._neighbours = Neighbours()
+        self._leases = LeaseFiles(sources.leases)
+        self._owners = Owners()
 
     def of_stream(self, client: SocketType, source: Endpoint, destination: Endpoint) -> FlowFacts:
         """The facts of an accepted TCP flow."""
-        needs = self._needs
-        interface = arrival_interface(client) if needs.interface else ""
-        return FlowFacts(Protocol.TCP, source, destination, interface)
+        facts = FlowFacts(Protocol.TCP, source, destination)
+        if not self._anything:
+            return facts
+        return self._with_needs(facts, arrival(client) if self._arrives else UNKNOWN_ARRIVAL)
 
     def of_datagram(self, source: Endpoint, destination: Endpoint, index: int) -> FlowFacts:
-        """The facts of a flow by its first datagram, which came in on this interface."""
-        needs = self._needs
-        interface = interface_name(index) if needs.interface else ""
-        return FlowFacts(Protocol.UDP, source, destination, interface)
+        """The facts of a flow by its first datagram, which came in on this interface.
+
+        Its DSCP is not known here: that would take room in every datagram's control data.
+        """
+        facts = FlowFacts(Protocol.UDP, source, destination)
+        return self._with_needs(facts, Arrival(index, None)) if self._anything else facts
 
     def now(self) -> int | None:
         """The minute of the week; None where no rule asks for the time."""
         return self._clock.minute() if self._needs.time else None
+
+    def _with_needs(self, facts: FlowFacts, came: Arrival) -> FlowFacts:
+        needs, host = self._needs, facts.source.host
+        mac = self._neighbours.mac(host, came.interface) if needs.mac else None
+        return facts._replace(
+            interface=interface_name(came.interface) if needs.interface else "",
+            mac=mac,
+            hostname=self._leases.hostname(host, mac) if needs.hostname else None,
+            dscp=came.dscp,
+            owner=(
+                self._owners.owner(facts.protocol, facts.source, facts.destination)
+                if needs.owner and host in self._own
+                else None
+            ),
+        )

@@ -80,20 +80,21 @@ class FlowLog:
     def __init__(self, later: Callable[[float, Callable[[], None]], object]) -> None:
         """``later`` is the event loop's ``call_later``."""
         self._later = later
-        self._ended: list[FlowRecord] = []
+        self._ended: dict[int, list[FlowRecord]] = {logging.INFO: [], logging.WARNING: []}
 
-    def add(self, flow: FlowRecord) -> None:
-        """Write the line of ``flow`` before long."""
-        if not self._ended:
+    def add(self, flow: FlowRecord, *, asked_for: bool = False) -> None:
+        """Write the line of ``flow`` before long; one that a rule asks for is a warning."""
+        if not any(self._ended.values()):
             self._later(FLOWS_WAIT_S, self.write)
-        self._ended.append(flow)
+        self._ended[logging.WARNING if asked_for else logging.INFO].append(flow)
 
     def write(self) -> None:
         """Write what waits."""
-        ended, self._ended = self._ended, []
-        for at in range(0, len(ended), FLOWS_AT_ONCE):
-            batch = [flow_line(flow) for flow in ended[at : at + FLOWS_AT_ONCE]]
-            log.info("flow", extra={"batch": batch})
+        for level, ended in self._ended.items():
+            for at in range(0, len(ended), FLOWS_AT_ONCE):
+                batch = [flow_line(flow) for flow in ended[at : at + FLOWS_AT_ONCE]]
+                log.log(level, "flow", extra={"batch": batch})
+            ended.clear()
 
 
 def _values(record: logging.LogRecord) -> dict[str, object]:

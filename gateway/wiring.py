@@ -25,6 +25,7 @@ from gateway.kernel.congestion import for_lan, for_outbound
 from gateway.kernel.guard import Finding
 from gateway.kernel.privilege import Capability
 from gateway.kernel.sockets import SocketOptions, family_of
+from gateway.marks import Mark
 from gateway.outbound import direct, reject, socks5
 from gateway.plan.egress import Egress
 from gateway.policy.engine import Policy
@@ -49,9 +50,14 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
         detect_loops=safety.detect,
         log_level=config.log.level,
         log_format=config.log.format,
-        facts=FactSources(config.time_zone),
+        facts=FactSources(config.time_zone, _leases(assembly), assembly.host.addresses),
         capabilities=_capabilities(assembly),
     )
+
+
+def _leases(assembly: Assembly) -> tuple[str, ...]:
+    """The lease files; paths are relative to the configuration file."""
+    return tuple(str(assembly.path.parent / path) for path in assembly.config.lan.leases)
 
 
 def _sniff_limits(settings: Sniff) -> SniffLimits:
@@ -102,10 +108,21 @@ def _recipes(assembly: Assembly, found: Iterable[Finding]) -> dict[str, Recipe]:
     proofs: dict[str, list[Finding]] = {}
     for finding in found:
         proofs.setdefault(finding.egress.outbound, []).append(finding)
-    return {
+    recipes = {
         name: _recipe(name, assembly, proofs.get(name, []))
         for name in (*BUILT_IN, *assembly.config.outbounds)
     }
+    # A rule's mark makes another way of its outbound (``Decision.way``).
+    for decision in assembly.policy.decisions:
+        if decision.mark is not None:
+            recipes[decision.way] = _marked(recipes[decision.outbound], decision.mark)
+    return recipes
+
+
+def _marked(recipe: Recipe, mark: Mark) -> Recipe:
+    """The same outbound, whose packets leave with a mark of the owner's besides."""
+    options = recipe.keywords.get("options")
+    return partial(recipe, options=replace(options, mark=mark)) if options else recipe
 
 
 def _recipe(name: str, assembly: Assembly, proofs: list[Finding]) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -12,9 +13,10 @@ from gateway.cli.show import print_json
 from gateway.config.schema import Config
 from gateway.config.starter import starter
 from gateway.control.views import error_view
-from gateway.errors import ConfigError, GatewayError
+from gateway.errors import ConfigError, GatewayError, Problem
 from gateway.kernel.guard import Finding
 from gateway.kernel.probe import probe_host
+from gateway.policy.lint import lint
 
 
 @click.command()
@@ -66,10 +68,11 @@ def init(output: Path, force: bool) -> None:
 def check(ctx: click.Context, config: Path, as_json: bool) -> None:
     """Say whether the configuration would work on this machine, without changing anything.
 
-    Reads the file, compiles its rules, plans the kernel state, and asks the kernel where
-    the packets of each outbound would go. Every problem is listed at once, with its line
-    and its cure. Exits with 0 when all is well, 2 for a problem in the file, 1 for one of
-    the machine.
+    Reads the file, compiles its rules, asks them its assertions, plans the kernel state, and
+    asks the kernel where the packets of each outbound would go. Every problem is listed at
+    once, with its line and its cure; rules that never match, and names that no rule uses, are
+    warnings. Exits with 0 when all is well, 2 for a problem in the file, 1 for one of the
+    machine.
 
     \b
     Examples:
@@ -80,20 +83,32 @@ def check(ctx: click.Context, config: Path, as_json: bool) -> None:
         assembly = assemble(config)
         found = findings(assembly)
         require_loop_free(found)
+        warnings = _warnings(assembly)
     except GatewayError as error:
         if not as_json:
             raise
         print_json({"ok": False, **error_view(error)})
         ctx.exit(2 if isinstance(error, ConfigError) else 1)
     if as_json:
-        print_json(_as_json(assembly, found))
+        print_json(_as_json(assembly, found, warnings))
     else:
+        for warning in warnings:
+            click.echo(f"warning: {warning}")
         click.echo(_summary(assembly, found))
     if not all(finding.ok for finding in found):
         ctx.exit(1)
 
 
-def _as_json(assembly: Assembly, found: tuple[Finding, ...]) -> dict[str, object]:
+def _warnings(assembly: Assembly) -> list[Problem]:
+    """What is legal, but hardly meant, in the order of the file."""
+    source = assembly.store.loaded.source
+    found = [source.problem(each) for each in lint(assembly.config, assembly.policy)]
+    return sorted(found, key=lambda problem: (problem.line, problem.column))
+
+
+def _as_json(
+    assembly: Assembly, found: tuple[Finding, ...], warnings: list[Problem]
+) -> dict[str, object]:
     return {
         "ok": all(finding.ok for finding in found),
         "backend": assembly.backend,
@@ -103,6 +118,7 @@ def _as_json(assembly: Assembly, found: tuple[Finding, ...]) -> dict[str, object
             name: [each._asdict() for each in skipped]
             for name, skipped in assembly.store.skipped.items()
         },
+        "warnings": [asdict(warning) for warning in warnings],
         "outbounds": [
             {
                 "name": finding.egress.outbound,

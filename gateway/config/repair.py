@@ -19,6 +19,7 @@ _STAND_INS: dict[Path, Any] = {
     ("outbounds",): {"type": "reject"},
     ("rule_sets",): {"type": "inline", "entries": []},
     ("lists",): [],
+    ("assertions",): {"from": "192.0.2.1", "to": "192.0.2.1:1", "expect": "direct"},
     ("lan", "subnets"): [],
     ("lan", "devices"): {"mac": ["00:00:5e:00:53:00"]},
 }

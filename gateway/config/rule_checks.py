@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from gateway.config.findings import Finding, Path, did_you_mean
 from gateway.config.rule_values import DHCP_PREFIX, mark_and_mask
 from gateway.config.rules import Rule
-from gateway.config.schema import BUILT_IN, DirectOutbound
+from gateway.config.scalars import is_address
+from gateway.config.schema import BUILT_IN, Config, DirectOutbound
 from gateway.config.subject import Subject, overlap
 from gateway.marks import Marks
 
@@ -38,7 +39,7 @@ def _names_in_matches(subject: Subject) -> Iterator[Finding]:
             if name not in config.lan.subnets:
                 yield _unknown((*path, "subnet", index), name, config.lan.subnets, "subnet")
         for index, name in enumerate(match.device):
-            if not (name in config.lan.devices or name.startswith(DHCP_PREFIX) or ":" in name):
+            if not _is_device(config, name):
                 yield _unknown((*path, "device", index), name, config.lan.devices, "device")
         for key, entries in (("destination", match.destination), ("rule_set", match.rule_set)):
             for index, entry in enumerate(entries):
@@ -165,6 +166,25 @@ def _marks(subject: Subject) -> Iterator[Finding]:
             yield Finding((*path, "mark"), f"touches our own bits ({ours:#010x})", "use other bits")
 
 
+def _assertions(subject: Subject) -> Iterator[Finding]:
+    """What an assertion names is there."""
+    config = subject.config
+    outbounds = {*config.outbounds, *BUILT_IN}
+    for index, assertion in enumerate(config.assertions):
+        path: Path = ("assertions", index)
+        if assertion.expect not in outbounds:
+            yield _unknown((*path, "expect"), assertion.expect, outbounds, "outbound")
+        if assertion.origin not in config.lan.subnets and not is_address(assertion.origin):
+            yield _unknown((*path, "from"), assertion.origin, config.lan.subnets, "subnet")
+        name = assertion.device
+        if name is not None and not _is_device(config, name):
+            yield _unknown((*path, "device"), name, config.lan.devices, "device")
+
+
+def _is_device(config: Config, name: str) -> bool:
+    return name in config.lan.devices or name.startswith(DHCP_PREFIX) or ":" in name
+
+
 def _lists_end(subject: Subject) -> Iterator[Finding]:
     """No list leads back to itself, by however many steps."""
     lists = subject.config.lists
@@ -225,6 +245,7 @@ RULE_CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     _devices,
     _own_traffic,
     _marks,
+    _assertions,
     _lists_end,
     _one_catch_all_at_the_end,
 )

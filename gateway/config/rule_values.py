@@ -10,7 +10,7 @@ from gateway.marks import Mark
 
 _TIME_CURE = "write 22:00-07:00 (to before 07:00, over midnight) or 00:00-24:00"
 _TIME_RANGE = re.compile(r"(\d{1,2}):(\d\d)\s*-\s*(\d{1,2}):(\d\d)", re.ASCII)
-_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY = 24 * 60
 
 
@@ -50,9 +50,9 @@ def weekday_range(value: object) -> tuple[int, ...]:
     """
     text = value.lower() if isinstance(value, str) else ""
     ends = [day.strip() for day in text.split("-")]
-    if len(ends) > 2 or not all(day in _WEEKDAYS for day in ends):
-        raise refuse("not a weekday", f"write one of {', '.join(_WEEKDAYS)}, or mon-fri")
-    first, last = _WEEKDAYS.index(ends[0]), _WEEKDAYS.index(ends[-1])
+    if len(ends) > 2 or not all(day in WEEKDAYS for day in ends):
+        raise refuse("not a weekday", f"write one of {', '.join(WEEKDAYS)}, or mon-fri")
+    first, last = WEEKDAYS.index(ends[0]), WEEKDAYS.index(ends[-1])
     return tuple((first + day) % 7 for day in range((last - first) % 7 + 1))
 
 

@@ -153,7 +153,7 @@ class Rule(Match):
             " with the next rule here"
         ),
     )
-    log: bool = Field(default=False, description="log the flows that this rule decides")
+    log: bool = Field(default=False, description="log the flows that this rule decides as warnings")
     mark: Annotated[str, BeforeValidator(read_mark)] | None = Field(
         default=None,
         description=(

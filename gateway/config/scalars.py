@@ -80,7 +80,7 @@ def _explain_network(text: str) -> tuple[str, str]:
         pass
     else:
         return "has host bits set", f"did you mean {meant.network}?"
-    if slash and length.isdecimal() and _is_address(address):
+    if slash and length.isdecimal() and is_address(address):
         most = 128 if ":" in address else 32
         return f"a prefix is no longer than /{most}", f"write /0 to /{most}"
     return (
@@ -89,7 +89,8 @@ def _explain_network(text: str) -> tuple[str, str]:
     )
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether it is an IPv4 or IPv6 address."""
     try:
         ip_address(text)
     except ValueError:
@@ -101,7 +102,7 @@ def read_address(value: object) -> IPv4Address | IPv6Address:
     """An address without a zone. Raises ``PydanticCustomError`` as ``read_network`` does."""
     if isinstance(value, IPv4Address | IPv6Address):
         return value
-    if isinstance(value, str) and "%" not in value and _is_address(value):
+    if isinstance(value, str) and "%" not in value and is_address(value):
         return ip_address(value)
     raise refuse("not an address", "write an address such as 192.168.1.5 or fd00::5")
 

@@ -14,6 +14,7 @@ from pydantic import (
     SecretStr,
 )
 
+from gateway.config.assertions import Assertion
 from gateway.config.rule_values import read_time_zone
 from gateway.config.rules import Device, Rule
 from gateway.config.values import (
@@ -422,6 +423,13 @@ class Config(Model):
     )
     lists: dict[Name, tuple[Rule, ...]] = Field(
         default_factory=dict, description="lists of rules, which rules lead to with `goto`"
+    )
+    assertions: tuple[Assertion, ...] = Field(
+        default=(),
+        description=(
+            "flows, and where the rules must send them; `check`, `run` and `reload` refuse a"
+            " configuration that sends one elsewhere"
+        ),
     )
     geo: Geo = Field(default_factory=Geo, description="databases for `country` and `asn`")
     time_zone: Annotated[str, BeforeValidator(read_time_zone)] | None = Field(

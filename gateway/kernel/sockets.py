@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from socket import SocketType
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 from gateway.errors import CapabilityError
 from gateway.flow import Endpoint
@@ -34,6 +34,10 @@ IPV6_TRANSPARENT = 75
 IPV6_2292PKTOPTIONS = 6
 IPV6_RECVPKTINFO = 49
 IPV6_PKTINFO = 50
+IP_TOS = 1
+IP_RECVTOS = 13
+IPV6_RECVTCLASS = 66
+IPV6_TCLASS = 67
 SO_ORIGINAL_DST = 80
 IP6T_SO_ORIGINAL_DST = 80
 TCP_FASTOPEN_CONNECT = 30
@@ -62,7 +66,7 @@ class SocketOptions:
     ``speaks_first``: whoever connects sends at once, so the last packet of TCP's handshake
     waits for that data and leaves with it. ``fast_open``: that data goes with the SYN, once
     the server has given us a cookie (RFC 7413). ``congestion``: other TCP congestion control
-    than the system's, by name.
+    than the system's, by name. ``mark``: bits of somebody else's that go beside ours.
     """
 
     device: str | None = None
@@ -72,6 +76,7 @@ class SocketOptions:
     speaks_first: bool = False
     fast_open: bool = False
     congestion: str | None = None
+    mark: Mark | None = None
 
 
 def family_of(host: str) -> Literal[socket.AddressFamily.AF_INET, socket.AddressFamily.AF_INET6]:
@@ -124,8 +129,9 @@ class SocketFactory:
 
     def _prepare(self, sock: SocketType, family: int, options: SocketOptions) -> None:
         # The mark first: from here on no packet of this socket can be diverted.
-        if self._mark is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark.value)
+        mark = (self._mark.value if self._mark else 0) | (options.mark.value if options.mark else 0)
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         if options.device is not None:
             sock.setsockopt(
                 socket.SOL_SOCKET, socket.SO_BINDTODEVICE, options.device.encode() + b"\0"
@@ -190,8 +196,10 @@ def open_listener(
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+            sock.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
         if transparent:
             set_transparent(sock, family)
         sock.bind((host, port))
@@ -321,23 +329,50 @@ def nat_destination(sock: SocketType) -> Endpoint:
     )
 
 
-def arrival_interface(sock: SocketType) -> str:
-    """Name of the interface that the flow's SYN came in on; empty where unknown.
+class Arrival(NamedTuple):
+    """How a flow's first packet came: index of its interface (0: unknown), and its DSCP."""
 
-    A TCP socket keeps it as the packet information of its last "datagram"
-    (ip(7) ``IP_PKTOPTIONS``; for IPv6 RFC 2292 section 4).
+    interface: int
+    dscp: int | None
+
+
+UNKNOWN_ARRIVAL: Final = Arrival(0, None)
+
+
+def arrival(sock: SocketType) -> Arrival:
+    """How the SYN of an accepted flow came.
+
+    A TCP socket keeps it as the control data of its last "datagram" (ip(7)
+    ``IP_PKTOPTIONS``; for IPv6 RFC 2292 section 4).
     """
     if sock.family == socket.AF_INET6:
         raw = sock.getsockopt(socket.IPPROTO_IPV6, IPV6_2292PKTOPTIONS, 256)
-        wanted, index_at = IPV6_PKTINFO, 16  # struct in6_pktinfo: the address comes first
+        info, index_at, traffic_class = IPV6_PKTINFO, 16, IPV6_TCLASS  # the address comes first
     else:
         raw = sock.getsockopt(socket.IPPROTO_IP, IP_PKTOPTIONS, 256)
-        wanted, index_at = IP_PKTINFO, 0
+        info, index_at, traffic_class = IP_PKTINFO, 0, IP_TOS
+    index, dscp = UNKNOWN_ARRIVAL
     for kind, data in _ancillary(raw):
-        if kind == wanted:
+        if kind == info:
             (index,) = struct.unpack_from("i", data, index_at)
-            return interface_name(index)
-    return ""
+        elif kind == traffic_class:
+            # RFC 2474 section 3: the upper six bits; ECN has the others.
+            dscp = struct.unpack_from("i", data)[0] >> 2
+    return Arrival(index, dscp)
+
+
+def netlink_request(protocol: int, message: bytes) -> bytes:
+    """The first answer to a netlink message (netlink(7)); empty where the kernel refuses it.
+
+    The kernel answers while it takes the message, so this never waits.
+    """
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    try:
+        with socket.socket(socket.AF_NETLINK, kind, protocol) as sock:
+            sock.send(message)
+            return sock.recv(8192)
+    except OSError:
+        return b""
 
 
 def interface_name(index: int) -> str:

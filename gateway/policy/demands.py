@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 from typing import Protocol as Interface
 
+from gateway.config.rule_values import DAY, WEEKDAYS
 from gateway.flow import FlowFacts, Owner, Protocol
 from gateway.policy.names import NamePatterns
 from gateway.policy.prefixes import Network, PrefixSet, address_number
@@ -295,9 +296,13 @@ class TimeDemand:
 
     def seen(self, question: Question) -> str:
         """The moment, as ``fri 22:30``."""
-        day, minute = divmod(question.now, 24 * 60)
-        weekday = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")[day]
-        return f"{weekday} {minute // 60:02}:{minute % 60:02}"
+        return week_time(question.now)
+
+
+def week_time(minute: int) -> str:
+    """A minute of the week, as ``fri 22:30``."""
+    day, of_day = divmod(minute, DAY)
+    return f"{WEEKDAYS[day]} {of_day // 60:02}:{of_day % 60:02}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from gateway.decision import Decision, Undecided
 from gateway.flow import FlowFacts
 from gateway.policy.demands import Geography, Question, all_hold
-from gateway.policy.rule import CompiledRule, Condition
+from gateway.policy.rule import WEEK, CompiledRule, Condition
 from gateway.policy.table import Table
 
 
@@ -78,6 +78,19 @@ class Policy:
         if not self.rules or not self.rules[-1].is_catch_all:
             raise ValueError("the last rule of a policy must match everything")
         self.needs = _needs(self.every_rule)
+
+    @property
+    def decisions(self) -> Iterator[Decision]:
+        """Every decision that can be met with."""
+        for table in (self._main, *self._tables.values()):
+            yield from (answer for answer in table.answers if isinstance(answer, Decision))
+
+    @property
+    def moments(self) -> tuple[int, ...]:
+        """The minutes of the week at which some rule begins or ends, and the first of all."""
+        conditions = [each for rule in self.every_rule for each in _conditions(rule)]
+        bounds = {at for each in conditions for stretch in each.times for at in stretch}
+        return tuple(sorted({0, *bounds} - {WEEK}))
 
     @property
     def every_rule(self) -> Iterator[CompiledRule]:

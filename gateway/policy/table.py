@@ -63,13 +63,12 @@ class Table:
         self._sources = Axis.of([_address_bounds(rule.source) for rule in rules])
         self._destinations = Axis.of([_address_bounds(rule.destination) for rule in rules])
         self._ports = Axis.of([_port_bounds(rule.ports) for rule in rules])
-        self._source_ports = Axis.of([_port_bounds(rule.source_ports) for rule in rules])
         self._protocols = Words.of([rule.protocols for rule in rules])
         # What no rule asks for is not looked up.
         self._interfaces = _words([rule.interfaces for rule in rules])
         self._macs = _words([() if rule.hostnames else rule.macs for rule in rules])
-        timed = any(rule.times for rule in rules)
-        self._times = Axis.of([_time_bounds(rule.times) for rule in rules]) if timed else None
+        self._source_ports = _axis([_port_bounds(rule.source_ports) for rule in rules])
+        self._times = _axis([_time_bounds(rule.times) for rule in rules])
         self._named = mask_of(rule.names is not None for rule in rules)
         self._names = Names.of([rule.names for rule in rules])
 
@@ -78,14 +77,17 @@ class Table:
 
         Both as bit masks, rule 0 in the lowest bit.
         """
-        protocol, (source, source_port), (destination, port), interface, mac = facts[:5]
+        protocol, (source, source_port), (destination, port), interface, mac, _, _, _, name, _ = (
+            facts
+        )
         matching = (
             self._sources.rules_at(address_number(source))
             & self._destinations.rules_at(address_number(destination))
             & self._ports.rules_at(port)
-            & self._source_ports.rules_at(source_port)
             & self._protocols.rules_at(protocol)
         )
+        if self._source_ports is not None:
+            matching &= self._source_ports.rules_at(source_port)
         if self._interfaces is not None:
             matching &= self._interfaces.rules_at(interface)
         if self._macs is not None:
@@ -116,6 +118,10 @@ def _nameless(demands: Iterable[Demand]) -> tuple[Demand, ...]:
 
 def _words(asked: list[tuple[str, ...]]) -> Words | None:
     return Words.of(asked) if any(asked) else None
+
+
+def _axis(asked: list[Bounds]) -> Axis | None:
+    return Axis.of(asked) if any(bounds is not None for bounds in asked) else None
 
 
 def _address_bounds(networks: tuple[Network, ...] | None) -> Bounds:

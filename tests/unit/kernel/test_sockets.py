@@ -17,10 +17,11 @@ from gateway.flow import Endpoint
 from gateway.kernel.sockets import (
     IP_TRANSPARENT,
     IPV6_TRANSPARENT,
+    Arrival,
     SocketFactory,
     SocketOptions,
     accept,
-    arrival_interface,
+    arrival,
     local_endpoint,
     nat_destination,
     open_listener,
@@ -154,7 +155,7 @@ def test_accepted_sockets(plane, host):
     assert (sock.family, sock.type) == (listener.family, socket.SOCK_STREAM)
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "inherited"
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE), "inherited"
-    assert arrival_interface(sock) == "lo"
+    assert arrival(sock) == Arrival(socket.if_nametoindex("lo"), 0)
     with pytest.raises(BlockingIOError):
         accept(listener)
 
@@ -225,17 +226,26 @@ def test_a_flow_that_nat_does_not_know(plane, host):
 NAMESPACES = [f"gwf{os.getpid()}{side}" for side in "ab"]
 LISTEN = """
 import socket
-from gateway.kernel.sockets import accept, arrival_interface, open_listener
+from gateway.kernel.neighbours import ask_kernel
+from gateway.kernel.sockets import accept, arrival, interface_name, open_listener
 listeners = [open_listener(host, 7000, transparent=False) for host in ("0.0.0.0", "::")]
 print("ready", flush=True)
 for listener in listeners:
     listener.setblocking(True)
-    print(arrival_interface(accept(listener)[0]), flush=True)
+    sock, source = accept(listener)
+    index, dscp = arrival(sock)
+    print(interface_name(index), dscp, ask_kernel(source.host, index), flush=True)
 """
 DIAL = """
 import socket
 for host in ("10.91.0.1", "fd91::1"):
-    socket.create_connection((host, 7000), timeout=10).close()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.settimeout(10)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 46 << 2)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 34 << 2)
+        sock.connect((host, 7000))
 """
 
 
@@ -252,7 +262,7 @@ def wire() -> Iterator[tuple[str, str]]:
         -n {first} link set gwf-in0 up
         -n {second} addr add 10.91.0.2/24 dev out0
         -n {second} addr add fd91::2/64 dev out0 nodad
-        -n {second} link set out0 up
+        -n {second} link set out0 address 02:00:5e:00:53:02 up
     """
     try:
         for line in setup.strip().splitlines():
@@ -264,7 +274,7 @@ def wire() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.usefixtures("root")
-def test_the_interface_a_flow_arrived_on(wire):
+def test_what_a_flow_arrived_with(wire):
     first, second = wire
 
     def python(name: str, script: str) -> list[str]:
@@ -274,6 +284,10 @@ def test_the_interface_a_flow_arrived_on(wire):
         try:
             assert listening.stdout.readline() == "ready\n"
             subprocess.run(python(second, DIAL), check=True, timeout=20)
-            assert listening.stdout.read().split() == ["gwf-in0", "gwf-in0"]
+            mac = "02:00:5e:00:53:02"
+            assert listening.stdout.read().splitlines() == [
+                f"gwf-in0 46 {mac}",
+                f"gwf-in0 34 {mac}",
+            ]
         finally:
             listening.kill()

@@ -1,0 +1,87 @@
+"""The MAC address of a host on one of our links, as the kernel's neighbour table has it.
+
+A host that has connected through us is in the table: the kernel needed its address to
+answer. One behind another router is not, and has no MAC here.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from gateway.kernel.sockets import family_of, netlink_request
+
+#: Seconds that an answer is taken for true: addresses move from device to device, but slowly.
+FRESH_S: Final = 10.0
+#: Answers that are kept.
+KEPT: Final = 4096
+
+#: <linux/netlink.h>, <linux/rtnetlink.h> and <linux/neighbour.h>.
+_HEADER = struct.Struct("=IHHII")
+_NEIGHBOUR = struct.Struct("=BBHiHBB")
+_ATTRIBUTE = struct.Struct("=HH")
+_NLM_F_REQUEST: Final = 1
+_RTM_NEWNEIGH: Final = 28
+_RTM_GETNEIGH: Final = 30
+_NDA_DST: Final = 1
+_NDA_LLADDR: Final = 2
+
+
+class Neighbours:
+    """Asks the kernel, and remembers for a while."""
+
+    def __init__(
+        self,
+        ask: Callable[[str, int], str | None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ask = ask or ask_kernel
+        self._clock = clock
+        self._known: dict[tuple[str, int], tuple[str | None, float]] = {}
+
+    def mac(self, host: str, interface: int) -> str | None:
+        """MAC address (lower case) of a host on the interface with this index, if it has one."""
+        now = self._clock()
+        known = self._known.get((host, interface))
+        if known is not None and now < known[1]:
+            return known[0]
+        if len(self._known) >= KEPT:
+            self._known.clear()
+        found = self._ask(host, interface)
+        self._known[host, interface] = (found, now + FRESH_S)
+        return found
+
+
+def ask_kernel(host: str, interface: int) -> str | None:
+    """One entry of the neighbour table (rtnetlink(7), ``RTM_GETNEIGH`` for one address)."""
+    address = socket.inet_pton(family_of(host), host)
+    body = _NEIGHBOUR.pack(family_of(host), 0, 0, interface, 0, 0, 0)
+    body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(address), _NDA_DST) + address
+    header = _HEADER.pack(_HEADER.size + len(body), _RTM_GETNEIGH, _NLM_F_REQUEST, 1, 0)
+    return hardware_address(netlink_request(socket.NETLINK_ROUTE, header + body))
+
+
+def hardware_address(answer: bytes) -> str | None:
+    """The MAC address in a neighbour message; None in any other message (an error), or none."""
+    if len(answer) < _HEADER.size + _NEIGHBOUR.size:
+        return None
+    length, kind, *_ = _HEADER.unpack_from(answer)
+    if kind != _RTM_NEWNEIGH:
+        return None
+    for attribute, value in attributes(answer[:length], _HEADER.size + _NEIGHBOUR.size):
+        if attribute == _NDA_LLADDR and len(value) == 6:
+            return value.hex(":")
+    return None
+
+
+def attributes(message: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+    """Type and value of each attribute of a netlink message from this offset on (netlink(7))."""
+    while at + _ATTRIBUTE.size <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, at)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind, message[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3
