@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_a_socket_belongs_to_the_namespace_that_it_was_made_in(ns: Namespace) ->
     where = Endpoint("203.0.113.1", 9)
     made = SocketFactory(None).connect_tcp(where, SocketOptions(netns=ns.name))
     after = socket.socket()
-    with there, here, made, after:
+    with there, here, closing(made), after:
         assert namespace_of(made) == namespace_of(there)
         assert namespace_of(after) == namespace_of(here) != namespace_of(there)
         assert made.getsockname()[0] == "203.0.113.2"
