@@ -6,10 +6,17 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from itertools import combinations
 
-from gateway.config.findings import Finding, Path
+from gateway.config.findings import Finding, Path, did_you_mean
 from gateway.config.rule_checks import RULE_CHECKS
 from gateway.config.scalars import HOST_NAME
-from gateway.config.schema import BUILT_IN, Config, DirectOutbound, Socks5Outbound
+from gateway.config.schema import (
+    BUILT_IN,
+    Config,
+    DirectOutbound,
+    RejectOutbound,
+    Socks5Outbound,
+    UrlRuleSet,
+)
 from gateway.config.subject import Subject, overlap
 
 #: RFC 1929 section 2: user and password are preceded by one octet with their length.
@@ -176,6 +183,20 @@ def _socks_outbounds(subject: Subject) -> Iterator[tuple[Path, Socks5Outbound]]:
             yield ("outbounds", name), outbound
 
 
+def _fetched_sets(subject: Subject) -> Iterator[Finding]:
+    outbounds = {**BUILT_IN, **subject.config.outbounds}
+    for name, rule_set in subject.config.rule_sets.items():
+        if not isinstance(rule_set, UrlRuleSet):
+            continue
+        path: Path = ("rule_sets", name, "via")
+        outbound = outbounds.get(rule_set.via)
+        if outbound is None:
+            cure = did_you_mean(rule_set.via, set(outbounds), "outbounds")
+            yield Finding(path, "unknown outbound", cure)
+        elif isinstance(outbound, RejectOutbound):
+            yield Finding(path, "nothing is fetched through a refusal", "name a way out")
+
+
 def _mark_base(subject: Subject) -> Iterator[Finding]:
     base = subject.config.marks.base
     if base & (base - 1):
@@ -194,6 +215,7 @@ _CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     _egress,
     _socks_credentials,
     _socks_servers,
+    _fetched_sets,
     _mark_base,
     *RULE_CHECKS,
 )

@@ -51,15 +51,16 @@ class PrefixSet:
     @classmethod
     def from_networks(cls, networks: Iterable[Network]) -> PrefixSet:
         """All addresses of all networks."""
-        return cls._from_intervals(map(interval, networks))
+        return cls.from_intervals(map(interval, networks))
 
     @classmethod
     def union(cls, sets: Iterable[PrefixSet]) -> PrefixSet:
         """All addresses of all sets."""
-        return cls._from_intervals(interval for each in sets for interval in each.intervals)
+        return cls.from_intervals(interval for each in sets for interval in each.intervals)
 
     @classmethod
-    def _from_intervals(cls, intervals: Iterable[tuple[int, int]]) -> PrefixSet:
+    def from_intervals(cls, intervals: Iterable[tuple[int, int]]) -> PrefixSet:
+        """All addresses of all ``[first, behind)``, in any order."""
         bounds: list[int] = []
         for start, end in sorted(intervals):
             if bounds and start <= bounds[-1]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import chain
 from typing import Protocol as Interface
 
 from gateway.flow import Protocol
 from gateway.marks import Mark
 from gateway.policy.names import NamePatterns
-from gateway.policy.prefixes import Network, PrefixSet
+from gateway.policy.prefixes import Network, PrefixSet, interval
 
 PortRanges = tuple[tuple[int, int], ...]
 
@@ -23,8 +25,8 @@ class Prefixes(Interface):
     def contains(self, number: int) -> bool:
         """Whether an address, as ``prefixes.address_number`` counts it, is in the set."""
 
-    def networks(self) -> Iterable[Network]:
-        """The shortest list of CIDRs, IPv4 first, ascending; for the kernel's sets."""
+    def intervals(self) -> Iterable[tuple[int, int]]:
+        """``(first, behind)`` of each stretch of addresses, as ``address_number`` counts them."""
 
 
 class Domains(Interface):
@@ -93,6 +95,21 @@ class Condition:
     none_of: tuple[Condition, ...] = ()
 
 
+@lru_cache(maxsize=4)
+def _allowed(
+    written: tuple[Network, ...] | None, groups: tuple[Destinations, ...]
+) -> tuple[Network, ...] | None:
+    """Remembered, because a plan asks several times for what may be half a million prefixes."""
+    allowed = None if written is None else PrefixSet.from_networks(written)
+    for group in groups:
+        if any(each.domains for each in group.sets):
+            continue
+        inside = (each.prefixes.intervals() for each in group.sets if each.prefixes)
+        asked = PrefixSet.from_intervals([*map(interval, group.networks), *chain(*inside)])
+        allowed = asked if allowed is None else allowed & asked
+    return None if allowed is None else allowed.networks
+
+
 _KEYS = tuple((field.name, field.default) for field in fields(Condition))
 #: Fields that are read off every packet; the others take the gateway to learn or to compare.
 PACKET_KEYS = frozenset(
@@ -129,16 +146,9 @@ class CompiledRule(Condition):
         For the kernel: it takes time in proportion to the sets. A demand that a name may
         meet allows any address.
         """
-        allowed = None if self.destination is None else PrefixSet.from_networks(self.destination)
-        for group in self.destinations:
-            if any(each.domains for each in group.sets):
-                continue
-            networks = [*group.networks]
-            for each in group.sets:
-                networks += each.prefixes.networks() if each.prefixes else ()
-            asked = PrefixSet.from_networks(networks)
-            allowed = asked if allowed is None else allowed & asked
-        return None if allowed is None else allowed.networks
+        if not self.destinations:
+            return self.destination
+        return _allowed(self.destination, self.destinations)
 
     @property
     def is_catch_all(self) -> bool:

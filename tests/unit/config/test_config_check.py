@@ -66,6 +66,10 @@ def test_legal(changes: dict[str, Any]) -> None:
     assert findings(**changes) == []
 
 
+def fetched(**settings: str) -> dict[str, Any]:
+    return {"rule_sets": {"far": {"type": "url", "url": "http://lists.example/", **settings}}}
+
+
 ILLEGAL: list[tuple[dict[str, Any], str, str, str]] = [
     ({"lan": {}}, "lan.interfaces", "nobody's traffic", "this_machine: true"),
     ({"lan": {"interfaces": ["e"], "subnets": {"a": []}}}, "lan.subnets.a", "empty", "CIDRs"),
@@ -143,6 +147,8 @@ ILLEGAL: list[tuple[dict[str, Any], str, str, str]] = [
     ({"lists": {"a": []}}, "lists.a", "empty list", "leave it out"),
     ({"lists": {"a": [DEFAULT, {"port": 1, "to": "home"}]}}, "lists.a[1]",
      "never reached: lists.a[0]", "above lists.a[0]"),
+    (fetched(via="hoem"), "rule_sets.far.via", "unknown outbound", "home"),
+    (fetched(via="reject"), "rule_sets.far.via", "through a refusal", "way out"),
     (rules(DEFAULT), "rules[1]", "never reached: rules[0]", "above rules[0]"),
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from gateway.decision import Undecided
 from gateway.flow import Endpoint, FlowFacts, Owner, Protocol
 from gateway.policy.engine import Outcome, Policy
 from gateway.policy.names import NamePatterns
-from gateway.policy.prefixes import Network, address_number
+from gateway.policy.prefixes import Network, address_number, interval
 from gateway.policy.rule import WEEK, CompiledRule, Condition, Destinations, LargeSet
 
 HOSTS = ["192.0.2.1", "192.0.2.200", "198.51.100.7", "2001:db8::1", "2001:db8:1::1", "fd00::5"]
@@ -49,8 +49,8 @@ class Listed:
     def contains(self, number: int) -> bool:
         return any(address_number(host) == number for host in self.members & set(HOSTS))
 
-    def networks(self) -> tuple[Network, ...]:
-        return tuple(map(ip_network, self.members & set(HOSTS)))
+    def intervals(self) -> list[tuple[int, int]]:
+        return [interval(ip_network(host)) for host in self.members & set(HOSTS)]
 
     def matches(self, name: str) -> bool:
         return name in self.members
