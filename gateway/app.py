@@ -120,6 +120,7 @@ class Gateway:
             log.info("ready", extra=logs.fields(**self._summary()))
             await self._stop.wait()
             self._state = "stopping"
+            self._assembly.store.close()
             # Not before a change that is under way is done: its thread cannot be called back,
             # and would put rules in place that nobody removes.
             async with self._changing:

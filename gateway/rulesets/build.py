@@ -25,33 +25,50 @@ _NICENESS: Final = 10
 _READING: Final = 0.6
 
 
-def compile_list(source: ListSource, target: Path, progress: Callable[[float], None]) -> None:
-    """Compile a list into ``target``, which is replaced whole or not at all.
+class Compiler:
+    """Starts the processes, and ends them with itself."""
 
-    Blocks. Raises as ``read_list``, and ``GatewayError`` where the child is lost.
-    """
-    command = [sys.executable, "-m", "gateway.rulesets.build"]
-    arguments = [str(source.path), source.format, source.select, source.named, str(target)]
-    with subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-    ) as child:
-        assert child.stdout is not None
-        answer: dict[str, Any] = {}
-        for line in child.stdout:
-            answer = json.loads(line)
-            if "progress" in answer:
-                progress(answer["progress"])
-        status = child.wait()
-    if "problems" in answer:
-        raise ConfigError(tuple(Problem(**each) for each in answer["problems"]))
-    if "error" in answer:
-        raise GatewayError(answer["error"], answer["hint"])
-    if status != 0:
-        cause = f"signal {-status}" if status < 0 else f"status {status}"
-        raise GatewayError(
-            f"{source.path}: the process that reads it ended with {cause}",
-            "the file is damaged, or memory ran out: get it anew, or take a smaller list",
-        )
+    def __init__(self) -> None:
+        self._children: set[subprocess.Popen[str]] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """End what is being compiled, and begin no more: whoever waits for it gets an error."""
+        self._closed = True
+        for child in tuple(self._children):
+            child.kill()
+
+    def compile(self, source: ListSource, target: Path, progress: Callable[[float], None]) -> None:
+        """Compile a list into ``target``, which is replaced whole or not at all.
+
+        Blocks. Raises as ``read_list``, and ``GatewayError`` where the child is lost.
+        """
+        command = [sys.executable, "-m", "gateway.rulesets.build"]
+        arguments = [str(source.path), source.format, source.select, source.named, str(target)]
+        with subprocess.Popen(
+            [*command, *arguments], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+        ) as child:
+            self._children.add(child)
+            if self._closed:
+                child.kill()
+            assert child.stdout is not None
+            answer: dict[str, Any] = {}
+            for line in child.stdout:
+                answer = json.loads(line)
+                if "progress" in answer:
+                    progress(answer["progress"])
+            status = child.wait()
+            self._children.discard(child)
+        if "problems" in answer:
+            raise ConfigError(tuple(Problem(**each) for each in answer["problems"]))
+        if "error" in answer:
+            raise GatewayError(answer["error"], answer["hint"])
+        if status != 0:
+            cause = f"signal {-status}" if status < 0 else f"status {status}"
+            raise GatewayError(
+                f"{source.path}: the process that reads it ended with {cause}",
+                "the file is damaged, or memory ran out: get it anew, or take a smaller list",
+            )
 
 
 def main(path: str, form: str, select: str, named: str, target: str) -> int:

@@ -29,7 +29,7 @@ from gateway.policy.rulesets import RuleSetData
 from gateway.policy.sets.entries import Entries, Skipped
 from gateway.policy.sets.formats import READERS_VERSION, Contents, ListSource, read_list
 from gateway.policy.sets.stored import FORMAT_VERSION, StoredPrefixes, open_stored
-from gateway.rulesets.build import compile_list
+from gateway.rulesets.build import Compiler
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class RuleSetStore:
         self._progress = progress
         self._directory = Path(loaded.source.file).parent
         self._cache: Path | None = None
+        self._compiler = Compiler()
         self._known: dict[str, tuple[Stamp, RuleSetData]] = {}
         self._seen: dict[str, Stamp] = {}
 
@@ -146,6 +147,10 @@ class RuleSetStore:
                 self._known[name] = (Stamp.of(self.source(name).path), sets[name])
         return sets
 
+    def close(self) -> None:
+        """End what is being compiled: nobody waits for it any more."""
+        self._compiler.close()
+
     def forget_old(self) -> None:
         """Remove compiled sets that no gateway has opened for long."""
         oldest = time.time() - KEPT_S
@@ -218,7 +223,7 @@ class RuleSetStore:
             return open_stored(path, name)
         except GatewayError:
             log.info("compiling rule set %s", name)
-            compile_list(source, path, lambda done: self._progress(name, done))
+            self._compiler.compile(source, path, lambda done: self._progress(name, done))
             return open_stored(path, name)
 
     def _compiled_directory(self) -> Path:

@@ -12,6 +12,7 @@ from gateway.config.load import parse
 from gateway.errors import ConfigError, GatewayError
 from gateway.policy.prefixes import address_number
 from gateway.rulesets import store as store_module
+from gateway.rulesets.build import Compiler
 from gateway.rulesets.store import RuleSetStore
 
 BIG = "".join(f"n{number}.example\n" for number in range(20_000))
@@ -44,7 +45,7 @@ def test_a_large_list_is_compiled_once(big: Path, monkeypatch: pytest.MonkeyPatc
     first = open_store(big, FILE).load()["big"]
     assert first.names.matches("n19999.example")
     assert len(compiled(big)) == 1
-    monkeypatch.setattr(store_module, "compile_list", None)
+    monkeypatch.setattr(Compiler, "compile", None)
     again = open_store(big, FILE).load()["big"]
     assert len(again) == len(first) == 20_000
 
@@ -91,7 +92,7 @@ def test_problems_come_back_from_the_child(big: Path) -> None:
 
 
 def test_a_lost_child_is_an_error(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module.compile_list.__globals__["sys"], "executable", "/bin/false")
+    monkeypatch.setattr("gateway.rulesets.build.sys.executable", "/bin/false")
     with pytest.raises(ConfigError, match="ended with status 1"):
         open_store(big, FILE).load()
 
@@ -188,3 +189,10 @@ def test_compiled_sets_that_nobody_opens_are_removed(big: Path) -> None:
     assert set(compiled(big)) == {used, young}
     open_store(big, FILE).load()
     assert used.stat().st_mtime > 1
+
+
+def test_whoever_stops_waits_for_no_list(big: Path) -> None:
+    store = open_store(big, FILE)
+    store.close()
+    with pytest.raises(ConfigError, match="ended with signal 9"):
+        store.load()
