@@ -21,6 +21,7 @@ COMMANDS = {
     "status": ("gateway.cli.asking:status", "Say whether the gateway runs and is well."),
     "flows": ("gateway.cli.asking:flows", "List the flows that pass through the gateway."),
     "reload": ("gateway.cli.asking:reload", "Put a changed configuration in force."),
+    "explain": ("gateway.cli.explain:explain", "Say what would become of one flow, and why."),
     "rules": ("gateway.cli.rules:rules", "Look into rule sets; convert and fetch lists."),
     "doctor": ("gateway.cli.doctor:doctor", "Look for what is wrong here, with cures."),
     "demo": ("gateway.cli.lab:demo", "Show it all at work in a LAN made of namespaces."),

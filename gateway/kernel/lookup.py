@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from gateway.kernel import accounts, netns, routes
-from gateway.marks import ROUTE_PROTOCOL, TABLE_TPROXY, TABLE_TUN
+from gateway.marks import ROUTE_PROTOCOL, TABLE_TPROXY, TABLE_TUN, Mark
 from gateway.plan.egress import Egress, Entry
 
 # <linux/rtnetlink.h>. LOOKUP_TABLE: name the table that answered; without it the kernel
@@ -77,6 +77,27 @@ def look_up(egresses: Iterable[Egress]) -> list[Answer]:
     for name, ways in groupby(wanted, key=lambda way: way.netns):
         answers += _within(name, tuple(ways), installed)
     return answers
+
+
+def forwarding(source: str, destination: str, interface: str, mark: Mark | None = None) -> Answer:
+    """Where the kernel would forward a packet that came in on an interface."""
+    with IPRoute() as netlink:
+        view = _View.take(netlink)
+        own = str(ip_address(destination)) in view.own
+        link = view.links.get(interface)
+        if link is None:
+            return Answer(error=errno.ENODEV, device=interface)
+        query = {
+            "family": 10 if ":" in destination else 2,
+            "src": source,
+            "dst": destination,
+            "iif": link["index"],
+            "mark": mark.value if mark else 0,
+        }
+        try:
+            return replace(view.ask(query, _RTM_F_LOOKUP_TABLE | _RTM_F_FIB_MATCH), own=own)
+        except NetlinkError as error:
+            return Answer(error=error.code, device=interface)
 
 
 def _within(
@@ -139,13 +160,13 @@ class _View:
         if astray is not None:
             return astray
         try:
-            return self._ask(query, _RTM_F_LOOKUP_TABLE | _RTM_F_FIB_MATCH)
+            return self.ask(query, _RTM_F_LOOKUP_TABLE | _RTM_F_FIB_MATCH)
         except NetlinkError as error:
             failure = Answer(error=error.code, device=egress.device or "")
         if egress.device is None:
             return failure
         try:
-            self._ask(query, 0)
+            self.ask(query, 0)
         except NetlinkError:
             return failure
         return Answer(device=egress.device, assumed_on_link=True, device_has_arp=has_arp)
@@ -169,7 +190,8 @@ class _View:
                 return Answer(local=True, table=table, device="lo")
         return None
 
-    def _ask(self, query: dict[str, Any], flags: int) -> Answer:
+    def ask(self, query: dict[str, Any], flags: int) -> Answer:
+        """One lookup. Raises ``NetlinkError`` where there is no route."""
         message = next(iter(self.netlink.route("get", flags=flags, **query)))
         index = message.get_attr("RTA_OIF")
         names = [name for name, link in self.links.items() if link["index"] == index]

@@ -1,0 +1,1 @@
+"""One flow, walked through every layer without being sent."""

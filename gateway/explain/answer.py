@@ -1,0 +1,264 @@
+"""What would become of a flow: the plan's chains, the owner's rules and the kernel's routes.
+
+Blocks: the kernel's routing tables are asked. Call from a thread without an event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from typing import Literal
+
+from gateway.assembly import Assembly
+from gateway.clock import WeekClock
+from gateway.config.schema import DirectOutbound, RejectOutbound
+from gateway.decision import DIRECT, REJECT, Decision, Undecided
+from gateway.explain.question import Question, device_facts
+from gateway.flow import FlowFacts
+from gateway.kernel.guard import Finding, judge
+from gateway.kernel.lookup import forwarding, look_up
+from gateway.marks import Mark
+from gateway.plan.egress import Egress, family_of
+from gateway.plan.walk import AddressType, Fate, Hop, walk
+from gateway.policy.engine import Outcome, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One of the owner's rules; ``key`` and ``seen`` say why a missed one did not match."""
+
+    rule: str
+    outcome: Outcome
+    key: str = ""
+    seen: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How packets leave: the kernel's answer, and the loop guard's judgement on it."""
+
+    destination: str
+    route: str
+    mark: str = ""
+    strategy: str = ""
+    proof: str = ""
+    reason: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The whole way of one flow. Shown as JSON: do not rename fields.
+
+    ``takes``: the outbound that it takes, ``direct`` also where nobody diverts it, ``reject``
+    for every outbound that refuses. ``by`` says who decides that: the ``kernel`` by a rule of
+    the owner, the ``listener``, or ``nobody`` where no rule of the owner is asked.
+    """
+
+    protocol: str
+    source: str
+    destination: str
+    name: str
+    at: str
+    interface: str
+    backend: str
+    netfilter: tuple[Hop, ...]
+    fate: Fate
+    rules: tuple[Tried, ...]
+    takes: str
+    by: Literal["kernel", "listener", "nobody"]
+    outbound: str
+    rule: str
+    ways: tuple[Way, ...]
+    notes: tuple[str, ...]
+
+
+def minute_now(assembly: Assembly) -> int:
+    """The minute of the week in the configuration's time zone."""
+    return WeekClock(assembly.config.time_zone).minute()
+
+
+def explain(assembly: Assembly, found: Iterable[Finding], asked: Question) -> Explanation:
+    """Walk one flow through all layers. Raises ``GatewayError`` for a device nobody knows."""
+    now = minute_now(assembly) if asked.at is None else asked.at
+    interface, notes = _arrival(assembly, asked)
+    mac, hostname = device_facts(assembly.config, asked.device)
+    facts = FlowFacts(
+        asked.protocol,
+        asked.source,
+        asked.destination,
+        interface,
+        mac,
+        hostname,
+        name=asked.name,
+        sniffed=asked.sniffed,
+    )
+    if asked.assumed:
+        notes.append(f"the address of {asked.name} was not asked for: {facts.destination.host}")
+    walked = walk(assembly.plan, assembly.marks, facts, _address_type(assembly, asked))
+    asks_rules = walked.fate is not Fate.LEFT_ALONE or bool(walked.rule)
+    steps = assembly.policy.trace(facts, now) if asks_rules else ()
+    answer = steps[-1].answer if steps else None
+    decision = answer if isinstance(answer, Decision) else None
+    notes += _notes(assembly, facts, now, walked.fate, decision)
+    takes = _takes(assembly, walked.fate, decision)
+    return Explanation(
+        protocol=str(facts.protocol),
+        source=str(facts.source) if facts.source.port else facts.source.host,
+        destination=str(facts.destination) if facts.destination.port else facts.destination.host,
+        name=asked.name,
+        at=_moment(now) if assembly.policy.needs.time else "",
+        interface=interface,
+        backend=assembly.backend.value,
+        netfilter=walked.hops,
+        fate=walked.fate,
+        rules=tuple(map(_tried, steps)),
+        takes=takes,
+        by=_decided_by(walked.fate),
+        outbound=decision.outbound if decision else "",
+        rule=decision.rule if decision else "",
+        ways=tuple(_ways(assembly, found, asked, facts, walked.fate, decision)),
+        notes=tuple(notes),
+    )
+
+
+def _tried(step: Step) -> Tried:
+    return Tried(step.rule.text, step.outcome, step.key, step.seen)
+
+
+def _arrival(assembly: Assembly, asked: Question) -> tuple[str, list[str]]:
+    """The interface that the flow comes in on, empty for one of this machine's own."""
+    lan = assembly.config.lan.interfaces
+    if asked.interface:
+        return asked.interface, _foreign(asked.interface, lan)
+    host = asked.source.host
+    if host in assembly.host.addresses:
+        return "", [f"{host} is this machine's own address"]
+    (answer,) = look_up([Egress("", host)])
+    if answer.error or not answer.device:
+        return lan[0] if lan else "", [f"{host}: {answer}; taken to come in on a LAN interface"]
+    return answer.device, _foreign(answer.device, lan)
+
+
+def _foreign(interface: str, lan: tuple[str, ...]) -> list[str]:
+    if interface in lan:
+        return []
+    return [f"{interface} is not in lan.interfaces, so nothing from there is diverted"]
+
+
+def _address_type(assembly: Assembly, asked: Question) -> AddressType:
+    """Of the destination, as ``fib`` of netfilter says it."""
+    address = ip_address(asked.destination.host)
+    if address.is_loopback or str(address) in assembly.host.addresses:
+        return "local"
+    if address.is_multicast:
+        return "multicast"
+    near = (own.network for link in assembly.host.interfaces for own in link.addresses)
+    broadcast = {str(n.broadcast_address) for n in near if n.version == 4 and n.prefixlen < 31}
+    if str(address) in broadcast or str(address) == "255.255.255.255":
+        return "broadcast"
+    return "unicast"
+
+
+def _takes(assembly: Assembly, fate: Fate, decision: Decision | None) -> str:
+    if fate in (Fate.REFUSED, Fate.DROPPED):
+        return REJECT
+    if fate is not Fate.DIVERTED or decision is None:
+        return DIRECT
+    refuses = isinstance(assembly.config.outbound(decision.outbound), RejectOutbound)
+    return REJECT if refuses else decision.outbound
+
+
+def _decided_by(fate: Fate) -> Literal["kernel", "listener", "nobody"]:
+    if fate is Fate.DIVERTED:
+        return "listener"
+    return "nobody" if fate is Fate.LEFT_ALONE else "kernel"
+
+
+def _notes(
+    assembly: Assembly, facts: FlowFacts, now: int, fate: Fate, decision: Decision | None
+) -> list[str]:
+    """What the walk alone does not say."""
+    policy = assembly.policy
+    notes = []
+    if fate is Fate.DIVERTED:
+        early = policy.decide(facts._replace(name=None, sniffed=None), now)
+        if isinstance(early, Undecided):
+            notes.append(f"the first bytes are waited for: {early.rule} asks for the {early.need}")
+    if fate is Fate.LEFT_ALONE and decision is not None:
+        notes.append(f"no listener takes {facts.protocol.upper()}: it is routed on, not proxied")
+    unknown = [
+        what
+        for what, needed in (
+            ("device", policy.needs.mac and facts.mac is None and facts.hostname is None),
+            ("dscp", policy.needs.dscp),
+            ("uid, gid and cgroup", policy.needs.owner and not facts.interface),
+        )
+        if needed
+    ]
+    notes += [f"rules ask for {what}, which is not known here" for what in unknown]
+    return notes
+
+
+def _ways(
+    assembly: Assembly,
+    found: Iterable[Finding],
+    asked: Question,
+    facts: FlowFacts,
+    fate: Fate,
+    decision: Decision | None,
+) -> Iterable[Way]:
+    if fate in (Fate.REFUSED, Fate.DROPPED):
+        return []
+    if fate is not Fate.DIVERTED or decision is None:
+        mark = decision.mark if decision and fate is Fate.DIRECT else None
+        return [_routed(facts, mark)]
+    if isinstance(assembly.config.outbound(decision.outbound), DirectOutbound) and (
+        not asked.assumed
+    ):
+        return [_way(finding) for finding in _to(assembly, decision.outbound, facts)]
+    return [_way(finding) for finding in found if finding.egress.outbound == decision.outbound]
+
+
+def _routed(facts: FlowFacts, mark: Mark | None) -> Way:
+    """A flow that nobody terminates: the kernel forwards it, or sends it itself."""
+    destination = facts.destination.host
+    if facts.interface:
+        answer = forwarding(facts.source.host, destination, facts.interface, mark)
+    else:
+        (answer,) = look_up([Egress("", destination, mark)])
+    return Way(destination, str(answer), str(mark or ""))
+
+
+def _to(assembly: Assembly, outbound: str, facts: FlowFacts) -> list[Finding]:
+    """A direct outbound's way, asked for the flow's own destination."""
+    host, config = facts.destination.host, assembly.config
+    ways = [
+        replace(way, destination=host, port=facts.destination.port)
+        for way in assembly.ways
+        if way.outbound == outbound and way.family is family_of(host)
+    ]
+    return [
+        judge(way, answer, config.inbound.port, own_diverted=config.lan.this_machine)
+        for way, answer in zip(ways, look_up(ways), strict=True)
+    ]
+
+
+def _way(finding: Finding) -> Way:
+    way = finding.egress
+    return Way(
+        way.destination,
+        finding.route,
+        str(way.mark or ""),
+        way.strategy,
+        finding.outcome.value,
+        finding.reason,
+        finding.hint,
+    )
+
+
+def _moment(now: int) -> str:
+    day, minute = divmod(now, 24 * 60)
+    weekday = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")[day]
+    return f"{weekday} {minute // 60:02}:{minute % 60:02}"

@@ -1,0 +1,84 @@
+"""The walk through a plan's chains ends where the policy engine says, and says how."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from policies import configs
+
+from gateway.config.schema import Config
+from gateway.flow import Endpoint, FlowFacts, Protocol
+from gateway.marks import Marks
+from gateway.plan.build import build_plan
+from gateway.plan.model import Backend
+from gateway.plan.walk import AddressType, Fate, Walk, walk
+from gateway.policy.compile import compile_policy
+
+from .scenarios import ROUTER, SCENARIOS
+from .test_meaning import packets
+
+FATES = {
+    "direct": Fate.DIRECT,
+    "reject": Fate.REFUSED,
+    "icmp": Fate.REFUSED,
+    "silent": Fate.DROPPED,
+    "home": Fate.DIVERTED,
+}
+
+
+@given(configs(), packets(), st.sampled_from(Backend))
+def test_the_fate_is_the_engines_decision(
+    config: Config, packet: FlowFacts, backend: Backend
+) -> None:
+    policy = compile_policy(config, {})
+    plan = build_plan(config, policy, ROUTER, backend)
+    packet = packet._replace(interface="lan0")
+    fate = walk(plan, Marks(config.marks.base), packet, "unicast").fate
+    decision = policy.decide(packet)
+    wanted = FATES[decision.outbound]
+    if wanted is Fate.DIVERTED and packet.protocol is not Protocol.TCP:
+        wanted = Fate.LEFT_ALONE
+    assert fate == wanted
+
+
+def walked(
+    scenario: str,
+    interface: str,
+    kind: AddressType = "unicast",
+    source: str = "10.0.1.9",
+    destination: str = "198.51.100.1",
+    port: int = 80,
+) -> Walk:
+    plan = SCENARIOS[scenario].plan(Backend.NFTABLES)
+    marks = Marks(SCENARIOS[scenario].config.get("marks", {}).get("base", Marks().base))
+    facts = FlowFacts(Protocol.TCP, Endpoint(source, 40000), Endpoint(destination, port), interface)
+    return walk(plan, marks, facts, kind)
+
+
+@pytest.mark.parametrize("scenario", ["lan", "lan_redirect", "lan_open", "other_marks"])
+def test_every_way_of_diverting_is_seen(scenario: str) -> None:
+    assert walked(scenario, "lan0").fate is Fate.DIVERTED
+
+
+@pytest.mark.parametrize("scenario", ["own", "own_redirect"])
+def test_this_machines_own_flows(scenario: str) -> None:
+    assert walked(scenario, "").fate is Fate.DIVERTED
+    assert walked(scenario, "", "local").fate is Fate.LEFT_ALONE
+    assert walked("lan", "").fate is Fate.LEFT_ALONE
+
+
+def test_what_no_rule_is_asked_about() -> None:
+    assert walked("lan", "wan0") == Walk((), Fate.LEFT_ALONE)
+    assert walked("lan", "lan0", "multicast").hops[-1].rule == "not-forwarded"
+    assert walked("upstream_in_lan", "lan0", source="10.0.1.50").fate is Fate.LEFT_ALONE
+
+
+def test_the_hops_are_the_rules_that_matched() -> None:
+    way = walked("rules", "lan0", destination="10.9.9.9")
+    assert [(hop.chain, hop.rule) for hop in way.hops][:3] == [
+        ("prerouting", "lan"),
+        ("lan", "decide"),
+        ("decide", "rule-0-ipv4"),
+    ]
+    assert (way.fate, way.rule) == (Fate.DIRECT, "rule-0-ipv4")
