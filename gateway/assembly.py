@@ -56,9 +56,8 @@ class Assembly:
 
     @property
     def workers(self) -> int:
-        """How many processes carry flows: as configured, or one for each core we may use."""
-        wanted = self.config.inbound.workers
-        return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
+        """How many processes carry flows."""
+        return _workers(self.config)
 
     @property
     def ways(self) -> tuple[Egress, ...]:
@@ -84,8 +83,9 @@ def assemble(
     policy = compile_policy(config, store.load(), open_geography(loaded))
     require_assertions(loaded, policy)
     wanted = backend or config.inbound.backend
-    host = probe_host(wanted)
-    chosen, reason = choose_backend(wanted, host)
+    nfqueue = config.inbound.classify == "nfqueue"
+    host = probe_host(wanted, nfqueue=nfqueue)
+    chosen, reason = choose_backend(wanted, host, nfqueue=nfqueue)
     congestion.require(congestion_controls(config))
     return _assembly(path, store, policy, host, chosen, reason)
 
@@ -132,8 +132,21 @@ def _assembly(
         users=accounts.users(o.uid for o in socks.values() if isinstance(o.uid, str)),
         cgroups=accounts.control_groups(o.cgroup for o in socks.values() if o.cgroup),
     )
-    plan = build_plan(config, policy, host, backend, upstream_addresses=upstreams)
+    plan = build_plan(
+        config,
+        policy,
+        host,
+        backend,
+        upstream_addresses=upstreams,
+        workers=_workers(config),
+    )
     return Assembly(path, config, store, policy, host, reason, plan, upstreams)
+
+
+def _workers(config: Config) -> int:
+    """As many as configured, or one for each core we may use."""
+    wanted = config.inbound.workers
+    return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
 
 
 def findings(assembly: Assembly) -> tuple[Finding, ...]:

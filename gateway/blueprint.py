@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.dispatch_udp import UdpSettings
 from gateway.facts import FactSources
+from gateway.inbound.queue import Judgement
 from gateway.kernel.privilege import Capability
 from gateway.marks import Mark
 from gateway.policy.engine import Policy
@@ -53,6 +54,7 @@ class Blueprint:
 
     ``capabilities`` are what it takes; a process that carries flows and does nothing else
     gives up all others.
+    ``judgement``: how packet queues decide; None where there are none.
     """
 
     policy: Policy
@@ -61,6 +63,7 @@ class Blueprint:
     sniff: SniffLimits
     udp: UdpSettings
     own: OwnTraffic
+    judgement: Judgement | None
     listen_on: ListenOn
     bypass: Mark | None
     detect_loops: bool

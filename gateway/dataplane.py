@@ -14,6 +14,7 @@ from gateway.control.running import FlowRecord
 from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, Routing
 from gateway.dispatch_udp import Datagrams, UdpFlow, UdpSettings
 from gateway.facts import FactFinder
+from gateway.inbound.queue import Classifier
 from gateway.inbound.tcp import TcpListener, open_listeners, require_free_port
 from gateway.inbound.udp import UdpListener, open_udp_listeners, require_free_udp_port
 from gateway.kernel.reactor import Reactor
@@ -31,10 +32,12 @@ class DataPlane:
     """Carries flows, by the blueprint that was adopted last. Use it on a running event loop.
 
     Flows are numbered from ``first_id`` in steps of ``id_step``, so that several data planes
-    never give two flows one number.
+    never give two flows one number. ``index`` is which of them this is.
     """
 
-    def __init__(self, plan: Blueprint, first_id: int = 1, id_step: int = 1) -> None:
+    def __init__(
+        self, plan: Blueprint, first_id: int = 1, id_step: int = 1, index: int = 0
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._reactor = Reactor(loop)
         self._flow_log = logs.FlowLog(loop.call_later)
@@ -59,6 +62,8 @@ class DataPlane:
             detect_loops=plan.detect_loops,
             flow_ids=(first_id + id_step, 2 * id_step),
         )
+        self._index = index
+        self._classifiers: dict[int, Classifier] = {}  # by the number of their queue
         self._listeners: dict[_ListenerKey, tuple[TcpListener | UdpListener, ...]] = {}
 
     def listen(self, plan: Blueprint) -> None:
@@ -67,6 +72,12 @@ class DataPlane:
         Raises ``CapabilityError`` where one cannot be opened.
         """
         where = plan.listen_on
+        number = self._queue_number(plan)
+        if plan.judgement is not None and number not in self._classifiers:
+            finder = FactFinder(plan.policy.needs, plan.facts)
+            self._classifiers[number] = Classifier(
+                self._reactor, number, plan.policy, plan.judgement, finder
+            )
         for key in _listeners(where):
             if key not in self._listeners:
                 self._listeners[key] = self._open_listeners(where, key)
@@ -79,9 +90,24 @@ class DataPlane:
         self._datagrams.routing = self._dispatcher.routing
         self._datagrams.settings = plan.udp
         self._datagrams.own = plan.own
+        self._adopt_judgement(plan)
         for key in self._listeners.keys() - _listeners(plan.listen_on):
             for listener in self._listeners.pop(key):
                 listener.close()
+
+    def _adopt_judgement(self, plan: Blueprint) -> None:
+        wanted = self._queue_number(plan)
+        for number in [*self._classifiers]:
+            if number == wanted and plan.judgement is not None:
+                self._classifiers[number].adopt(
+                    plan.policy, plan.judgement, self._dispatcher.routing.finder
+                )
+            else:
+                self._classifiers.pop(number).close()
+
+    def _queue_number(self, plan: Blueprint) -> int:
+        """Ours, of the queues that the data planes share; -1 for none."""
+        return -1 if plan.judgement is None else plan.judgement.queue + self._index
 
     def _open_listeners(
         self, where: ListenOn, key: _ListenerKey
@@ -158,6 +184,8 @@ class DataPlane:
             for listener in listeners
             if isinstance(listener, UdpListener)
         )
+        for classifier in self._classifiers.values():
+            counters += classifier.counters
         return dict(counters)
 
     def close(self) -> None:
@@ -165,6 +193,8 @@ class DataPlane:
         for listeners in self._listeners.values():
             for listener in listeners:
                 listener.close()
+        for classifier in self._classifiers.values():
+            classifier.close()
         self._dispatcher.close_all()
         self._datagrams.close_all()
         for _, outbound in self._made.values():

@@ -59,6 +59,21 @@ class FactFinder:
         facts = FlowFacts(Protocol.UDP, source, destination)
         return self._with_needs(facts, Arrival(index, None)) if self._anything else facts
 
+    def of_packet(
+        self, protocol: Protocol, source: Endpoint, destination: Endpoint, came: Arrival, mac: str
+    ) -> FlowFacts:
+        """The facts of a flow of the LAN by its first packet, which this MAC has sent."""
+        needs = self._needs
+        return FlowFacts(
+            protocol,
+            source,
+            destination,
+            interface_name(came.interface) if needs.interface else "",
+            mac or None,
+            self._leases.hostname(source.host, mac or None) if needs.hostname else None,
+            came.dscp,
+        )
+
     def now(self) -> int | None:
         """The minute of the week; None where no rule asks for the time."""
         return self._clock.minute() if self._needs.time else None

@@ -16,11 +16,13 @@ from gateway.config.schema import (
     Sniff,
     Socks5Outbound,
 )
+from gateway.decision import DIRECT
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.dispatch_udp import UdpSettings
 from gateway.errors import UpstreamFailure
 from gateway.facts import FactSources
 from gateway.flow import Endpoint, Protocol
+from gateway.inbound.queue import Judgement
 from gateway.kernel.congestion import for_lan, for_outbound
 from gateway.kernel.guard import Finding
 from gateway.kernel.privilege import Capability
@@ -44,6 +46,7 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
         ),
         sniff=_sniff_limits(config.sniff),
         udp=_udp_settings(assembly),
+        judgement=_judgement(assembly),
         own=OwnTraffic(assembly.host.addresses, config.lan.this_machine),
         listen_on=_listen_on(assembly),
         bypass=assembly.marks.bypass if safety.mark else None,
@@ -63,6 +66,24 @@ def _leases(assembly: Assembly) -> tuple[str, ...]:
 def _sniff_limits(settings: Sniff) -> SniffLimits:
     ports = tuple(map(port_range, settings.ports)) or None
     return SniffLimits(settings.timeout, settings.bytes, ports)
+
+
+def _judgement(assembly: Assembly) -> Judgement | None:
+    """What becomes of packets whose flow's outbound is known: the kernel's part of each."""
+    inbound, marks = assembly.config.inbound, assembly.marks
+    if inbound.classify != "nfqueue":
+        return None
+    refusals = {"tcp-reset": marks.refuse, "icmp": marks.refuse_icmp, "drop": None}
+    plain = assembly.config.outbound(DIRECT)
+    answers: dict[str, Mark | None] = {}
+    for name in (*BUILT_IN, *assembly.config.outbounds):
+        outbound = assembly.config.outbound(name)
+        if isinstance(outbound, RejectOutbound):
+            answers[name] = refusals[outbound.answer]
+        else:
+            answers[name] = marks.direct if outbound == plain else marks.divert
+    carried = (Protocol.TCP,) if inbound.udp == "off" else (Protocol.TCP, Protocol.UDP)
+    return Judgement(inbound.queue, answers, marks.divert, marks.direct, carried)
 
 
 def _udp_settings(assembly: Assembly) -> UdpSettings:
@@ -90,13 +111,16 @@ def _listen_on(assembly: Assembly) -> ListenOn:
 def _capabilities(assembly: Assembly) -> frozenset[Capability]:
     """To mark, to be transparent and to bind to a device; low ports, to answer from them.
 
-    Besides, where the configuration asks for it: queues beyond the system's limits, congestion
-    control that not everybody may use, and sockets of another network namespace.
+    Besides, where the configuration asks for it: queues beyond the system's limits, packet
+    queues, congestion control that not everybody may use, and sockets of another network
+    namespace.
     """
     config = assembly.config
     needed = {Capability.NET_RAW, Capability.NET_BIND_SERVICE}
     free = assembly.host.sysctls.get("net.ipv4.tcp_allowed_congestion_control", "").split()
-    if config.inbound.udp == "tproxy" or set(congestion_controls(config)) - set(free):
+    privileged = set(congestion_controls(config)) - set(free)
+    inbound = config.inbound
+    if inbound.udp == "tproxy" or inbound.classify == "nfqueue" or privileged:
         needed.add(Capability.NET_ADMIN)
     if any(way.netns is not None for way in assembly.ways):
         needed.add(Capability.SYS_ADMIN)

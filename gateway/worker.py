@@ -39,7 +39,7 @@ def pack(message: object) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-async def _serve(first_id: int, step: int) -> None:
+async def _serve(first_id: int, step: int, index: int) -> None:
     loop = asyncio.get_running_loop()
     requests = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
@@ -47,7 +47,7 @@ async def _serve(first_id: int, step: int) -> None:
     blueprint: Blueprint = await read(requests)
     keep_only(blueprint.capabilities)
     logs.configure(blueprint.log_level, blueprint.log_format)
-    plane = DataPlane(blueprint, first_id, step)
+    plane = DataPlane(blueprint, first_id, step, index)
     timing = asyncio.create_task(plane.time_flows(), name="time-outs")
     try:
         while True:
@@ -74,12 +74,12 @@ def _answer(plane: DataPlane, method: str, arguments: tuple[Any, ...]) -> object
 
 
 def main() -> None:
-    """Entry point: ``python -m gateway.worker FIRST_ID STEP``."""
+    """Entry point: ``python -m gateway.worker FIRST_ID STEP INDEX``."""
     # The parent decides when it is over: a terminal's Ctrl-C and a service manager's SIGTERM
     # reach every process of the group.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(_serve(*map(int, sys.argv[1:4])))
 
 
 if __name__ == "__main__":

@@ -124,11 +124,11 @@ class Worker:
         self._asking = asyncio.Lock()
 
     @classmethod
-    async def start(cls, blueprint: Blueprint, first_id: int, step: int) -> Worker:
+    async def start(cls, blueprint: Blueprint, first_id: int, step: int, index: int) -> Worker:
         """Start one; it does not listen yet."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "gateway.worker", str(first_id), str(step)),
+            *("-m", "gateway.worker", str(first_id), str(step), str(index)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=os.environ,
@@ -254,7 +254,7 @@ class Workers:
     async def _start(self, index: int) -> Worker:
         first = 1 + index + self._lives[index] * LIFETIME_IDS
         self._lives[index] += 1
-        return await Worker.start(self._plan, first, self._count)
+        return await Worker.start(self._plan, first, self._count, index)
 
     async def _keep_alive(self, index: int) -> None:
         while True:

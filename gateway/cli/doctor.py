@@ -62,7 +62,7 @@ def examine(path: Path, run_dir: Path) -> Examined:
     """Read the machine and the configuration; what fails to be read is part of the result."""
     config, config_error = _load(path)
     paths, path_error = _prove(path) if config else ((), None)
-    facts = probe_host()
+    facts = probe_host(nfqueue=config is not None and config.inbound.classify == "nfqueue")
     port = config.inbound.port if config else DEFAULT_TCP_PORT
     return Examined(
         facts=facts,

@@ -71,6 +71,11 @@ class Examined:
         return self.config.lan.interfaces if self.config else ()
 
     @property
+    def nfqueue(self) -> bool:
+        """Whether packet queues are asked for."""
+        return self.config is not None and self.config.inbound.classify == "nfqueue"
+
+    @property
     def marks(self) -> Marks:
         """Our marks, configured or default."""
         return Marks(self.config.marks.base if self.config else DEFAULT_BASE)

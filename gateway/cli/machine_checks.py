@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.cli.examination import Check, Examined, fail, ok, warn
-from gateway.plan.backend import NEEDS
+from gateway.plan.backend import needed
+from gateway.plan.model import Backend
 
 #: Two sockets a flow, and pipes while bytes move; a house with a few busy machines has hundreds.
 FILES_NEEDED = 8192
@@ -27,8 +28,8 @@ def software(seen: Examined) -> Iterator[Check]:
 
 def features(seen: Examined) -> Iterator[Check]:
     """What each backend needs; a missing one only warns, since only one backend is used."""
-    for backend, needs in NEEDS.items():
-        for name, cure in needs.items():
+    for backend in Backend:
+        for name, cure in needed(backend, nfqueue=seen.nfqueue).items():
             feature = seen.facts.features.get(name)
             if feature is None:
                 yield warn(name, f"not probed ({backend} backend)", "run it as root")

@@ -105,8 +105,16 @@ class Inbound(Model):
     backend: Literal["auto", "iptables", "nftables"] = Field(
         default="auto", description="the firewall that carries our rules"
     )
-    classify: Literal["listener"] = Field(
-        default="listener", description="where a flow that the kernel cannot decide is decided"
+    classify: Literal["listener", "nfqueue"] = Field(
+        default="listener",
+        description=(
+            "where a flow of the LAN that the kernel cannot decide is decided: by the `listener`"
+            " that terminates it, or by its first packet in a packet queue (`nfqueue`), so that"
+            " what is direct stays in the kernel and what is refused never begins"
+        ),
+    )
+    queue: Annotated[int, Field(ge=0, le=65535 - 64)] = Field(
+        default=7895, description="number of the first packet queue; each worker has one"
     )
     on_failure: Literal["closed", "open"] = Field(
         default="closed",

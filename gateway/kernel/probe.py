@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Any, Final, Literal
 
@@ -38,6 +39,7 @@ _NFT_RULES = {
     "nft-socket": "meta l4proto tcp socket transparent 1 accept",
     "nft-fib": "fib daddr type local accept",
 }
+_NFT_QUEUE = {"nft-queue": "queue to 1"}
 _XT_PLAIN = (
     XtRule(
         tag=f"{TAG_PREFIX}probe",
@@ -53,15 +55,24 @@ _XT_TPROXY = (
         protocol="tcp",
     ),
 )
+_XT_QUEUE = (
+    XtRule(
+        tag=f"{TAG_PREFIX}probe",
+        target=XtExtension("NFQUEUE", (XtOption("queue-num", ("1",)),)),
+    ),
+)
 _SAVE_COMMANDS = {Family.V4: "iptables-legacy-save", Family.V6: "ip6tables-legacy-save"}
 _POLICY_DROP = re.compile(r":\S+ DROP ")
 
 
-def probe_host(wanted: Literal["auto", "iptables", "nftables", "all"] = "all") -> HostFacts:
+def probe_host(
+    wanted: Literal["auto", "iptables", "nftables", "all"] = "all", *, nfqueue: bool = False
+) -> HostFacts:
     """One reading of the machine, for plans, the loop guard and ``gateway doctor``.
 
     ``wanted`` is ``inbound.backend``: what the choice of a backend does not depend on is
-    then not looked for, which saves most of the second that this takes. Without the
+    then not looked for, which saves most of the second that this takes. ``nfqueue``: look for
+    what packet queues take, too. Without the
     privilege to look, features are not available. Call from a thread that runs no event
     loop.
     """
@@ -76,18 +87,21 @@ def probe_host(wanted: Literal["auto", "iptables", "nftables", "all"] = "all") -
         )
         first_rule = _first_foreign_rule(netlink)
     features = {"ipv6": _ipv6()}
+    rules = _NFT_RULES | (_NFT_QUEUE if nfqueue else {})
     if wanted != "iptables":
-        features |= {name: _nft_feature(rule) for name, rule in _NFT_RULES.items()}
+        features |= {name: _nft_feature(rule) for name, rule in rules.items()}
     if wanted in ("auto", "all"):
         features["legacy-rules"] = _legacy_rules()
     nftables_will_do = wanted == "nftables" or (
         wanted == "auto"
-        and all(features[name].available for name in _NFT_RULES)
+        and all(features[name].available for name in rules)
         and not features["legacy-rules"].available
     )
     if not nftables_will_do:
         features["ipset"] = _ipset()
-        features |= _iptables(features["ipv6"].available)
+        features |= _iptables(features["ipv6"].available, nfqueue=nfqueue)
+    if nfqueue:
+        features["netfilterqueue"] = _package("netfilterqueue")
     return HostFacts(
         interfaces=interfaces,
         default_routes=default_routes,
@@ -199,17 +213,25 @@ def _ipset() -> Feature:
     return Feature(True, "a set can be made")
 
 
-def _iptables(ipv6: bool) -> dict[str, Feature]:
+def _package(name: str) -> Feature:
+    found = find_spec(name) is not None
+    return Feature(found, f"the Python package is {'' if found else 'not '}installed")
+
+
+def _iptables(ipv6: bool, *, nfqueue: bool) -> dict[str, Feature]:
     families = [Family.V4, Family.V6] if ipv6 else [Family.V4]
     if not has(Capability.SYS_ADMIN):
         # No namespace to try rules in; loading the library is all that can be tried.
         loaded = _tried([Request(family, "read") for family in families])
-        return {"iptables": loaded, "iptables-tproxy": loaded}
+        return dict.fromkeys(("iptables", "iptables-tproxy", "iptables-nfqueue"), loaded)
     everything = _tried([_scratch(family, _XT_PLAIN + _XT_TPROXY) for family in families])
     plain = everything
     if not everything.available:
         plain = _tried([_scratch(family, _XT_PLAIN) for family in families])
-    return {"iptables": plain, "iptables-tproxy": everything}
+    features = {"iptables": plain, "iptables-tproxy": everything}
+    if nfqueue:
+        features["iptables-nfqueue"] = _tried([_scratch(family, _XT_QUEUE) for family in families])
+    return features
 
 
 def _scratch(family: Family, rules: tuple[XtRule, ...]) -> Request:

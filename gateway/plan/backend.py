@@ -22,24 +22,39 @@ NEEDS = {
         "ipset": "apt-get install ipset (and modprobe ip_set_hash_net xt_set)",
     },
 }
+#: What packet queues (``inbound.classify: nfqueue``) take besides.
+QUEUE_NEEDS = {
+    Backend.NFTABLES: {
+        "nft-queue": "modprobe nft_queue, or set inbound.backend: iptables",
+    },
+    Backend.IPTABLES: {
+        "iptables-nfqueue": "modprobe xt_NFQUEUE",
+    },
+}
+PACKAGE_NEEDS = {
+    "netfilterqueue": "apt-get install gcc python3-dev libnetfilter-queue-dev;"
+    " pip install 'gateway[nfqueue]', or set inbound.classify: listener",
+}
 
 
 def choose_backend(
-    wanted: Literal["auto", "iptables", "nftables"], facts: HostFacts
+    wanted: Literal["auto", "iptables", "nftables"], facts: HostFacts, *, nfqueue: bool = False
 ) -> tuple[Backend, str]:
     """The backend to use, and why.
 
     ``auto`` takes nftables where it works, unless rules of others stand in legacy tables:
     then iptables, so that one set of tables decides about a packet, in an order that can be
-    seen. Raises ``CapabilityError`` that names what is missing, with the cure.
+    seen. ``nfqueue``: packet queues are asked for. Raises ``CapabilityError`` that names what
+    is missing, with the cure.
     """
+    needs = {backend: needed(backend, nfqueue=nfqueue) for backend in Backend}
     if wanted != "auto":
-        _require(Backend(wanted), facts)
+        _require(Backend(wanted), needs[Backend(wanted)], facts)
         return Backend(wanted), "the configuration says so"
-    nftables = _missing(Backend.NFTABLES, facts)
-    iptables = _missing(Backend.IPTABLES, facts)
+    nftables = _missing(needs[Backend.NFTABLES], facts)
+    iptables = _missing(needs[Backend.IPTABLES], facts)
     if nftables and iptables:
-        _require(Backend.NFTABLES, facts)
+        _require(Backend.NFTABLES, needs[Backend.NFTABLES], facts)
     if nftables:
         return Backend.IPTABLES, f"nftables cannot be used here: {_evidence(nftables, facts)}"
     if not facts.has("legacy-rules"):
@@ -51,8 +66,15 @@ def choose_backend(
     return Backend.IPTABLES, present
 
 
-def _missing(backend: Backend, facts: HostFacts) -> list[str]:
-    return [feature for feature in NEEDS[backend] if not facts.has(feature)]
+def needed(backend: Backend, *, nfqueue: bool) -> dict[str, str]:
+    """The features that a backend needs, and the cure for each."""
+    if not nfqueue:
+        return NEEDS[backend]
+    return NEEDS[backend] | QUEUE_NEEDS[backend] | PACKAGE_NEEDS
+
+
+def _missing(needs: dict[str, str], facts: HostFacts) -> list[str]:
+    return [feature for feature in needs if not facts.has(feature)]
 
 
 def _evidence(features: list[str], facts: HostFacts) -> str:
@@ -63,10 +85,10 @@ def _evidence(features: list[str], facts: HostFacts) -> str:
     )
 
 
-def _require(backend: Backend, facts: HostFacts) -> None:
-    missing = _missing(backend, facts)
+def _require(backend: Backend, needs: dict[str, str], facts: HostFacts) -> None:
+    missing = _missing(needs, facts)
     if missing:
         raise CapabilityError(
             f"{backend} cannot be used here: {_evidence(missing, facts)}",
-            hint="; ".join(NEEDS[backend][feature] for feature in missing),
+            hint="; ".join(needs[feature] for feature in missing),
         )

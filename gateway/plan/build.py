@@ -9,9 +9,12 @@ from types import MappingProxyType
 from typing import Final
 
 from gateway.config.schema import Config, DirectOutbound, Socks5Outbound
+from gateway.flow import Protocol
 from gateway.marks import Marks
 from gateway.plan import chains, routing
+from gateway.plan.address_sets import AddressSets, of_family
 from gateway.plan.chains import Shape
+from gateway.plan.conditions import Packets
 from gateway.plan.egress import Egress, egresses, entries, server_addresses
 from gateway.plan.host import HostFacts
 from gateway.plan.model import (
@@ -26,9 +29,11 @@ from gateway.plan.model import (
     Network,
     OwnedBy,
     Plan,
+    Queue,
     Route,
 )
-from gateway.plan.policy_rules import address_sets, of_family, placement, policy_chain, prefix_lists
+from gateway.plan.placement import placements
+from gateway.plan.policy_rules import Answers, policy_chains
 from gateway.policy.engine import Policy
 
 _NO_ADDRESSES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
@@ -41,33 +46,42 @@ def build_plan(
     backend: Backend,
     *,
     upstream_addresses: Mapping[str, tuple[str, ...]] = _NO_ADDRESSES,
+    workers: int = 1,
 ) -> Plan:
     """The plan for one machine; the same arguments always give an equal plan.
 
     ``upstream_addresses``: what the names of SOCKS servers resolve to, by outbound; servers
-    given by address need no entry. IPv6 is planned only where the host has it.
+    given by address need no entry. ``workers``: processes that carry
+    flows. IPv6 is planned only where the host has it.
     """
     ways = egresses(config, host, upstream_addresses)
     needed = entries(ways)
     shape = _shape(config, policy, host, upstream_addresses, _programs(ways, host))
-    policies = _policies(config, policy, shape)
+    if config.inbound.classify == "nfqueue":
+        shape = replace(shape, queue=_queue(config, workers))
+    sets = AddressSets()
+    policies = _policies(config, policy, shape, sets)
     used = {r.verdict.chain for c in policies for r in c.rules if isinstance(r.verdict, Goto)}
+    if chains.ASK in used:
+        used |= chains.ANSWERED
+    else:
+        shape = replace(shape, queue=None)
     answers = ((chains.DIVERT, shape.marks.divert), (chains.DIVERT_OWN, shape.marks.divert_own))
     diverted = tuple(mark for name, mark in answers if name in used)
     accept = diverted if config.inbound.host_firewall == "allow" else ()
     planned = [
-        *chains.prerouting(shape),
+        *chains.prerouting(shape, sets),
         *chains.output(shape),
         *policies,
         *chains.answers(shape, used),
         *chains.redirects(shape),
-        *chains.refusals(shape, used),
+        *chains.refusals(shape, used | chains.REFUSED if shape.queue else used),
         *(chains.accepted_input(accept) if backend is Backend.IPTABLES else ()),
     ]
     return Plan(
         backend=backend,
         chains=tuple(_for_families(chain, shape.families) for chain in planned),
-        sets=_sets(policy, shape, planned),
+        sets=_referred(planned, (*chains.alive_sets(shape), *sets.all)),
         ip_rules=(
             *routing.ip_rules(shape, host),
             *(entry for entry in needed if isinstance(entry, IpRule)),
@@ -78,7 +92,11 @@ def build_plan(
         ),
         sysctls=routing.sysctls(config.lan, host),
         accept_input=accept,
-        placements=tuple(placement(rule, config) for rule in policy.every_rule),
+        placements=tuple(
+            placements(
+                policy, config, Packets(not shape.lan, shape.families), shape.carried.protocols
+            )
+        ),
     )
 
 
@@ -87,7 +105,7 @@ def _programs(ways: Iterable[Egress], host: HostFacts) -> tuple[OwnedBy | InCont
     found: list[OwnedBy | InControlGroup] = []
     for way in ways:
         if way.uid is not None:
-            found.append(OwnedBy(way.uid))
+            found.append(OwnedBy("uid", (way.uid,)))
         if way.cgroup is not None:
             found.append(InControlGroup(way.cgroup, host.cgroups[way.cgroup]))
     return tuple(dict.fromkeys(found))
@@ -101,7 +119,8 @@ def _shape(
     programs: tuple[OwnedBy | InControlGroup, ...],
 ) -> Shape:
     families = (Family.V4, Family.V6) if host.has("ipv6") else (Family.V4,)
-    outbounds = [config.outbound(rule.outbound) for rule in policy.every_rule if rule.outbound]
+    rules = list(policy.every_rule)
+    outbounds = [config.outbound(rule.outbound) for rule in rules if rule.outbound]
     upstreams = _lan_upstreams(config, host, resolved)
     return Shape(
         marks=Marks(config.marks.base),
@@ -113,26 +132,41 @@ def _shape(
         families=families,
         upstreams={f: members for f in families if (members := of_family(upstreams, f))},
         udp=config.inbound.udp == "tproxy",
+        owner_marks=tuple(dict.fromkeys(rule.mark for rule in rules if rule.mark is not None)),
         preserve_source=any(isinstance(o, DirectOutbound) and o.preserve_source for o in outbounds),
         programs=programs,
     )
 
 
-def _policies(config: Config, policy: Policy, shape: Shape) -> list[Chain]:
-    planned = []
-    if shape.lan:
-        rules = policy.rules
-        planned.append(policy_chain("decide", rules, config, shape.families, chains.DIVERT))
-    if shape.own:
-        # What this machine sends has not arrived on any interface.
-        rules = tuple(rule for rule in policy.rules if not rule.interfaces)
-        planned.append(policy_chain("decide_own", rules, config, shape.families, chains.DIVERT_OWN))
-    return planned
+def _queue(config: Config, workers: int) -> Queue:
+    first = config.inbound.queue
+    return Queue(first, first + workers - 1, bypass=config.inbound.on_failure == "open")
 
 
-def _sets(policy: Policy, shape: Shape, planned: list[Chain]) -> tuple[AddressSet, ...]:
+def _policies(config: Config, policy: Policy, shape: Shape, sets: AddressSets) -> list[Chain]:
+    carried = shape.carried.protocols
+    lan = Answers(chains.DIVERT, chains.DIVERT, carried)
+    if shape.queue is not None:
+        lan = Answers(chains.DIVERT, chains.ASK, tuple(Protocol))
+    own = Answers(chains.DIVERT_OWN, chains.DIVERT_OWN, carried)
+    ways = ((shape.lan, "decide", False, lan), (shape.own, "decide_own", True, own))
+    return [
+        chain
+        for wanted, name, is_own, answers in ways
+        if wanted
+        for chain in policy_chains(
+            name,
+            policy,
+            config,
+            Packets(is_own, shape.families),
+            answers,
+            sets,
+        )
+    ]
+
+
+def _referred(planned: Iterable[Chain], known: Iterable[AddressSet]) -> tuple[AddressSet, ...]:
     """The sets that some rule refers to."""
-    lists = (*prefix_lists(policy.rules, shape.families), *shape.upstreams.values())
     referred = {
         match.name
         for chain in planned
@@ -140,7 +174,6 @@ def _sets(policy: Policy, shape: Shape, planned: list[Chain]) -> tuple[AddressSe
         for match in rule.matches
         if isinstance(match, InSet)
     }
-    known = (*chains.alive_sets(shape), *address_sets(lists))
     return tuple(known_set for known_set in known if known_set.name in referred)
 
 

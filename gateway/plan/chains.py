@@ -5,7 +5,8 @@
     prerouting ─ lan ─ decide ─┬─ divert      mark, then the listener
                                ├─ direct      connmark: routed on, for good
                                ├─ refuse      mark: reset or ICMP error in forward
-                               └─ drop
+                               ├─ drop
+                               └─ ask         a program, whose answer comes back to lan
     output ─ decide_own ─┬─ divert_own  mark, then over lo to prerouting (own_loop)
                          └─ as above
 
@@ -22,6 +23,7 @@ from typing import Final, Literal
 
 from gateway.flow import Protocol
 from gateway.marks import SET_PREFIX, Mark, Marks
+from gateway.plan.address_sets import AddressSets
 from gateway.plan.model import (
     Accept,
     AddressSet,
@@ -42,6 +44,7 @@ from gateway.plan.model import (
     NftRule,
     OwnedBy,
     Ports,
+    Queue,
     Redirect,
     Reject,
     ReplyDirection,
@@ -52,10 +55,16 @@ from gateway.plan.model import (
     Transport,
     Untracked,
 )
-from gateway.plan.policy_rules import DIRECT, REFUSE, REFUSE_ICMP, address_match
+from gateway.plan.policy_rules import REFUSE, REFUSE_ICMP, direct_chain
 
 DIVERT: Final = "divert"
 DIVERT_OWN: Final = "divert_own"
+ASK: Final = "ask"
+_ANSWERED: Final = "answered"
+#: Where packets go that were asked about, and what else may become of them by their mark.
+ANSWERED: Final = frozenset({DIVERT, _ANSWERED})
+REFUSED: Final = frozenset({REFUSE, REFUSE_ICMP})
+_ROUTED: Final = "routed"
 
 EVERYTHING: Final[dict[Family, Network]] = {
     Family.V4: IPv4Network("0.0.0.0/0"),
@@ -83,6 +92,8 @@ class Shape:
     ``upstreams``: SOCKS servers that live in the LAN, by family. ``preserve_source``: some
     outbound uses its client's address, so replies to it must come to our sockets.
     ``programs``: whose own traffic is left alone, proxies on this machine that we use.
+    ``queue``: the packet queues that decide what the kernel cannot. ``owner_marks``: what
+    rules put on the packets of direct flows.
     """
 
     marks: Marks
@@ -96,6 +107,8 @@ class Shape:
     preserve_source: bool = False
     udp: bool = False
     programs: tuple[OwnedBy | InControlGroup, ...] = ()
+    owner_marks: tuple[Mark, ...] = ()
+    queue: Queue | None = None
 
     @property
     def shortcut(self) -> bool:
@@ -123,7 +136,7 @@ def alive_sets(shape: Shape) -> list[AddressSet]:
     ]
 
 
-def prerouting(shape: Shape) -> list[Chain]:
+def prerouting(shape: Shape, sets: AddressSets) -> list[Chain]:
     """The way in for packets that arrive, with the chains that it needs besides ``decide``."""
     marks = shape.marks
     rules = [_routed(shape), NftRule("bypass", Accept(), (MarkIs(marks.bypass),))]
@@ -142,7 +155,7 @@ def prerouting(shape: Shape) -> list[Chain]:
         chains.append(Chain("established", "mangle", (mark, NftRule("accept", Accept()))))
     if shape.lan:
         rules.append(NftRule("lan", Jump("lan"), (InInterface(shape.lan),)))
-        chains.append(_lan(shape))
+        chains.append(_lan(shape, sets))
     if shape.lan and shape.udp and shape.preserve_source:
         # Replies to such a socket come from the WAN. What comes from the LAN has left already:
         # there, an address with a socket of ours is one that we answer as.
@@ -181,11 +194,13 @@ def answers(shape: Shape, used: set[str]) -> list[Chain]:
     chains = [
         _divert(shape, DIVERT, marks.divert),
         _divert(shape, DIVERT_OWN, marks.divert_own),
-        Chain(DIRECT, "mangle", (NftRule("keep", SetMark(marks.direct, "connection")),)),
+        _ask(shape),
+        _answered_direct(shape),
+        *(_direct(shape, mark) for mark in (None, *shape.owner_marks)),
         Chain(REFUSE, "mangle", (NftRule("mark", SetMark(marks.refuse)),)),
         Chain(REFUSE_ICMP, "mangle", (NftRule("mark", SetMark(marks.refuse_icmp)),)),
     ]
-    return [chain for chain in chains if chain.name in used]
+    return [*_routed_marks(shape), *(chain for chain in chains if chain.name in used)]
 
 
 def redirects(shape: Shape) -> list[Chain]:
@@ -250,20 +265,54 @@ def _base(
     return Chain(name, table, tuple(rules), Hook(point, table, _PRIORITY[table]))
 
 
-def _lan(shape: Shape) -> Chain:
+def _lan(shape: Shape, sets: AddressSets) -> Chain:
     dialled = (
         _TCP,
         Ports("destination", ((shape.port, shape.port),)),
         DestinationType(("local",)),  # a route lookup: after what is cheap
     )
     rules = [
+        *_answered(shape),
         NftRule("to-listener", Count(), dialled),
         *_left_alone(shape, shape.marks.divert),
     ]
     for family, prefixes in shape.upstreams.items():
-        match = address_match("source", prefixes)
+        match = sets.match("source", prefixes)
         rules.append(NftRule(f"upstream-{family}", Return(), match, family))
     return Chain("lan", "mangle", (*rules, NftRule("decide", Goto("decide"))))
+
+
+def _answered(shape: Shape) -> list[NftRule]:
+    """What comes back from the packet queue, with the answer as its mark."""
+    marks = shape.marks
+    if shape.queue is None:
+        return []
+    return [
+        NftRule("answer-divert", Goto(DIVERT), (MarkIs(marks.divert),)),
+        NftRule("answer-direct", Goto(_ANSWERED), (MarkIs(marks.direct),)),
+        NftRule("answer-refuse", Return(), (MarkIs(marks.refuse),)),
+        NftRule("answer-refuse-icmp", Return(), (MarkIs(marks.refuse_icmp),)),
+    ]
+
+
+def _ask(shape: Shape) -> Chain:
+    """Into the packet queue, as long as the gateway lives."""
+    rules = _dead(shape)
+    if shape.queue is not None:
+        rules.append(NftRule("queue", shape.queue))
+    return Chain(ASK, "mangle", tuple(rules))
+
+
+def _answered_direct(shape: Shape) -> Chain:
+    """Keep the answer for the flow, with the owner's mark; the packet is as it came then."""
+    marks = shape.marks
+    kept = [
+        NftRule(direct_chain(mark), SetMark(mark, "connection"), (MarkIs(mark),))
+        for mark in shape.owner_marks
+    ]
+    clear = NftRule("clear", SetMark(Mark(0, marks.mask)))
+    keep = NftRule("keep", SetMark(marks.direct, "connection"))
+    return Chain(_ANSWERED, "mangle", (*kept, clear, keep))
 
 
 def _routed(shape: Shape) -> NftRule:
@@ -272,7 +321,8 @@ def _routed(shape: Shape) -> NftRule:
     Of such a flow every packet but the first leaves here, both ways, on whatever interface;
     as it has to cost what forwarding costs, this rule is the first.
     """
-    return NftRule("direct", Return(), (MarkIs(shape.marks.direct, "connection"),))
+    verdict = Goto(_ROUTED) if shape.owner_marks else Return()
+    return NftRule("direct", verdict, (MarkIs(shape.marks.direct, "connection"),))
 
 
 def _left_alone(shape: Shape, mark: Mark) -> list[NftRule]:
@@ -293,18 +343,41 @@ def _left_alone(shape: Shape, mark: Mark) -> list[NftRule]:
     return rules
 
 
+def _routed_marks(shape: Shape) -> list[Chain]:
+    """Each packet of a direct flow gets the mark that the owner asked for when it was decided.
+
+    Not what runs the other way: by such a mark it would be routed out again.
+    """
+    if not shape.owner_marks:
+        return []
+    marks = (
+        NftRule(direct_chain(mark), SetMark(mark), (MarkIs(mark, "connection"),))
+        for mark in shape.owner_marks
+    )
+    reply = NftRule("reply", Return(), (ReplyDirection(),))
+    return [Chain(_ROUTED, "mangle", (reply, *marks))]
+
+
+def _direct(shape: Shape, mark: Mark | None) -> Chain:
+    """Remember that the flow is direct, and the owner's mark beside it."""
+    rules = [NftRule("keep", SetMark(shape.marks.direct, "connection"))]
+    if mark is not None:
+        rules.append(NftRule("mark", SetMark(mark)))
+        rules.append(NftRule("keep-mark", SetMark(mark, "connection")))
+    return Chain(direct_chain(mark), "mangle", tuple(rules))
+
+
 def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
     """Mark for the listener; protocols that are not carried leave at the end."""
-    rules = []
-    if shape.fail_open:
-        for family in shape.families:
-            dead = (InSet("source", _ALIVE[family], negate=True),)
-            rules.append(NftRule(f"dead-{family}", Return(), dead, family))
+    rules = _dead(shape)
     # The mark stands before tproxy: without a listener nft goes on with the next rule, and an
     # unmarked packet would be routed on to its destination, past the proxy.
     rules.append(NftRule("mark", SetMark(mark), (shape.carried,)))
     if not shape.tproxy:
         rules.append(NftRule("keep", SetMark(mark, "connection"), (_TCP,)))
+    if shape.queue is not None and shape.udp and name == DIVERT:
+        # The listener's answer does this too, but until then each packet would be asked about.
+        rules.append(NftRule("keep-udp", SetMark(mark, "connection"), (_UDP,)))
     if name == DIVERT and shape.by_tproxy:
         rules += _to_listener(shape)
         if shape.fail_open:
@@ -312,6 +385,16 @@ def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
         else:
             rules.append(NftRule("no-listener", Drop(), (shape.by_tproxy,)))
     return Chain(name, "mangle", tuple(rules))
+
+
+def _dead(shape: Shape) -> list[NftRule]:
+    """Where the gateway fails open and has died, packets go where they want to."""
+    if not shape.fail_open:
+        return []
+    return [
+        NftRule(f"dead-{f}", Return(), (InSet("source", _ALIVE[f], negate=True),), f)
+        for f in shape.families
+    ]
 
 
 def _to_listener(shape: Shape) -> list[NftRule]:

@@ -76,6 +76,28 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
+class FromMac:
+    """Sent by one of these Ethernet addresses (never true in an output chain)."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WithDscp:
+    """Carries one of these code points, 0 to 63 (RFC 2474); only in a rule of one family."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedBy:
+    """Sent by a socket of one of these users or groups (output chains only)."""
+
+    kind: Literal["uid", "gid"]
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MarkIs:
     """Packet mark (or connmark) equals ``mark.value`` under ``mark.mask``."""
 
@@ -106,13 +128,6 @@ class TransparentSocket:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnedBy:
-    """Sent by a process of this user (output hook only)."""
-
-    uid: int
-
-
-@dataclass(frozen=True, slots=True)
 class InControlGroup:
     """Sent by a process of this control group (v2), by its path below the root (output hook only).
 
@@ -130,12 +145,14 @@ Match = (
     | Addresses
     | InSet
     | Ports
+    | FromMac
+    | WithDscp
+    | OwnedBy
     | MarkIs
     | DestinationType
     | ReplyDirection
     | Untracked
     | TransparentSocket
-    | OwnedBy
     | InControlGroup
 )
 
@@ -146,6 +163,16 @@ Match = (
 @dataclass(frozen=True, slots=True)
 class Count:
     """Count the packet and go on with the next rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write the packet's addresses to the kernel's log behind ``prefix``, and go on.
+
+    ``prefix`` has at most 28 characters (xt_LOG); at most ten lines a second are written.
+    """
+
+    prefix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +224,19 @@ class Tproxy:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """Let a program decide, by the packet queues ``first`` to ``last``, spread by addresses.
+
+    The packet comes back to the start of its hook with the mark that it was given. Where no
+    program listens it is dropped, or with ``bypass`` leaves the whole hook as it came.
+    """
+
+    first: int
+    last: int
+    bypass: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Redirect:
     """Rewrite the destination to this machine, ``port`` (nat hooks only)."""
 
@@ -210,7 +250,20 @@ class Reject:
     answer: Literal["tcp-reset", "icmp-port-unreachable", "icmp-admin-prohibited"]
 
 
-Verdict = Count | Accept | Drop | Return | Jump | Goto | SetMark | Tproxy | Redirect | Reject
+Verdict = (
+    Count
+    | Log
+    | Accept
+    | Drop
+    | Return
+    | Jump
+    | Goto
+    | SetMark
+    | Tproxy
+    | Queue
+    | Redirect
+    | Reject
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,215 +1,228 @@
-"""The owner's rules as netfilter rules: one chain in the order of the file, first match wins."""
+"""The owner's rules as netfilter rules, in the order of the file; first match wins.
+
+A rule that the kernel can judge becomes netfilter rules in the chain of its list. One that
+asks for more than that, alternatives or negations, becomes chains of its own: each tests one
+thing and goes on to one of two others, as in a flow chart. Nothing ever comes back from a
+chain, so whatever is decided ends where it is decided.
+
+Where the kernel cannot know whether a rule matches, packets for which it may match go to
+those who can (``Answers.ask``): they ask the whole policy, from its first rule.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2s
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from gateway.config.schema import Config, DirectOutbound, RejectOutbound
 from gateway.flow import Protocol
-from gateway.marks import SET_PREFIX
-from gateway.plan.model import (
-    Addresses,
-    AddressSet,
-    Chain,
-    Drop,
-    Family,
-    Goto,
-    InInterface,
-    InSet,
-    Match,
-    Network,
-    NftRule,
-    Ports,
-    RulePlacement,
-    Transport,
-    Verdict,
+from gateway.marks import Mark
+from gateway.plan.address_sets import AddressSets
+from gateway.plan.conditions import (
+    ALWAYS,
+    NEVER,
+    All,
+    AnyOf,
+    Doubt,
+    Expression,
+    Not,
+    Packets,
+    Test,
+    Variant,
+    doubts,
+    split,
 )
+from gateway.plan.model import Chain, Drop, Goto, Log, NftRule, Transport, Verdict
+from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
 
-Side = Literal["source", "destination"]
-Place = Literal["kernel", "listener", "both"]
-
 #: Chains that carry out what a rule says.
-DIRECT = "direct"
-REFUSE = "refuse"
-REFUSE_ICMP = "refuse_icmp"
+DIRECT: Final = "direct"
+REFUSE: Final = "refuse"
+REFUSE_ICMP: Final = "refuse_icmp"
+
+#: A list stands once for each rule that leads to it. Where that makes more rules than this in
+#: all, rules that lead to lists are left to those who are asked.
+RULES_LIMIT: Final = 4096
+_LOG_PREFIX: Final = 28
 
 _PLAIN_DIRECT = DirectOutbound(type="direct")
 
 
-def policy_chain(
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Where packets go: to be ``divert``ed, and to be decided by those who know more.
+
+    ``asked``: the protocols that may be asked about; of others, what the kernel cannot know
+    does not hold.
+    """
+
+    divert: str
+    ask: str
+    asked: tuple[Protocol, ...]
+
+
+def direct_chain(mark: Mark | None) -> str:
+    """The chain for direct flows whose packets carry a mark of the owner."""
+    return DIRECT if mark is None else f"{DIRECT}_{mark.value:x}_{mark.mask:x}"
+
+
+def policy_chains(
     name: str,
-    rules: Sequence[CompiledRule],
+    policy: Policy,
     config: Config,
-    families: Sequence[Family],
-    divert: str,
-) -> Chain:
-    """All rules as one chain; those that need the gateway itself go to the chain ``divert``."""
-    return Chain(
-        name,
-        "mangle",
-        tuple(
-            nft_rule
-            for rule in rules
-            for nft_rule in _nft_rules(
-                rule, _verdict(config, rule, divert), families, _carried(config)
-            )
-        ),
-    )
+    packets: Packets,
+    answers: Answers,
+    sets: AddressSets,
+) -> list[Chain]:
+    """All rules, from the chain ``name`` on; adds the sets that they refer to."""
+    return _Writer(name, policy.lists, config, packets, answers, sets).write(policy.rules)
 
 
-def prefix_lists(
-    rules: Sequence[CompiledRule], families: Sequence[Family]
-) -> Iterator[tuple[Network, ...]]:
-    """Every list of prefixes, each of one family, that the rules match against."""
-    for rule in rules:
-        for family in families:
-            # A rule that is not for this family has no list of it.
-            yield from _addresses(rule, family) or ()
+class _Writer:
+    """Writes a list from its end, since every rule must know where it goes on."""
+
+    def __init__(
+        self,
+        name: str,
+        lists: Mapping[str, Sequence[CompiledRule]],
+        config: Config,
+        packets: Packets,
+        answers: Answers,
+        sets: AddressSets,
+    ) -> None:
+        self._name = name
+        self._lists = lists
+        self._config = config
+        self._packets = packets
+        self._answers = answers
+        self._sets = sets
+        self._chains: list[Chain] = []
+        self._doubts: dict[Verdict, Verdict] = {}
+        self._starts: dict[tuple[str, Verdict], Verdict] = {}
+        self._written = 0
+
+    def write(self, rules: Sequence[CompiledRule]) -> list[Chain]:
+        """The chain of the list, and those that it leads to."""
+        first = Chain(self._name, "mangle", tuple(self._list(rules, [])))
+        return [first, *reversed(self._chains)]
+
+    def _list(self, rules: Sequence[CompiledRule], behind: list[NftRule]) -> list[NftRule]:
+        self._written += len(rules)
+        for rule in reversed(rules):
+            behind = self._rule(rule, behind)
+        return behind
+
+    def _rule(self, rule: CompiledRule, behind: list[NftRule]) -> list[NftRule]:
+        """The rule, with all that stands behind it in its list."""
+        test, others = split(rule, self._packets, self._sets)
+        if test == NEVER:
+            return behind
+        name = f"rule-{rule.index}"
+        if not others.parts and not rule.goto:
+            return [*_each(name, test, self._verdict(rule)), *behind]
+        if all(isinstance(part, Doubt) for part in others.parts) and not rule.goto:
+            return [*_each(name, self._asked(test), Goto(self._answers.ask)), *behind]
+        after = self._chain(behind)
+        matched = self._enter_list(rule.goto, after) if rule.goto else self._verdict(rule)
+        verdict = self._enter(others, matched, after, after)
+        otherwise = [] if test == ALWAYS else [NftRule(f"{name}-else", after)]
+        return [*_each(name, test, verdict), *otherwise]
+
+    def _doubt(self, after: Verdict) -> Verdict:
+        """Ask, or go on with the next rule where nobody may be asked."""
+        if after not in self._doubts:
+            ask = _each("ask", self._asked(ALWAYS), Goto(self._answers.ask))
+            self._doubts[after] = self._chain([*ask, NftRule("else", after)])
+        return self._doubts[after]
+
+    def _enter(self, asked: Expression, yes: Verdict, no: Verdict, after: Verdict) -> Verdict:
+        """What to do with a packet in order to go on by whether the expression holds.
+
+        ``after`` leads to the next rule. Chains are made from the last to the first, and what
+        is in doubt is asked last.
+        """
+        if yes == no:
+            return yes
+        match asked:
+            case Doubt():
+                return self._doubt(after)
+            case Not(inner):
+                return self._enter(inner, no, yes, after)
+            case All(parts):
+                for part in sorted(parts, key=_is_doubtful, reverse=True):
+                    yes = self._enter(part, yes, no, after)
+                return yes
+            case AnyOf(choices):
+                for choice in sorted(choices, key=_is_doubtful, reverse=True):
+                    no = self._enter(choice, yes, no, after)
+                return no
+            case Test():
+                if asked in (ALWAYS, NEVER):
+                    return yes if asked == ALWAYS else no
+                return self._chain([*_each("if", asked, yes), NftRule("else", no)])
+
+    def _enter_list(self, name: str, after: Verdict) -> Verdict:
+        """The first rule of a list, at whose end it goes on with ``after``."""
+        if self._written + len(self._lists[name]) > RULES_LIMIT:
+            return self._doubt(after)
+        key = (name, after)
+        if key not in self._starts:
+            self._starts[key] = self._chain(self._list(self._lists[name], [NftRule("end", after)]))
+        return self._starts[key]
+
+    def _asked(self, test: Test) -> Test:
+        """The same test, of packets that may be asked about."""
+        limited = (_of_protocols(variant, self._answers.asked) for variant in test.variants)
+        return Test(tuple(variant for variant in limited if variant is not None))
+
+    def _chain(self, rules: list[NftRule]) -> Verdict:
+        """Into a chain with these rules; a lone rule for all packets needs none."""
+        first = rules[0]
+        if not first.matches and first.family is None and not isinstance(first.verdict, Log):
+            return first.verdict
+        name = f"{self._name}_{len(self._chains) + 2}"
+        self._chains.append(Chain(name, "mangle", tuple(rules)))
+        return Goto(name)
+
+    def _verdict(self, rule: CompiledRule) -> Verdict:
+        verdict = self._answer(rule)
+        if rule.log and verdict != Goto(self._answers.divert):
+            text = rule.text.partition(" ")[0]
+            log = Log(f"gateway {text}"[: _LOG_PREFIX - 2] + ": ")
+            return self._chain([NftRule("log", log), NftRule("then", verdict)])
+        return verdict
+
+    def _answer(self, rule: CompiledRule) -> Verdict:
+        outbound = self._config.outbound(rule.outbound)
+        if outbound == _PLAIN_DIRECT:
+            return Goto(direct_chain(rule.mark))
+        if not isinstance(outbound, RejectOutbound):
+            return Goto(self._answers.divert)
+        if outbound.answer == "drop":
+            return Drop()
+        return Goto(REFUSE if outbound.answer == "tcp-reset" else REFUSE_ICMP)
 
 
-def address_sets(lists: Iterable[tuple[Network, ...]]) -> list[AddressSet]:
-    """The sets that ``address_match`` refers to for these lists, each once."""
-    families = {4: Family.V4, 6: Family.V6}
-    found = {set_name(prefixes): prefixes for prefixes in lists if needs_set(prefixes)}
-    return [AddressSet(name, families[p[0].version], p) for name, p in found.items()]
+def _each(name: str, test: Test, verdict: Verdict) -> Iterator[NftRule]:
+    for family, matches in test.variants:
+        yield NftRule(f"{name}-{family}" if family else name, verdict, matches, family)
 
 
-def placement(rule: CompiledRule, config: Config) -> RulePlacement:
-    """Where the rule is decided, and why there."""
-    return RulePlacement(rule.index, rule.text, *_place(rule, config))
+def _is_doubtful(expression: Expression) -> bool:
+    return bool(doubts(expression))
 
 
-def _place(rule: CompiledRule, config: Config) -> tuple[Place, str]:
-    if not rule.by_packet:
-        seen = " and ".join(protocol.upper() for protocol in _carried(config))
-        passing = "ICMP passes" if config.inbound.udp != "off" else "UDP and ICMP pass"
-        return "listener", f"the kernel diverts the {seen} that it may match; {passing} it by"
-    outbound = config.outbound(rule.outbound)
-    if outbound == _PLAIN_DIRECT:
-        return "kernel", "routed on, never enters the gateway"
-    if isinstance(outbound, RejectOutbound):
-        return "kernel", f"refused there ({outbound.answer})"
-    may_be = [p for p in Protocol if _may_be(rule, p)]
-    carried = [p.upper() for p in may_be if p in _carried(config)]
-    lost = [p.upper() for p in may_be if p not in _carried(config)]
-    not_carried = f"{' and '.join(lost)}: routed on, not proxied"
-    if not carried:
-        return "kernel", not_carried
-    diverted = " and ".join(carried)
-    reason = f"the kernel diverts {diverted}, the listener connects through {rule.outbound}"
-    return "both", f"{reason}; {not_carried}" if lost else reason
-
-
-def _carried(config: Config) -> tuple[Protocol, ...]:
-    """The protocols that listeners take."""
-    return (Protocol.TCP,) if config.inbound.udp == "off" else (Protocol.TCP, Protocol.UDP)
-
-
-def _may_be(rule: CompiledRule, protocol: Protocol) -> bool:
-    return not rule.protocols or protocol in rule.protocols
-
-
-def needs_set(prefixes: Sequence[Network]) -> bool:
-    """One prefix stands in the rule itself; more go to a set."""
-    return len(prefixes) > 1
-
-
-def set_name(prefixes: Sequence[Network]) -> str:
-    """The name of the set with these prefixes.
-
-    It is a digest of the content: a changed list is a new set, so on a reload the chains in
-    use never see a list that belongs to other rules, whatever the order of the changes.
-    """
-    text = ",".join(map(str, prefixes))
-    digest = blake2s(text.encode(), digest_size=5).hexdigest()
-    return f"{SET_PREFIX}v{prefixes[0].version}_{digest}"
-
-
-def address_match(side: Side, prefixes: tuple[Network, ...]) -> tuple[Match, ...]:
-    """The match for prefixes of one family; none at all where they are the whole family."""
-    if needs_set(prefixes):
-        return (InSet(side, set_name(prefixes)),)
-    if not prefixes or prefixes[0].prefixlen == 0:
-        return ()
-    return (Addresses(side, prefixes),)
-
-
-def of_family(networks: Iterable[Network], family: Family) -> tuple[Network, ...]:
-    """The members of one family, in order."""
-    version = 4 if family is Family.V4 else 6
-    return tuple(network for network in networks if network.version == version)
-
-
-def _verdict(config: Config, rule: CompiledRule, divert: str) -> Verdict:
-    if not rule.by_packet:
-        return Goto(divert)
-    outbound = config.outbound(rule.outbound)
-    if outbound == _PLAIN_DIRECT:
-        return Goto(DIRECT)
-    if not isinstance(outbound, RejectOutbound):
-        return Goto(divert)
-    if outbound.answer == "drop":
-        return Drop()
-    return Goto(REFUSE if outbound.answer == "tcp-reset" else REFUSE_ICMP)
-
-
-def _nft_rules(
-    rule: CompiledRule,
-    verdict: Verdict,
-    families: Sequence[Family],
-    carried: tuple[Protocol, ...],
-) -> Iterator[NftRule]:
-    protocols = rule.protocols
-    if not rule.by_packet:
-        # What no listener sees goes on to the rules below.
-        protocols = tuple(protocol for protocol in carried if _may_be(rule, protocol))
-        if not protocols:
-            return
-    common = _common_matches(rule, protocols)
-    name = f"rule-{rule.index}"
-    if rule.source is None and rule.destination is None and not rule.destinations:
-        yield NftRule(name, verdict, common)
-        return
-    for family in families:
-        addresses = _addresses(rule, family)
-        if addresses is not None:
-            source, destination = addresses
-            matches = (
-                *common,
-                *address_match("source", source),
-                *address_match("destination", destination),
-            )
-            yield NftRule(f"{name}-{family}", verdict, matches, family)
-
-
-def _addresses(
-    rule: CompiledRule, family: Family
-) -> tuple[tuple[Network, ...], tuple[Network, ...]] | None:
-    """Source and destination prefixes of one family, ``()`` for any.
-
-    None where the rule asks for addresses of the other family only.
-    """
-    sides = []
-    for networks in (rule.source, rule.destination_networks()):
-        members = of_family(networks or (), family)
-        if networks is not None and not members:
-            return None
-        sides.append(members)
-    return sides[0], sides[1]
-
-
-def _common_matches(rule: CompiledRule, protocols: tuple[Protocol, ...]) -> tuple[Match, ...]:
-    """The matches that know no family."""
-    matches: list[Match] = []
-    if rule.interfaces:
-        matches.append(InInterface(rule.interfaces))
-    if protocols:
-        matches.append(Transport(protocols))
-    if rule.source_ports:
-        matches.append(Ports("source", rule.source_ports))
-    if rule.ports:
-        matches.append(Ports("destination", rule.ports))
-    return tuple(matches)
+def _of_protocols(variant: Variant, asked: tuple[Protocol, ...]) -> Variant | None:
+    """The variant for these protocols alone; None where it is for none of them."""
+    if len(asked) == len(Protocol):
+        return variant
+    matches = variant.matches
+    for place, match in enumerate(matches):
+        if isinstance(match, Transport):
+            both = tuple(protocol for protocol in match.protocols if protocol in asked)
+            limited = replace(match, protocols=both)
+            kept = (*matches[:place], limited, *matches[place + 1 :])
+            return variant._replace(matches=kept) if both else None
+    return variant._replace(matches=(Transport(asked), *matches))

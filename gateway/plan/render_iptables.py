@@ -85,4 +85,4 @@ def _extension(extension: XtExtension) -> Iterator[str]:
         if option.negate:
             yield "!"
         yield f"--{option.name}"
-        yield from option.values
+        yield from (f'"{value}"' if " " in value else value for value in option.values)

@@ -16,18 +16,21 @@ from gateway.plan.model import (
     DestinationType,
     Drop,
     Family,
+    FromMac,
     Goto,
     Hook,
     InControlGroup,
     InInterface,
     InSet,
     Jump,
+    Log,
     MarkIs,
     Match,
     NftRule,
     OwnedBy,
     Plan,
     Ports,
+    Queue,
     Redirect,
     Reject,
     ReplyDirection,
@@ -38,6 +41,7 @@ from gateway.plan.model import (
     Transport,
     Untracked,
     Verdict,
+    WithDscp,
 )
 
 #: Removes the table, whether or not it is there: naming it first makes it be there.
@@ -102,7 +106,7 @@ def _rule(rule: NftRule) -> str:
     return " ".join([*parts, _verdict(rule.verdict, rule.family), f'comment "{rule.tag}"'])
 
 
-def _match(match: Match, family: Family | None) -> str:  # noqa: C901 - one case for each match
+def _match(match: Match, family: Family | None) -> str:  # noqa: C901 - a case a type
     match match:
         case InInterface(names):
             quoted = (f'"{name}"' for name in names)
@@ -116,6 +120,12 @@ def _match(match: Match, family: Family | None) -> str:  # noqa: C901 - one case
         case Ports(side, ranges):
             ports = (str(low) if low == high else f"{low}-{high}" for low, high in ranges)
             return f"th {_SIDE[side]}port {_any_of(ports)}"
+        case FromMac(addresses):
+            return f"ether saddr {_any_of(addresses)}"
+        case WithDscp(values):
+            return f"{_keyword(family)} dscp {_any_of(map(str, values))}"
+        case OwnedBy(kind, ids):
+            return f"meta sk{kind} {_any_of(map(str, ids))}"
         case MarkIs(mark, of):
             return f"{_mark(of)} & {mark.mask:#010x} == {mark.value:#010x}"
         case DestinationType(types):
@@ -128,8 +138,6 @@ def _match(match: Match, family: Family | None) -> str:  # noqa: C901 - one case
             # A listener on the wildcard address is another program's: it would take from the
             # LAN all connections to its port, wherever they go.
             return "socket transparent 1 socket wildcard 0"
-        case OwnedBy(uid):
-            return f"meta skuid {uid}"
         case InControlGroup(path):
             return f'socket cgroupv2 level {path.count("/") + 1} "{path}"'
         case _:
@@ -141,6 +149,8 @@ def _verdict(verdict: Verdict, family: Family | None) -> str:
     match verdict:
         case Count():
             return "counter"
+        case Log(prefix):
+            return f'limit rate 10/second log prefix "{prefix}"'
         case Drop():
             return "counter drop"
         case Accept() | Return():
@@ -154,6 +164,9 @@ def _verdict(verdict: Verdict, family: Family | None) -> str:
         case Tproxy(port):
             # The mark alone does not end the chain where a listener was found; accept does.
             return f"tproxy {_LISTENER[_known(family)]}:{port} counter accept"
+        case Queue(first, last, bypass):
+            numbers = str(first) if first == last else f"{first}-{last}"
+            return f"counter queue {'flags bypass ' if bypass else ''}to {numbers}"
         case Redirect(port):
             return f"counter redirect to :{port}"
         case Reject(answer):

@@ -23,17 +23,20 @@ from gateway.plan.model import (
     DestinationType,
     Drop,
     Family,
+    FromMac,
     Goto,
     InControlGroup,
     InInterface,
     InSet,
     Jump,
+    Log,
     MarkIs,
     Match,
     NftRule,
     OwnedBy,
     Plan,
     Ports,
+    Queue,
     Redirect,
     Reject,
     ReplyDirection,
@@ -44,6 +47,7 @@ from gateway.plan.model import (
     Transport,
     Untracked,
     Verdict,
+    WithDscp,
 )
 
 TableName = Literal["mangle", "nat", "filter"]
@@ -159,6 +163,8 @@ def _chain(chain: Chain, family: Family) -> XtChain:
 def _rules(rule: NftRule, family: Family) -> Iterator[XtRule]:
     target, goto = _target(rule.verdict, family)
     bare = XtRule(tag=rule.tag, target=target, goto=goto)
+    if isinstance(rule.verdict, Log):
+        bare = replace(bare, matches=(_extension("limit", "limit", "10/second"),))
     for combination in product(*(_alternatives(match, family) for match in rule.matches)):
         made = bare
         for part in combination:
@@ -187,7 +193,7 @@ def _with(rule: XtRule, part: _Part) -> XtRule:
             return replace(rule, destination=value)
 
 
-def _alternatives(match: Match, family: Family) -> list[_Part]:  # noqa: C901 - one case for each match
+def _alternatives(match: Match, family: Family) -> list[_Part]:  # noqa: C901 - a case a type
     """What one match becomes: any one of these, each in a rule of its own."""
     match match:
         case InInterface(names):
@@ -201,6 +207,12 @@ def _alternatives(match: Match, family: Family) -> list[_Part]:  # noqa: C901 - 
         case Ports(side, ranges):
             option = "sports" if side == "source" else "dports"
             return [_extension("multiport", option, ports) for ports in _multiport(ranges)]
+        case FromMac(addresses):
+            return [_extension("mac", "mac-source", address) for address in addresses]
+        case WithDscp(values):
+            return [_extension("dscp", "dscp", f"{value:#04x}") for value in values]
+        case OwnedBy(kind, ids):
+            return [_extension("owner", f"{kind}-owner", str(number)) for number in ids]
         case MarkIs(mark, of):
             return [_extension("mark" if of == "packet" else "connmark", "mark", str(mark))]
         case DestinationType(types):
@@ -212,8 +224,6 @@ def _alternatives(match: Match, family: Family) -> list[_Part]:  # noqa: C901 - 
         case TransparentSocket():
             # Without --nowildcard, listeners on the wildcard address are left out.
             return [_extension("socket", "transparent")]
-        case OwnedBy(uid):
-            return [_extension("owner", "uid-owner", str(uid))]
         case InControlGroup(path):
             return [_extension("cgroup", "path", path)]
         case _:
@@ -256,6 +266,8 @@ def _target(verdict: Verdict, family: Family) -> tuple[XtExtension, bool]:
             # Every rule counts; python-iptables cannot commit one without a target, so this
             # one sets no bit of the mark.
             return _extension("MARK", "set-xmark", "0x0/0x0"), False
+        case Log(prefix):
+            return _extension("LOG", "log-prefix", prefix), False
         case Accept() | Drop() | Return():
             return XtExtension(type(verdict).__name__.upper()), False
         case Jump(chain):
@@ -268,9 +280,20 @@ def _target(verdict: Verdict, family: Family) -> tuple[XtExtension, bool]:
         case Tproxy(port):
             options = (XtOption("on-port", (str(port),)), XtOption("on-ip", (LOOPBACK[family],)))
             return XtExtension("TPROXY", options), False
+        case Queue(first, last, bypass):
+            return XtExtension("NFQUEUE", tuple(_queue_options(first, last, bypass))), False
         case Redirect(port):
             return _extension("REDIRECT", "to-ports", str(port)), False
         case Reject(answer):
             return _extension("REJECT", "reject-with", _REJECT[family][answer]), False
         case _:
             assert_never(verdict)
+
+
+def _queue_options(first: int, last: int, bypass: bool) -> Iterator[XtOption]:
+    if first == last:
+        yield XtOption("queue-num", (str(first),))
+    else:
+        yield XtOption("queue-balance", (f"{first}:{last}",))
+    if bypass:
+        yield XtOption("queue-bypass")

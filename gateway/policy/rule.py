@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import lru_cache
-from itertools import chain
 from typing import Protocol as Interface
 
 from gateway.flow import Protocol
 from gateway.marks import Mark
 from gateway.policy.names import NamePatterns
-from gateway.policy.prefixes import Network, PrefixSet, interval
+from gateway.policy.prefixes import Network
 
 PortRanges = tuple[tuple[int, int], ...]
 
@@ -95,26 +93,7 @@ class Condition:
     none_of: tuple[Condition, ...] = ()
 
 
-@lru_cache(maxsize=4)
-def _allowed(
-    written: tuple[Network, ...] | None, groups: tuple[Destinations, ...]
-) -> tuple[Network, ...] | None:
-    """Remembered, because a plan asks several times for what may be half a million prefixes."""
-    allowed = None if written is None else PrefixSet.from_networks(written)
-    for group in groups:
-        if any(each.domains for each in group.sets):
-            continue
-        inside = (each.prefixes.intervals() for each in group.sets if each.prefixes)
-        asked = PrefixSet.from_intervals([*map(interval, group.networks), *chain(*inside)])
-        allowed = asked if allowed is None else allowed & asked
-    return None if allowed is None else allowed.networks
-
-
 _KEYS = tuple((field.name, field.default) for field in fields(Condition))
-#: Fields that are read off every packet; the others take the gateway to learn or to compare.
-PACKET_KEYS = frozenset(
-    {"source", "destination", "destinations", "ports", "source_ports", "protocols", "interfaces"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,23 +119,7 @@ class CompiledRule(Condition):
         """The fields that ask something."""
         return frozenset(name for name, nothing in _KEYS if getattr(self, name) != nothing)
 
-    def destination_networks(self) -> tuple[Network, ...] | None:
-        """The addresses that all demands on the destination allow; None for any.
-
-        For the kernel: it takes time in proportion to the sets. A demand that a name may
-        meet allows any address.
-        """
-        if not self.destinations:
-            return self.destination
-        return _allowed(self.destination, self.destinations)
-
     @property
     def is_catch_all(self) -> bool:
         """Whether it decides every flow."""
         return not self.asked and not self.goto
-
-    @property
-    def by_packet(self) -> bool:
-        """Whether a packet's headers and arrival tell whether it matches, and it decides."""
-        by_name = any(each.domains for group in self.destinations for each in group.sets)
-        return self.asked <= PACKET_KEYS and not self.goto and not by_name

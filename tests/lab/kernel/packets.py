@@ -1,4 +1,4 @@
-"""Ethernet frames with the first packet of a flow, as a LAN host would send it.
+"""The first packet of a flow, byte by byte, as a LAN host or this machine would send it.
 
 Each carries a number of its own, 64 bits behind its IP header, so that it can be told from
 others wherever it comes out: the acknowledgement field of a SYN, the payload of UDP and ICMP.
@@ -17,8 +17,15 @@ _SYN = 0x5002  # data offset 5, SYN
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 
 
-def frame(facts: FlowFacts, number: int, to_mac: bytes, from_mac: bytes) -> bytes:
-    """The frame. ``number`` is what it can be recognised by."""
+def frame(facts: FlowFacts, number: int, to_mac: bytes) -> bytes:
+    """The Ethernet frame of a LAN host."""
+    from_mac = bytes.fromhex((facts.mac or "").replace(":", ""))
+    etherype = _ETHERTYPE[ip_address(facts.source.host).version]
+    return to_mac + from_mac + struct.pack("!H", etherype) + packet(facts, number)
+
+
+def packet(facts: FlowFacts, number: int) -> bytes:
+    """The IP packet. ``number`` is what it can be recognised by."""
     source, destination = ip_address(facts.source.host), ip_address(facts.destination.host)
     protocol = _NUMBERS[facts.protocol]
     if source.version == 6 and facts.protocol is Protocol.ICMP:
@@ -28,14 +35,15 @@ def frame(facts: FlowFacts, number: int, to_mac: bytes, from_mac: bytes) -> byte
     if protocol != _NUMBERS[Protocol.ICMP]:
         pseudo = source.packed + destination.packed + struct.pack("!II", len(payload), protocol)
     payload = _with(payload, checksum_at, _checksum(pseudo + payload))
+    dscp = facts.dscp or 0
     if source.version == 4:
-        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0)
+        head = struct.pack("!BBHHHBBH", 0x45, dscp << 2, 20 + len(payload), 0, 0, 64, protocol, 0)
         head += source.packed + destination.packed
         head = _with(head, 10, _checksum(head))
     else:
-        head = struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64)
+        head = struct.pack("!IHBB", 6 << 28 | dscp << 22, len(payload), protocol, 64)
         head += source.packed + destination.packed
-    return to_mac + from_mac + struct.pack("!H", _ETHERTYPE[source.version]) + head + payload
+    return head + payload
 
 
 def _payload(facts: FlowFacts, number: int, protocol: int) -> tuple[bytes, int]:

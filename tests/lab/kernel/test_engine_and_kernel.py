@@ -7,16 +7,19 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policies import all_flows, configs
+from policies import CONFIG, all_flows, policies
 
-from gateway.config.schema import Config
+from gateway.decision import Decision, Undecided
 from gateway.flow import FlowFacts, Protocol
 from gateway.kernel.applier import Applier
+from gateway.kernel.probe import probe_host
+from gateway.plan.backend import QUEUE_NEEDS
 from gateway.plan.build import build_plan
 from gateway.plan.host import Feature, HostFacts
 from gateway.plan.model import Backend
-from gateway.policy.compile import compile_policy
+from gateway.policy.engine import Policy
 
+from .answering import Answering
 from .witness import Router
 
 HOST = HostFacts(features={"ipv6": Feature(True, "")})
@@ -27,7 +30,8 @@ FATES = {
     "icmp": "refuse_icmp",
     "silent": "drop",
 }
-FLOWS = all_flows()
+#: Of all flows, every so many-th is tried on a policy.
+EVERY = 5
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +62,67 @@ def fate(outbound: str, flow: FlowFacts) -> str:
     return FATES[outbound] if carried or FATES[outbound] != "divert" else "direct"
 
 
-@settings(max_examples=8)
-@given(config=configs(), mode=st.sampled_from(["tproxy", "redirect"]))
+@settings(max_examples=6, report_multiple_bugs=False)
+@given(
+    policy=policies(), mode=st.sampled_from(["tproxy", "redirect"]), start=st.integers(0, EVERY - 1)
+)
 def test_packets_meet_what_the_engine_decides(
-    router: Router, applier: Applier, backend: Backend, config: Config, mode: str
+    router: Router, applier: Applier, backend: Backend, policy: Policy, mode: str, start: int
 ) -> None:
-    inbound = config.inbound.model_copy(update={"tcp": mode})
-    config = config.model_copy(update={"inbound": inbound})
-    policy = compile_policy(config, {})
+    inbound = CONFIG.inbound.model_copy(update={"tcp": mode})
+    config = CONFIG.model_copy(update={"inbound": inbound})
     router.ns.call(applier.apply, build_plan(config, policy, HOST, backend))
-    wanted = [fate(policy.decide(flow).outbound, flow) for flow in FLOWS]
-    found = router.fates(FLOWS)
+    flows = all_flows()[start::EVERY]
+    wanted = [fate(policy.settle(flow).outbound, flow) for flow in flows]
+    found = router.fates(flows)
     wrong = [
         (flow, here, there)
-        for flow, here, there in zip(FLOWS, wanted, found, strict=True)
+        for flow, here, there in zip(flows, wanted, found, strict=True)
         if here != there
     ]
-    assert not wrong
+    assert not wrong, policy.rules
+
+
+@pytest.fixture(scope="module")
+def answering(router: Router, backend: Backend) -> Iterator[Answering]:
+    facts = router.ns.call(probe_host, backend.value, nfqueue=True)
+    needed = QUEUE_NEEDS[backend]
+    missing = [f"{name}: {facts.features[name].detail}" for name in needed if not facts.has(name)]
+    if missing:
+        pytest.skip("; ".join(missing))
+    answering = Answering()
+    router.ns.call(answering.open)
+    yield answering
+    answering.close()
+
+
+@settings(max_examples=6, report_multiple_bugs=False)
+@given(policy=policies(doubtful=True), start=st.integers(0, EVERY - 1))
+def test_the_queue_decides_what_the_kernel_cannot(
+    router: Router,
+    answering: Answering,
+    applier: Applier,
+    backend: Backend,
+    policy: Policy,
+    start: int,
+) -> None:
+    """By the first packet alone, where that tells; and the listener gets the others."""
+    inbound = CONFIG.inbound.model_copy(update={"classify": "nfqueue"})
+    config = CONFIG.model_copy(update={"inbound": inbound})
+    answering.decide_by(policy)
+    router.ns.call(applier.apply, build_plan(config, policy, HOST, backend))
+    flows = [flow for flow in all_flows() if flow.interface][start::EVERY]
+    wanted = []
+    for flow in flows:
+        answer: Decision | Undecided = policy.settle(flow, 0)
+        if flow.protocol is Protocol.TCP:
+            answer = policy.decide(flow, 0)
+        undecided = isinstance(answer, Undecided)
+        wanted.append("divert" if undecided else fate(answer.outbound, flow))
+    found = router.fates(flows)
+    wrong = [
+        (flow, here, there)
+        for flow, here, there in zip(flows, wanted, found, strict=True)
+        if here != there
+    ]
+    assert not wrong, policy.rules

@@ -1,4 +1,4 @@
-"""What becomes of packets on a router: sent in from its LANs, and looked for where they come out.
+"""What becomes of packets on a router: sent from its LANs or by itself, seen where they come out.
 
 The witness is an nftables table of its own, whatever backend carries the plan. It ends each
 packet where it has seen it, so that no flow is ever established, and packets with the same
@@ -7,23 +7,28 @@ addresses and ports can be sent again.
 
 from __future__ import annotations
 
+import ctypes
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
+
+from policies import GID, UIDS
 
 from gateway.flow import FlowFacts
 from gateway.kernel import libnftables
-from gateway.kernel.sockets import open_listener
+from gateway.kernel.sockets import family_of, open_listener
 from gateway.lab.process import wait_until
 from gateway.marks import DEFAULT_TCP_PORT, Marks
 
 from .namespace import Namespace
-from .packets import frame
+from .packets import frame, packet
 
 #: Frames sent before the router has to have caught up.
 _BURST = 300
 _MARKS = Marks()
-FAR_MAC = bytes.fromhex("020000000001")
+#: Outside our bits: what tells packets of the test from others that this machine sends.
+_TEST_MARK = 0x40
 
 #: Behind the diversion's chains, before those that answer what is refused.
 _TABLE = f"""
@@ -35,6 +40,11 @@ table inet witness {{
         size 65535
         flags dynamic
     }}
+    set sent {{
+        typeof @th,64,32 . meta mark
+        size 65535
+        flags dynamic
+    }}
     set delivered {{
         typeof @th,64,32 . meta mark
         size 65535
@@ -42,7 +52,16 @@ table inet witness {{
     }}
     chain early {{
         type filter hook prerouting priority -400
-        ether saddr {FAR_MAC.hex(":")} counter name arrived
+        ether saddr & ff:ff:ff:ff:ff:00 == 02:00:00:00:00:00 counter name arrived
+    }}
+    chain own_early {{
+        type filter hook output priority -400
+        meta mark & {_TEST_MARK:#x} != 0 counter name arrived
+    }}
+    chain output {{
+        type filter hook output priority -10
+        meta mark & {_TEST_MARK:#x} == 0 accept
+        add @sent {{ @th,64,32 . meta mark & {_MARKS.mask:#x} }} drop
     }}
     chain forward {{
         type filter hook forward priority -10
@@ -54,8 +73,21 @@ table inet witness {{
     }}
 }}
 """
-_FORWARDED = {0: "direct", _MARKS.refuse.value: "refuse", _MARKS.refuse_icmp.value: "refuse_icmp"}
-_DELIVERED = {_MARKS.divert.value: "divert"}
+_FATES = {
+    0: "direct",
+    _MARKS.refuse.value: "refuse",
+    _MARKS.refuse_icmp.value: "refuse_icmp",
+    _MARKS.divert.value: "divert",
+    _MARKS.divert_own.value: "divert",
+}
+#: Numbers from here on are of packets that interfaces send when they come up (IGMP, MLD).
+_OTHERS = 1 << 16
+#: Which of them there can be where packets are looked for.
+_PLACES = {
+    "forwarded": {"direct", "refuse", "refuse_icmp"},
+    "delivered": {"divert"},
+    "sent": {"direct", "refuse", "refuse_icmp", "divert"},
+}
 
 
 class Router:
@@ -74,6 +106,11 @@ class Router:
             """
         )
         self.ns.call(libnftables.run, _TABLE)
+        self._own = {
+            (family, uid): self.ns.call(_open_raw, family, uid)
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for uid in UIDS
+        }
         self._lans = {name: self.ns.call(_open, name) for name in ("lan0", "lan1")}
         # Without a listener that takes it, what is to be diverted is dropped.
         self._listeners = [
@@ -85,27 +122,40 @@ class Router:
     def close(self) -> None:
         for sender, _ in self._lans.values():
             sender.close()
-        for listener in self._listeners:
-            listener.close()
+        for opened in (*self._listeners, *self._own.values()):
+            opened.close()
         self.ns.close()
 
     def fates(self, flows: Sequence[FlowFacts]) -> list[str]:
         """What becomes of the first packet of each flow.
 
-        ``direct``: forwarded without a mark of ours. ``refuse``, ``refuse_icmp``: on its way to
-        the rules that answer so. ``divert``: given to a local listener. ``drop``: gone.
+        ``direct``: forwarded or sent without a mark of ours. ``refuse``, ``refuse_icmp``: on its
+        way to the rules that answer so. ``divert``: given to a local listener, or, of this
+        machine, on its way there. ``drop``: gone.
         """
-        for name in ("forwarded", "delivered"):
-            self._nft(f"flush set inet witness {name}")
+        for place in _PLACES:
+            self._nft(f"flush set inet witness {place}")
         for start in range(0, len(flows), _BURST):
             for number in range(start, min(start + _BURST, len(flows))):
-                sender, mac = self._lans[flows[number].interface]
-                sender.send(frame(flows[number], number, mac, FAR_MAC))
+                self._send(flows[number], number)
                 self._arrived += 1
             wait_until(lambda: self._count() >= self._arrived, "the packets to arrive")
-        fates = {number: _FORWARDED[mark] for number, mark in self._seen("forwarded")}
-        fates |= {number: _DELIVERED[mark] for number, mark in self._seen("delivered")}
-        return [fates.get(number, "drop") for number in range(len(flows))]
+        fates = dict.fromkeys(range(len(flows)), "drop")
+        for place, possible in _PLACES.items():
+            for number, mark in self._seen(place):
+                assert fates[number] == "drop", "a packet was seen twice"
+                assert _FATES[mark] in possible, f"{flows[number]} is {place} with {mark:#x}"
+                fates[number] = _FATES[mark]
+        return list(fates.values())
+
+    def _send(self, flow: FlowFacts, number: int) -> None:
+        if flow.interface:
+            sender, mac = self._lans[flow.interface]
+            sender.send(frame(flow, number, mac))
+        elif flow.owner is not None and flow.owner.uid is not None:
+            sender = self._own[family_of(flow.destination.host), flow.owner.uid]
+            with suppress(PermissionError):  # what is dropped on its way out
+                sender.sendto(packet(flow, number), (flow.destination.host, 0))
 
     def _count(self) -> int:
         listed = self._query("list counter inet witness arrived")
@@ -113,7 +163,8 @@ class Router:
 
     def _seen(self, name: str) -> list[tuple[int, int]]:
         found = self._query(f"list set inet witness {name}")[0]["set"]
-        return [tuple(element["concat"]) for element in found.get("elem", ())]
+        seen = [tuple(element["concat"]) for element in found.get("elem", ())]
+        return [(number, mark) for number, mark in seen if number < _OTHERS]
 
     def _nft(self, command: str) -> None:
         self.ns.call(libnftables.run, command)
@@ -130,3 +181,18 @@ def _open(name: str) -> tuple[socket.socket, bytes]:
         near.bind((name, 0))
         mac: bytes = near.getsockname()[4]
     return sender, mac
+
+
+def _open_raw(family: int, uid: int) -> socket.socket:
+    """For whole packets, as a program of that user would send them."""
+    # As thread, not as process: setfsuid(2) changes what new files, and sockets, belong to.
+    libc = ctypes.CDLL(None)
+    libc.setfsgid(GID)
+    libc.setfsuid(uid)
+    try:
+        opened = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    finally:
+        libc.setfsuid(0)
+        libc.setfsgid(0)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _TEST_MARK)
+    return opened

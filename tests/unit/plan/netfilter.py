@@ -8,18 +8,23 @@ from ipaddress import ip_address, ip_network
 from gateway.flow import FlowFacts, Protocol
 from gateway.plan.model import (
     Addresses,
+    Chain,
     Drop,
     Family,
+    FromMac,
     Goto,
     InInterface,
     InSet,
+    Log,
     Match,
     Network,
     NftRule,
+    OwnedBy,
     Ports,
     Transport,
+    WithDscp,
 )
-from gateway.plan.xt import XtExtension, XtRule
+from gateway.plan.xt import XtChain, XtExtension, XtRule
 
 Sets = Mapping[str, Sequence[Network]]
 
@@ -28,26 +33,43 @@ def family_of(packet: FlowFacts) -> Family:
     return Family.V6 if ":" in packet.source.host else Family.V4
 
 
-def walk(rules: Iterable[NftRule], packet: FlowFacts, sets: Sets) -> str:
-    """The chain that the packet is sent to, or ``drop``."""
+def walk(chains: Iterable[Chain], start: str, packet: FlowFacts, sets: Sets) -> str:
+    """The chain of an answer that the packet is sent to, or ``drop``."""
+    by_name = {chain.name: chain.rules for chain in chains if chain.name.startswith(start)}
+    chain = start
+    while chain in by_name:
+        chain = _walk_one(by_name[chain], packet, sets)
+    return chain
+
+
+def _walk_one(rules: Iterable[NftRule], packet: FlowFacts, sets: Sets) -> str:
     for rule in rules:
         if rule.family in (None, family_of(packet)) and all(
             _holds(match, packet, sets) for match in rule.matches
         ):
             if isinstance(rule.verdict, Goto):
                 return rule.verdict.chain
-            assert isinstance(rule.verdict, Drop)
-            return "drop"
+            if not isinstance(rule.verdict, Log):
+                assert isinstance(rule.verdict, Drop)
+                return "drop"
     raise AssertionError("the packet fell through")
 
 
-def walk_xt(rules: Iterable[XtRule], packet: FlowFacts, sets: Sets) -> str:
+def walk_xt(chains: Iterable[XtChain], start: str, packet: FlowFacts, sets: Sets) -> str:
     """The same for xtables' rules."""
+    by_name = {chain.name: chain.rules for chain in chains if chain.name.startswith(start)}
+    chain = start
+    while chain in by_name:
+        chain = _walk_one_xt(by_name[chain], packet, sets)
+    return chain.removeprefix("GATEWAY_").lower()
+
+
+def _walk_one_xt(rules: Iterable[XtRule], packet: FlowFacts, sets: Sets) -> str:
     for rule in rules:
-        if _xt_holds(rule, packet, sets):
+        if _xt_holds(rule, packet, sets) and rule.target.name != "LOG":
             if not rule.goto:
                 assert rule.target.name == "DROP"
-            return rule.target.name.removeprefix("GATEWAY_").lower()
+            return rule.target.name
     raise AssertionError("the packet fell through")
 
 
@@ -65,6 +87,12 @@ def _holds(match: Match, packet: FlowFacts, sets: Sets) -> bool:
             assert packet.protocol in ("tcp", "udp"), "ports are read of TCP and UDP only"
             port = getattr(packet, side).port
             return any(low <= port <= high for low, high in ranges)
+        case FromMac(addresses):
+            return packet.mac in addresses
+        case WithDscp(values):
+            return packet.dscp in values
+        case OwnedBy(kind, ids):
+            return packet.owner is not None and getattr(packet.owner, kind) in ids
     raise AssertionError(f"no rule of the owner has {match}")
 
 
@@ -110,4 +138,15 @@ def _xt_match(match: XtExtension, packet: FlowFacts, sets: Sets) -> bool:
             port = getattr(packet, side).port
             bounds = [text.split(":") for text in option.values[0].split(",")]
             return any(int(b[0]) <= port <= int(b[-1]) for b in bounds)
+        case "mac", "mac-source":
+            return packet.mac == option.values[0]
+        case "dscp", "dscp":
+            return packet.dscp == int(option.values[0], 16)
+        case "owner", "uid-owner" | "gid-owner":
+            return (
+                packet.owner is not None
+                and str(getattr(packet.owner, option.name[:3])) == (option.values[0])
+            )
+        case "limit", _:
+            return True
     raise AssertionError(f"no rule of the owner has {match}")

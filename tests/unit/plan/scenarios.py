@@ -63,12 +63,14 @@ def _config(
     lan: dict[str, Any] | None = None,
     inbound: dict[str, Any] | None = None,
     outbounds: dict[str, Any] | None = None,
+    lists: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     return {
         "lan": lan or {"interfaces": ["lan0", "lan1"], "subnets": SUBNETS},
         "inbound": inbound or {},
         "outbounds": {**HOME, **(outbounds or {})},
         "rules": [*rules, {"to": "home"}],
+        "lists": lists or {},
     }
 
 
@@ -120,6 +122,29 @@ SCENARIOS = {
     ),
     "one_armed": Scenario(
         _config(lan={"interfaces": "lan0.7"}, inbound={"host_firewall": "leave"}), ONE_ARMED
+    ),
+    "queue": Scenario(
+        _config(
+            {"subnet": "kids", "domain": "+.video.example", "to": "reject"},
+            {"any": [{"port": 22}, {"domain": "git.example"}], "to": "direct"},
+            inbound={"classify": "nfqueue"},
+        )
+    ),
+    "queue_open": Scenario(
+        _config(
+            {"domain": "+.video.example", "to": "reject"},
+            inbound={"classify": "nfqueue", "on_failure": "open", "tcp": "redirect"},
+        )
+    ),
+    "kernel_keys": Scenario(
+        _config(
+            {"device": "02:00:00:00:00:07", "to": "direct", "mark": "0x10/0xf0"},
+            {"dscp": [46, 34], "not": [{"port": 443}, {"subnet": "kids"}], "to": "direct"},
+            {"uid": [1000, 1001], "gid": 100, "to": "direct", "log": True},
+            {"subnet": "kids", "goto": "evening"},
+            lan={"interfaces": "lan0", "subnets": SUBNETS, "this_machine": True},
+            lists={"evening": [{"port": 25, "to": "reject"}]},
+        )
     ),
     "all_direct": Scenario(_config({"to": "direct"})),
     "all_direct_redirect": Scenario(_config({"to": "direct"}, inbound={"tcp": "redirect"})),

@@ -202,8 +202,8 @@ def test_host_route_to_what_is_near() -> None:
 @pytest.mark.parametrize("backend", Backend)
 def test_a_program_on_this_machine_is_not_diverted(backend: Backend) -> None:
     for outbound, match in (
-        ({"uid": "proxy"}, OwnedBy(13)),
-        ({"uid": 4242}, OwnedBy(4242)),
+        ({"uid": "proxy"}, OwnedBy("uid", (13,))),
+        ({"uid": 4242}, OwnedBy("uid", (4242,))),
         ({"cgroup": "a/b"}, InControlGroup("a/b", 77)),
     ):
         made = config(server="127.0.0.1", **outbound)

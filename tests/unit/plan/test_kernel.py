@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.kernel.probe import probe_host
 from gateway.marks import TAG_PREFIX
 from gateway.plan.model import Backend, Family, Plan
 from gateway.plan.render_ip import rule_line
@@ -86,8 +87,16 @@ def netns() -> Iterator[Netns]:
         subprocess.run(["ip", "netns", "del", name], check=True)
 
 
+def require_nft_queue() -> None:
+    found = probe_host("nftables", nfqueue=True).features["nft-queue"]
+    if not found.available:
+        pytest.skip(f"nft-queue: {found.detail}")
+
+
 @scenarios
 def test_nft_accepts(name: str, netns: Netns) -> None:
+    if name.startswith("queue"):
+        require_nft_queue()
     text = render_nft(SCENARIOS[name].plan(Backend.NFTABLES))
     netns.run("nft", "-c", "-f", "-", text=text)
 
@@ -115,7 +124,9 @@ def test_script_is_clean_shell(name: str, backend: Backend, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("backend", Backend)
-@pytest.mark.parametrize("name", ["lan_and_own", "lan_redirect_open", "preserve_source"])
+@pytest.mark.parametrize(
+    "name", ["lan_and_own", "lan_redirect_open", "preserve_source", "kernel_keys"]
+)
 def test_script_does_and_undoes(name: str, backend: Backend, netns: Netns, tmp_path: Path) -> None:
     plan = SCENARIOS[name].plan(backend)
     script = _script(plan, tmp_path)

@@ -1,0 +1,61 @@
+"""Prefixes in rules: one stands in the rule itself, more go to a set of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2s
+from typing import Literal
+
+from gateway.marks import SET_PREFIX
+from gateway.plan.model import Addresses, AddressSet, Family, InSet, Match, Network
+
+Side = Literal["source", "destination"]
+
+_FAMILIES = {4: Family.V4, 6: Family.V6}
+
+
+class AddressSets:
+    """The sets that rules refer to, each once, in the order in which they were asked for."""
+
+    def __init__(self) -> None:
+        self._sets: dict[str, AddressSet] = {}
+
+    @property
+    def all(self) -> tuple[AddressSet, ...]:
+        """Every set so far."""
+        return tuple(self._sets.values())
+
+    def match(self, side: Side, prefixes: Sequence[Network]) -> tuple[Match, ...]:
+        """The match for prefixes of one family; none at all where they are the whole family."""
+        if not prefixes or prefixes[0].prefixlen == 0:
+            return ()
+        if len(prefixes) == 1:
+            return (Addresses(side, tuple(prefixes)),)
+        return (self.set_match(side, prefixes),)
+
+    def set_match(self, side: Side, prefixes: Sequence[Network]) -> InSet:
+        """The match for at least one prefix, by a set whatever their number."""
+        name = set_name(prefixes)
+        if name not in self._sets:
+            family = _FAMILIES[prefixes[0].version]
+            self._sets[name] = AddressSet(name, family, tuple(prefixes))
+        return InSet(side, name)
+
+
+def set_name(prefixes: Sequence[Network]) -> str:
+    """The name of the set with these prefixes, all of one family.
+
+    It is a digest of the content: a changed list is a new set, filled before any rule refers
+    to it, and a list that stays is not loaded again.
+    """
+    content = b"".join(
+        prefix.network_address.packed + bytes((prefix.prefixlen,)) for prefix in prefixes
+    )
+    digest = blake2s(content, digest_size=8).hexdigest()
+    return f"{SET_PREFIX}v{prefixes[0].version}_{digest}"
+
+
+def of_family(networks: Iterable[Network], family: Family) -> tuple[Network, ...]:
+    """The members of one family, in order."""
+    version = 4 if family is Family.V4 else 6
+    return tuple(network for network in networks if network.version == version)
