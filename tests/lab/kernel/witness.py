@@ -11,6 +11,7 @@ import ctypes
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from policies import GID, UIDS
@@ -82,6 +83,7 @@ _FATES = {
 }
 #: Numbers from here on are of packets that interfaces send when they come up (IGMP, MLD).
 _OTHERS = 1 << 16
+_QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 #: Which of them there can be where packets are looked for.
 _PLACES = {
     "forwarded": {"direct", "refuse", "refuse_icmp"},
@@ -118,6 +120,7 @@ class Router:
             for host in ("127.0.0.1", "::1")
         ]
         self._arrived = 0
+        self._has_queues = self.ns.call(_QUEUES.exists)
 
     def close(self) -> None:
         for sender, _ in self._lans.values():
@@ -140,9 +143,13 @@ class Router:
                 self._send(flows[number], number)
                 self._arrived += 1
             wait_until(lambda: self._count() >= self._arrived, "the packets to arrive")
+            wait_until(lambda: not self._queued(), "the packets to be answered")
+        places = self._places()
+        while (later := self._places()) != places:
+            places = later  # the last one may still be on its way
         fates = dict.fromkeys(range(len(flows)), "drop")
         for place, possible in _PLACES.items():
-            for number, mark in self._seen(place):
+            for number, mark in places[place]:
                 assert fates[number] == "drop", "a packet was seen twice"
                 assert _FATES[mark] in possible, f"{flows[number]} is {place} with {mark:#x}"
                 fates[number] = _FATES[mark]
@@ -156,6 +163,14 @@ class Router:
             sender = self._own[family_of(flow.destination.host), flow.owner.uid]
             with suppress(PermissionError):  # what is dropped on its way out
                 sender.sendto(packet(flow, number), (flow.destination.host, 0))
+
+    def _queued(self) -> int:
+        """Packets that wait in packet queues (``queue_total`` of the third column)."""
+        listed = self.ns.call(_QUEUES.read_text).splitlines() if self._has_queues else []
+        return sum(int(line.split()[2]) for line in listed)
+
+    def _places(self) -> dict[str, set[tuple[int, int]]]:
+        return {place: set(self._seen(place)) for place in _PLACES}
 
     def _count(self) -> int:
         listed = self._query("list counter inet witness arrived")
