@@ -23,6 +23,9 @@ from gateway.kernel.privilege import keep_only
 
 #: Length of a message, then the message. Both ends are this program: pickle is safe here.
 HEADER: Final = struct.Struct("!I")
+#: A longer message (a policy with hundreds of rules) is unpacked by a thread, with which flows
+#: share the interpreter by turns: done at once, it would stall them all.
+LARGE_BYTES: Final = 64 << 10
 #: Behind the last part of an answer that comes in parts.
 END: Final = None
 
@@ -30,7 +33,10 @@ END: Final = None
 async def read(stream: asyncio.StreamReader) -> Any:
     """The next message. Raises ``asyncio.IncompleteReadError`` at the end."""
     (length,) = HEADER.unpack(await stream.readexactly(HEADER.size))
-    return pickle.loads(await stream.readexactly(length))  # noqa: S301 - our own process
+    message = await stream.readexactly(length)
+    if length > LARGE_BYTES:
+        return await asyncio.to_thread(pickle.loads, message)
+    return pickle.loads(message)  # noqa: S301 - our own process
 
 
 def pack(message: object) -> bytes:
