@@ -332,6 +332,7 @@ class Gateway:
                     name=finding.egress.outbound,
                     type=config.outbound(finding.egress.outbound).type,
                     ok=finding.ok,
+                    strategy=finding.egress.how,
                     route=finding.route,
                     reason=finding.reason,
                     hint=finding.hint,

@@ -89,7 +89,7 @@ def _status_text(health: dict[str, Any], counters: dict[str, int]) -> str:
 
 def _finding(outbound: dict[str, Any]) -> str:
     if outbound["ok"]:
-        return f"ok: {outbound['route']}" if outbound["route"] else "ok"
+        return f"ok: {outbound['strategy']}: {outbound['route']}" if outbound["route"] else "ok"
     return f"REFUSED: {outbound['reason']}; {outbound['hint']}"
 
 

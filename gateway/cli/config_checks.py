@@ -79,7 +79,7 @@ def loop_guard(seen: Examined) -> Iterator[Check]:
         if not path.ok:
             yield fail(label, path.reason, path.hint)
         elif path.outcome is Outcome.CLEAR:
-            yield ok(label, f"{path.egress.destination}: {path.route}")
+            yield ok(label, f"{path.egress.destination} by {path.egress.how}: {path.route}")
         elif path.egress.outbound in usable:
             yield ok(label, path.reason)
         else:

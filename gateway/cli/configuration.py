@@ -123,6 +123,7 @@ def _as_json(
             {
                 "name": finding.egress.outbound,
                 "destination": finding.egress.destination,
+                "strategy": finding.egress.how,
                 "outcome": finding.outcome,
                 "route": finding.route,
                 "reason": finding.reason,
@@ -151,7 +152,8 @@ def _summary(assembly: Assembly, found: tuple[Finding, ...]) -> str:
 
 
 def _path_line(finding: Finding) -> str:
-    way = f"outbound {finding.egress.outbound} to {finding.egress.destination}"
+    egress = finding.egress
+    way = f"outbound {egress.outbound} to {egress.destination} by {egress.how}"
     if finding.ok:
         return f"{way}: {finding.reason or finding.route}"
     return f"{way}: REFUSED: {finding.reason}; {finding.hint}"

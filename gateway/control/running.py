@@ -59,13 +59,14 @@ class FlowRecord:
 class OutboundHealth:
     """What the loop guard last found about one outbound.
 
-    ``route`` is the kernel's answer where its packets would go; ``reason`` and ``hint``
-    are empty while all is well.
+    ``strategy`` keeps its packets out of the diversion, ``route`` is the kernel's answer where
+    they would go; ``reason`` and ``hint`` are empty while all is well.
     """
 
     name: str
     type: str
     ok: bool
+    strategy: str = ""
     route: str = ""
     reason: str = ""
     hint: str = ""

@@ -69,6 +69,18 @@ class Egress:
         """Address family of the destination."""
         return family_of(self.destination)
 
+    @property
+    def how(self) -> str:
+        """The strategy, and by what."""
+        by = {
+            "device": self.device,
+            "source": self.source,
+            "netns": self.netns,
+            "uid": self.uid,
+            "cgroup": self.cgroup,
+        }.get(self.strategy)
+        return self.strategy if by is None else f"{self.strategy} {by}"
+
 
 def family_of(address: str) -> Family:
     """Address family of an address in text form."""

@@ -62,7 +62,9 @@ class FakeRunning:
     error: Exception | None = None
     changes: tuple[str, ...] = ("rules[1] is new",)
     outbounds: tuple[OutboundHealth, ...] = (
-        OutboundHealth("home", "socks5", ok=True, route="203.0.113.5 via 203.0.113.1 dev eth0"),
+        OutboundHealth(
+            "home", "socks5", ok=True, strategy="mark", route="203.0.113.5 via 203.0.113.1 dev eth0"
+        ),
     )
     asked_recent: list[int] = field(default_factory=list)
     reloads: int = 0

@@ -31,7 +31,7 @@ def test_status_of_a_healthy_gateway(served: FakeRunning, run_dir: Path) -> None
         "flows          1\n"
         "\n"
         "OUTBOUND  TYPE    LOOP GUARD\n"
-        "home      socks5  ok: 203.0.113.5 via 203.0.113.1 dev eth0\n"
+        "home      socks5  ok: mark: 203.0.113.5 via 203.0.113.1 dev eth0\n"
         "\n"
         "COUNTER       TOTAL\n"
         "accepted      12\n"

@@ -50,6 +50,7 @@ def test_health(served: FakeRunning, run_dir: Path) -> None:
             "name": "home",
             "type": "socks5",
             "ok": True,
+            "strategy": "mark",
             "route": "203.0.113.5 via 203.0.113.1 dev eth0",
             "reason": "",
             "hint": "",

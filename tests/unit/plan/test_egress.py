@@ -85,6 +85,7 @@ def lines(way: Egress) -> list[str]:
 def test_auto(outbound: dict[str, Any], strategy: str) -> None:
     (way, *_) = ways(**outbound)
     assert (way.strategy, way.problem) == (strategy, "")
+    assert way.how.split()[0] == strategy
     assert way.device == ("wan0" if strategy == "device" else None)
 
 
