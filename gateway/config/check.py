@@ -68,6 +68,21 @@ def _subnets_are_apart(subject: Subject) -> Iterator[Finding]:
                     )
 
 
+def _subnets_that_fail(subject: Subject) -> Iterator[Finding]:
+    subnets, inbound = subject.config.lan.subnets, subject.config.inbound
+    if inbound.on_failure_of and inbound.classify == "nfqueue":
+        yield Finding(
+            ("inbound", "on_failure_of"),
+            "a packet queue has one answer for all when nobody reads it",
+            "use `classify: listener`, or one `on_failure` for all",
+            at="key",
+        )
+    for name in inbound.on_failure_of:
+        if name not in subnets:
+            cure = did_you_mean(name, subnets, "subnets")
+            yield Finding(("inbound", "on_failure_of", name), "unknown subnet", cure, at="key")
+
+
 def _reserved_outbounds(subject: Subject) -> Iterator[Finding]:
     for name, built_in in BUILT_IN.items():
         outbound = subject.config.outbounds.get(name)
@@ -211,6 +226,7 @@ _CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     _somebody_is_served,
     _no_empty_lists,
     _subnets_are_apart,
+    _subnets_that_fail,
     _reserved_outbounds,
     _egress,
     _socks_credentials,

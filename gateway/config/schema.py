@@ -122,6 +122,9 @@ class Inbound(Model):
             "when the gateway is dead: `closed` refuses what rules would proxy, `open` routes it on"
         ),
     )
+    on_failure_of: dict[Name, Literal["closed", "open"]] = Field(
+        default_factory=dict, description="the same for single subnets, by name: `{tv: open}`"
+    )
     host_firewall: Literal["allow", "leave"] = Field(
         default="allow",
         description=(

@@ -73,7 +73,7 @@ def build_plan(
         *chains.prerouting(shape, sets),
         *chains.output(shape),
         *policies,
-        *chains.answers(shape, used),
+        *chains.answers(shape, used, sets),
         *chains.redirects(shape),
         *chains.refusals(shape, used | chains.REFUSED if shape.queue else used),
         *(chains.accepted_input(accept) if backend is Backend.IPTABLES else ()),
@@ -135,12 +135,25 @@ def _shape(
         owner_marks=tuple(dict.fromkeys(rule.mark for rule in rules if rule.mark is not None)),
         preserve_source=any(isinstance(o, DirectOutbound) and o.preserve_source for o in outbounds),
         programs=programs,
+        otherwise=_otherwise(config, families),
     )
 
 
 def _queue(config: Config, workers: int) -> Queue:
     first = config.inbound.queue
     return Queue(first, first + workers - 1, bypass=config.inbound.on_failure == "open")
+
+
+def _otherwise(config: Config, families: tuple[Family, ...]) -> dict[Family, tuple[Network, ...]]:
+    """The subnets whose ``on_failure`` is not the usual one."""
+    inbound = config.inbound
+    networks = [
+        network
+        for name, wanted in inbound.on_failure_of.items()
+        if wanted != inbound.on_failure
+        for network in config.lan.subnets[name]
+    ]
+    return {f: members for f in families if (members := of_family(networks, f))}
 
 
 def _policies(config: Config, policy: Policy, shape: Shape, sets: AddressSets) -> list[Chain]:

@@ -2,7 +2,8 @@
 
 ::
 
-    prerouting ─ lan ─ decide ─┬─ divert      mark, then the listener
+    prerouting ─ lan ─ decide ─┬─ divert      mark, then the listener (or divert_otherwise, of
+                               │              sources with an on_failure of their own)
                                ├─ direct      connmark: routed on, for good
                                ├─ refuse      mark: reset or ICMP error in forward
                                ├─ drop
@@ -17,7 +18,7 @@ machine still sees it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Literal
 
@@ -65,6 +66,7 @@ _ANSWERED: Final = "answered"
 ANSWERED: Final = frozenset({DIVERT, _ANSWERED})
 REFUSED: Final = frozenset({REFUSE, REFUSE_ICMP})
 _ROUTED: Final = "routed"
+DIVERT_OTHERWISE: Final = "divert_otherwise"
 
 EVERYTHING: Final[dict[Family, Network]] = {
     Family.V4: IPv4Network("0.0.0.0/0"),
@@ -94,6 +96,7 @@ class Shape:
     ``programs``: whose own traffic is left alone, proxies on this machine that we use.
     ``queue``: the packet queues that decide what the kernel cannot. ``owner_marks``: what
     rules put on the packets of direct flows.
+    ``otherwise``: sources in the LAN that do not follow ``fail_open`` but the contrary.
     """
 
     marks: Marks
@@ -109,6 +112,7 @@ class Shape:
     programs: tuple[OwnedBy | InControlGroup, ...] = ()
     owner_marks: tuple[Mark, ...] = ()
     queue: Queue | None = None
+    otherwise: dict[Family, tuple[Network, ...]] = field(default_factory=dict)
 
     @property
     def shortcut(self) -> bool:
@@ -128,7 +132,7 @@ class Shape:
 
 def alive_sets(shape: Shape) -> list[AddressSet]:
     """The dead-man sets. Halves of all addresses: hash:net has no prefix of length 0."""
-    if not shape.fail_open:
+    if not (shape.fail_open or shape.otherwise):
         return []
     return [
         AddressSet(_ALIVE[f], f, tuple(EVERYTHING[f].subnets()), ALIVE_TIMEOUT_S)
@@ -185,14 +189,14 @@ def output(shape: Shape) -> list[Chain]:
     return [_base("output", "output", "mangle", rules)]
 
 
-def answers(shape: Shape, used: set[str]) -> list[Chain]:
+def answers(shape: Shape, used: set[str], sets: AddressSets) -> list[Chain]:
     """The chains that carry out what rules say, those in ``used`` only.
 
     Their end returns to the caller of the policy.
     """
     marks = shape.marks
     chains = [
-        _divert(shape, DIVERT, marks.divert),
+        *_diverts(shape, marks.divert, sets),
         _divert(shape, DIVERT_OWN, marks.divert_own),
         _ask(shape),
         _answered_direct(shape),
@@ -200,6 +204,8 @@ def answers(shape: Shape, used: set[str]) -> list[Chain]:
         Chain(REFUSE, "mangle", (NftRule("mark", SetMark(marks.refuse)),)),
         Chain(REFUSE_ICMP, "mangle", (NftRule("mark", SetMark(marks.refuse_icmp)),)),
     ]
+    if DIVERT in used:
+        used = used | {DIVERT_OTHERWISE}
     return [*_routed_marks(shape), *(chain for chain in chains if chain.name in used)]
 
 
@@ -367,6 +373,20 @@ def _direct(shape: Shape, mark: Mark | None) -> Chain:
     return Chain(direct_chain(mark), "mangle", tuple(rules))
 
 
+def _diverts(shape: Shape, mark: Mark, sets: AddressSets) -> list[Chain]:
+    """The LAN's way to the listener, and that of the sources that fail the other way."""
+    usual = _divert(shape, DIVERT, mark)
+    if not shape.otherwise:
+        return [usual]
+    leave = []
+    for family, prefixes in shape.otherwise.items():
+        match = sets.match("source", prefixes)
+        leave.append(NftRule(f"otherwise-{family}", Goto(DIVERT_OTHERWISE), match, family))
+    contrary = replace(shape, fail_open=not shape.fail_open)
+    other = _divert(contrary, DIVERT_OTHERWISE, mark)
+    return [replace(usual, rules=(*leave, *usual.rules)), other]
+
+
 def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
     """Mark for the listener; protocols that are not carried leave at the end."""
     rules = _dead(shape)
@@ -378,7 +398,7 @@ def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
     if shape.queue is not None and shape.udp and name == DIVERT:
         # The listener's answer does this too, but until then each packet would be asked about.
         rules.append(NftRule("keep-udp", SetMark(mark, "connection"), (_UDP,)))
-    if name == DIVERT and shape.by_tproxy:
+    if name != DIVERT_OWN and shape.by_tproxy:
         rules += _to_listener(shape)
         if shape.fail_open:
             rules.append(NftRule("unmark", SetMark(Mark(0, mark.mask)), (shape.by_tproxy,)))

@@ -87,6 +87,26 @@ def test_killed_and_open_the_kernel_routes_on(module_lab: Lab, backend: str, mod
         command(lab, "down", "--run-dir", str(gateway.run_dir))
 
 
+def test_killed_each_subnet_fails_as_it_is_written(
+    module_lab: Lab, backend: str, mode: str
+) -> None:
+    """The desk's goes on, the kid's is refused: held by the kernel alone."""
+    lab, desk, kid = module_lab, module_lab.client("desk"), module_lab.client("kid")
+    config = proxying_web(lab, "closed")
+    config["inbound"]["on_failure_of"] = {"office": "open"}
+    with running(lab, config, backend=backend, mode=mode) as gateway:
+        assert_proxied(lab, desk)
+        assert_proxied(lab, kid)
+        kill_alone(lab, gateway)
+        seen = Witness(lab.internet, *kid.spec.links[0].pair)
+        wait_direct(lab, desk)
+        for host in targets(lab, "web"):
+            _, end = attempt(kid, host, 80, timeout_s=0.5)
+            assert isinstance(end, OSError)
+        assert seen.packets == 0
+        command(lab, "down", "--run-dir", str(gateway.run_dir))
+
+
 def test_frozen_and_open_the_kernel_routes_on(module_lab: Lab, backend: str) -> None:
     """A gateway that stands still counts as dead, until it moves again."""
     lab, desk = module_lab, module_lab.client("desk")

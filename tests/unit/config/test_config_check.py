@@ -78,6 +78,14 @@ ILLEGAL: list[tuple[dict[str, Any], str, str, str]] = [
         {"lan": {"interfaces": "e", "subnets": {"a": "10.0.0.0/8", "b": ["::/8", "10.1.0.0/16"]}}},
         "lan.subnets.b[1]", "b (10.1.0.0/16) overlaps a (10.0.0.0/8)", "one subnet only",
     ),
+    (
+        {"inbound": {"on_failure_of": {"kids": "open"}, "classify": "nfqueue"}},
+        "inbound.on_failure_of", "one answer for all", "classify: listener",
+    ),
+    (
+        {"inbound": {"on_failure_of": {"kid": "open"}}},
+        "inbound.on_failure_of.kid", "unknown subnet", "did you mean kids?",
+    ),
     ({"outbounds": {"direct": SOCKS}}, "outbounds.direct", "kept for", "another name"),
     ({"outbounds": {"reject": {"type": "direct"}}}, "outbounds.reject", "kept for", "another"),
     (outbound(type="direct", route="device"), "outbounds.out.route", "device", "interface"),

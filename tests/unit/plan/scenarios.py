@@ -88,6 +88,12 @@ SCENARIOS = {
     "lan": Scenario(_config()),
     "lan_redirect": Scenario(_config(inbound={"tcp": "redirect"})),
     "lan_open": Scenario(_config(inbound={"on_failure": "open"})),
+    "lan_open_kids_closed": Scenario(
+        _config(inbound={"on_failure": "open", "on_failure_of": {"kids": "closed"}})
+    ),
+    "lan_closed_kids_open": Scenario(
+        _config(inbound={"on_failure_of": {"kids": "open", "office": "closed"}})
+    ),
     "lan_redirect_open": Scenario(_config(inbound={"tcp": "redirect", "on_failure": "open"})),
     "lan_v4_only": Scenario(_config(*_EVERY_KEY), ROUTER_V4),
     "own": Scenario(_config(lan={"this_machine": True})),
