@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,8 @@ from gateway.control.running import (
 from gateway.dataplane import require_free
 from gateway.errands import connector
 from gateway.errors import GatewayError
+from gateway.explain.answer import Explanation, explain, question
+from gateway.explain.shadow import ShadowReport, shadow
 from gateway.kernel import deadman, limits
 from gateway.kernel.applier import Applier
 from gateway.kernel.guard import Finding
@@ -302,6 +304,18 @@ class Gateway:
         plan = self._assembly.plan
         installed = await asyncio.to_thread(self._applier.snapshot, plan.backend)
         return PlanReport(render(plan), plan.placements, diff(installed, plan).render())
+
+    async def explain(self, words: Mapping[str, str]) -> Explanation:
+        """What would become of a flow under what is in force."""
+        assembly, found = self._assembly, self._found
+        asked = question(assembly, words)
+        return await asyncio.to_thread(explain, assembly, found, asked)
+
+    async def shadow(self, path: Path) -> ShadowReport:
+        """Which live flows would go elsewhere under another file."""
+        fresh = await asyncio.to_thread(assemble, path)
+        live = await self._plane.flows(0)
+        return await asyncio.to_thread(shadow, self._assembly, fresh, live)
 
     async def flows(self, recent: int) -> list[FlowRecord]:
         """Live flows, then at most ``recent`` closed ones, latest first."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import click
 
@@ -154,8 +155,14 @@ def _flow_row(flow: dict[str, Any]) -> list[str]:
 
 @click.command()
 @run_dir_option
+@click.option(
+    "--shadow",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Change nothing: list the live flows that would go elsewhere under this file.",
+)
 @json_option
-def reload(run_dir: Path, as_json: bool) -> None:
+def reload(run_dir: Path, shadow: Path | None, as_json: bool) -> None:
     """Make the running gateway read its configuration again.
 
     Flows that are open keep going as they are; new ones follow the new rules. A file with
@@ -163,9 +170,18 @@ def reload(run_dir: Path, as_json: bool) -> None:
     the same, with the answer in the log.
 
     \b
-    Example:
+    Examples:
       gateway check && gateway reload
+      gateway reload --shadow new.yaml
     """
+    if shadow is not None:
+        query = urlencode({"path": shadow.absolute()})
+        report = ControlClient(run_dir).request("POST", f"/shadow?{query}")
+        if as_json:
+            print_json(report)
+        else:
+            click.echo(_shadow_text(report))
+        return
     try:
         answer = ControlClient(run_dir).request("POST", "/reload")
     except NotRunningError:
@@ -176,3 +192,16 @@ def reload(run_dir: Path, as_json: bool) -> None:
         print_json(answer)
         return
     click.echo("\n".join(answer["changes"]) or "nothing to change: the configuration is the same")
+
+
+def _shadow_text(report: dict[str, Any]) -> str:
+    """What another file would change, and the live flows that would go elsewhere."""
+    rerouted = report["rerouted"]
+    parts = ["\n".join(report["changes"])] if report["changes"] else []
+    parts.append(f"{len(rerouted)} of {report['compared']} live flows would go elsewhere")
+    if rerouted:
+        head = ["ID", "CLIENT", "DESTINATION", "NAME", "TAKES", "WOULD TAKE", "BY RULE"]
+        keys = ("client", "destination", "name", "outbound", "would_take", "by_rule")
+        rows = [[str(flow["id"]), *(flow[key] for key in keys)] for flow in rerouted]
+        parts.append(columns([head, *rows]))
+    return "\n\n".join(parts)

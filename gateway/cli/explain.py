@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlencode
 
 import click
 
 from gateway.assembly import assemble, findings
-from gateway.cli.options import config_option, json_option
+from gateway.cli.options import config_option, json_option, run_dir_option
 from gateway.cli.show import columns, print_json
-from gateway.config.rule_values import DAY
+from gateway.control.client import ControlClient
 from gateway.errors import GatewayError
 from gateway.explain.answer import explain as explain_flow
-from gateway.explain.answer import minute_now
-from gateway.explain.question import ask, read_moment, read_source, read_target
+from gateway.explain.answer import question
+from gateway.explain.question import read_source, read_target
 from gateway.kernel.sockets import resolve
+
+#: How often flows are asked for (seconds), and how many that have ended since are seen.
+_PERIOD_S: Final = 0.5
+_RECENT: Final = 1000
 
 
 @click.command()
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", default="")
+@click.argument("target", default="")
 @config_option
-@click.option("--at", metavar="TIME", help="When: 22:30 (today) or `fri 22:30`; now if not said.")
+@run_dir_option
+@click.option("--running", is_flag=True, help="Ask the running gateway instead of the file.")
+@click.option("--live", is_flag=True, help="Explain the running gateway's flows as they come.")
+@click.option("--count", type=click.IntRange(min=1), help="With --live: end after so many.")
+@click.option(
+    "--at", default="", metavar="TIME", help="When: 22:30 (today) or `fri 22:30`; now if not said."
+)
 @click.option("--address", default="", help="The address that the name in TARGET has.")
 @click.option("--resolve", "resolving", is_flag=True, help="Ask this machine's resolver for it.")
 @click.option("--name", default="", help="The name that a flow to an address would tell.")
@@ -35,7 +48,11 @@ def explain(
     source: str,
     target: str,
     config: Path,
-    at: str | None,
+    run_dir: Path,
+    running: bool,
+    live: bool,
+    count: int | None,
+    at: str,
     address: str,
     resolving: bool,
     name: str,
@@ -56,25 +73,60 @@ def explain(
       gateway explain 192.168.20.5 www.video.example:443
       gateway explain 192.168.20.5 www.video.example:443 --at 22:30
       gateway explain fd00:20::5 [2001:db8::53]:53/udp --json
+      gateway explain --live
     """
-    assembly = assemble(config)
-    if resolving:
-        address = _resolved(source, target)
-    asked = ask(
-        source,
-        target,
-        address=address,
-        name=name,
-        sniffed=sniffed,
-        interface=interface,
-        device=device,
-        at=None if at is None else read_moment(at, minute_now(assembly) // DAY),
-    )
-    explanation = asdict(explain_flow(assembly, findings(assembly), asked))
+    if live:
+        _follow(ControlClient(run_dir), count, as_json)
+        return
+    words = {
+        "source": source,
+        "target": target,
+        "address": _resolved(source, target) if resolving else address,
+        "name": name,
+        "sniffed": sniffed,
+        "interface": interface,
+        "device": device,
+        "at": at,
+    }
+    words = {key: word for key, word in words.items() if word}
+    if running:
+        explanation = ControlClient(run_dir).get(f"/explain?{urlencode(words)}")
+    else:
+        assembly = assemble(config)
+        asked = question(assembly, words)
+        explanation = asdict(explain_flow(assembly, findings(assembly), asked))
     if as_json:
         print_json(explanation)
     else:
         click.echo(explanation_text(explanation))
+
+
+def _follow(client: ControlClient, count: int | None, as_json: bool) -> None:
+    """Explain flows that begin from now on, once they are decided."""
+    known = {flow["id"] for flow in client.get(f"/flows?recent={_RECENT}")["flows"]}
+    told = 0
+    while True:
+        for flow in reversed(client.get(f"/flows?recent={_RECENT}")["flows"]):
+            if flow["id"] in known or not flow["outbound"]:
+                continue
+            known.add(flow["id"])
+            words = {
+                "source": flow["client"],
+                "target": f"{flow['destination']}/{flow['protocol']}",
+                "name": flow["name"],
+                "sniffed": flow["sniffed"],
+                "interface": flow["interface"],
+            }
+            query = urlencode({key: word for key, word in words.items() if word})
+            explanation = client.get(f"/explain?{query}")
+            if as_json:
+                click.echo(json.dumps({"id": flow["id"], **explanation}))
+            else:
+                click.echo(f"# flow {flow['id']}\n{explanation_text(explanation)}\n")
+            told += 1
+            if told == count:
+                return
+        time.sleep(_PERIOD_S)
 
 
 def _resolved(source: str, target: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from gateway.control import views
 from gateway.control.client import SOCKET_NAME
 from gateway.control.running import Running
 from gateway.errors import ConfigError, GatewayError, LoopError
+from gateway.explain.question import QuestionError
 
 MAX_RECENT = 10_000
 
@@ -61,12 +63,23 @@ def application(running: Running) -> web.Application:
     async def reload(_: web.Request) -> web.Response:
         return web.json_response(views.reload_view(await running.reload()))
 
+    async def explain(request: web.Request) -> web.Response:
+        return web.json_response(asdict(await running.explain(request.query)))
+
+    async def shadow(request: web.Request) -> web.Response:
+        path = Path(request.query.get("path", ""))
+        if not path.is_absolute():
+            raise _BadRequestError("`path` is not a file", "give the whole path of a file")
+        return web.json_response(asdict(await running.shadow(path)))
+
     app = web.Application(middlewares=[_errors_as_json])
     app.router.add_get("/health", health)
     app.router.add_get("/flows", flows)
     app.router.add_get("/counters", counters)
     app.router.add_get("/plan", plan)
+    app.router.add_get("/explain", explain)
     app.router.add_post("/reload", reload)
+    app.router.add_post("/shadow", shadow)
     return app
 
 
@@ -84,7 +97,7 @@ def _count(text: str) -> int:
 
 
 def _status(error: GatewayError) -> HTTPStatus:
-    if isinstance(error, _BadRequestError):
+    if isinstance(error, _BadRequestError | QuestionError):
         return HTTPStatus.BAD_REQUEST
     if isinstance(error, ConfigError | LoopError):
         return HTTPStatus.UNPROCESSABLE_ENTITY
@@ -99,7 +112,7 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
     except GatewayError as error:
         return web.json_response(views.error_view(error), status=_status(error))
     except web.HTTPException as error:
-        paths = "GET /health /flows /counters /plan, POST /reload"
+        paths = "GET /health /flows /counters /plan /explain, POST /reload /shadow"
         message = f"{request.method} {request.path}: {error.reason.lower()}"
         view = views.error_view(GatewayError(message, f"this API has {paths}"))
         return web.json_response(view, status=error.status)

@@ -6,13 +6,19 @@ that the command line can read these values without loading the server's librari
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from gateway.flow import CloseReason, Endpoint
 from gateway.flow import Protocol as Transport
 from gateway.plan.model import RulePlacement
+
+if TYPE_CHECKING:
+    from gateway.explain.answer import Explanation
+    from gateway.explain.shadow import ShadowReport
 
 
 class FlowState(StrEnum):
@@ -135,5 +141,19 @@ class Running(Protocol):
 
         Raises ``ConfigError`` or another ``GatewayError``; the old state is then still
         in force.
+        """
+        ...
+
+    async def explain(self, words: Mapping[str, str]) -> Explanation:
+        """What would become of a flow: words as ``explain.answer.question`` has them.
+
+        Raises ``QuestionError``.
+        """
+        ...
+
+    async def shadow(self, path: Path) -> ShadowReport:
+        """Which live flows would go elsewhere under another file, which is not put in force.
+
+        Raises ``ConfigError`` or another ``GatewayError`` for the file.
         """
         ...

@@ -5,22 +5,25 @@ Blocks: the kernel's routing tables are asked. Call from a thread without an eve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Literal
 
 from gateway.assembly import Assembly
 from gateway.clock import WeekClock
+from gateway.config.rule_values import DAY
 from gateway.config.schema import DirectOutbound, RejectOutbound
 from gateway.decision import DIRECT, REJECT, Decision, Undecided
-from gateway.explain.question import Question, device_facts
+from gateway.explain.question import Question, QuestionError, ask, device_facts, read_moment
 from gateway.flow import FlowFacts
 from gateway.kernel.guard import Finding, judge
 from gateway.kernel.lookup import forwarding, look_up
+from gateway.kernel.neighbours import ask_kernel
 from gateway.marks import Mark
 from gateway.plan.egress import Egress, family_of
 from gateway.plan.walk import AddressType, Fate, Hop, walk
+from gateway.policy.demands import week_time
 from gateway.policy.engine import Outcome, Step
 
 
@@ -79,11 +82,30 @@ def minute_now(assembly: Assembly) -> int:
     return WeekClock(assembly.config.time_zone).minute()
 
 
+def question(assembly: Assembly, words: Mapping[str, str]) -> Question:
+    """The question of a person's words: the parameters of ``ask``, ``at`` among them as text.
+
+    Raises ``QuestionError``.
+    """
+    rest = dict(words)
+    source, target, at = (rest.pop(key, "") for key in ("source", "target", "at"))
+    known = {"address", "name", "sniffed", "interface", "device"}
+    if not source or not target or not rest.keys() <= known:
+        raise QuestionError(
+            "a flow has a source and a target",
+            f"give source and target, and of {', '.join(sorted(known))} and at what you know",
+        )
+    moment = read_moment(at, minute_now(assembly) // DAY) if at else None
+    return ask(source, target, **rest, at=moment)
+
+
 def explain(assembly: Assembly, found: Iterable[Finding], asked: Question) -> Explanation:
     """Walk one flow through all layers. Raises ``GatewayError`` for a device nobody knows."""
     now = minute_now(assembly) if asked.at is None else asked.at
     interface, notes = _arrival(assembly, asked)
     mac, hostname = device_facts(assembly.config, asked.device)
+    if assembly.policy.needs.mac and not asked.device:
+        mac = neighbour(assembly, asked.source.host, interface)
     facts = FlowFacts(
         asked.protocol,
         asked.source,
@@ -108,7 +130,7 @@ def explain(assembly: Assembly, found: Iterable[Finding], asked: Question) -> Ex
         source=str(facts.source) if facts.source.port else facts.source.host,
         destination=str(facts.destination) if facts.destination.port else facts.destination.host,
         name=asked.name,
-        at=_moment(now) if assembly.policy.needs.time else "",
+        at=week_time(now) if assembly.policy.needs.time else "",
         interface=interface,
         backend=assembly.backend.value,
         netfilter=walked.hops,
@@ -139,6 +161,12 @@ def _arrival(assembly: Assembly, asked: Question) -> tuple[str, list[str]]:
     if answer.error or not answer.device:
         return lan[0] if lan else "", [f"{host}: {answer}; taken to come in on a LAN interface"]
     return answer.device, _foreign(answer.device, lan)
+
+
+def neighbour(assembly: Assembly, host: str, interface: str) -> str | None:
+    """MAC address of a host on one of our links, if the kernel knows it now."""
+    links = {link.name: link.index for link in assembly.host.interfaces}
+    return ask_kernel(host, links[interface]) if interface in links else None
 
 
 def _foreign(interface: str, lan: tuple[str, ...]) -> list[str]:
@@ -256,9 +284,3 @@ def _way(finding: Finding) -> Way:
         finding.reason,
         finding.hint,
     )
-
-
-def _moment(now: int) -> str:
-    day, minute = divmod(now, 24 * 60)
-    weekday = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")[day]
-    return f"{weekday} {minute // 60:02}:{minute % 60:02}"

@@ -28,6 +28,10 @@ _TARGET_CURE: Final = (
 )
 
 
+class QuestionError(GatewayError):
+    """What was asked has no meaning."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One flow.
@@ -50,11 +54,11 @@ class Question:
 
 
 def read_source(text: str) -> Endpoint:
-    """``ADDRESS`` or ``ADDRESS:PORT``. Raises ``GatewayError``."""
+    """``ADDRESS`` or ``ADDRESS:PORT``. Raises ``QuestionError``."""
     matched = _ENDPOINT.fullmatch(text)
     host = (matched["v6"] or matched["host"]) if matched else text
     if not _is_address(host):
-        raise GatewayError(
+        raise QuestionError(
             f"{text!r} is not the address of a client",
             "write 192.168.20.5, fd00:20::5 or [fd00:20::5]:40000",
         )
@@ -65,38 +69,38 @@ def read_source(text: str) -> Endpoint:
 def read_target(text: str) -> tuple[Protocol, Endpoint]:
     """``HOST:PORT/PROTOCOL``, TCP where none is said; the host is an address or a name.
 
-    Raises ``GatewayError``.
+    Raises ``QuestionError``.
     """
     where, _, word = text.strip().partition("/")
     matched = _ENDPOINT.fullmatch(where)
     if matched is None or word not in ("", *Protocol):
-        raise GatewayError(f"{text!r} is not a target", _TARGET_CURE)
+        raise QuestionError(f"{text!r} is not a target", _TARGET_CURE)
     protocol = Protocol(word or "tcp")
     if (matched["port"] is None) != (protocol is Protocol.ICMP):
-        raise GatewayError("TCP and UDP have ports, and ICMP has none", _TARGET_CURE)
+        raise QuestionError("TCP and UDP have ports, and ICMP has none", _TARGET_CURE)
     port = _port(matched["port"]) if matched["port"] else 0
     host = matched["v6"] or matched["host"]
     if _is_address(host):
         return protocol, Endpoint(str(ip_address(host)), port)
     name = None if matched["v6"] else canonical_name(host)
     if name is None:
-        raise GatewayError(f"{host!r} is neither an address nor a host name", _TARGET_CURE)
+        raise QuestionError(f"{host!r} is neither an address nor a host name", _TARGET_CURE)
     return protocol, Endpoint(name, port)
 
 
 def _port(digits: str) -> int:
     if not 1 <= int(digits) <= 65535:
-        raise GatewayError(f"{digits} is not a port", "a port is between 1 and 65535")
+        raise QuestionError(f"{digits} is not a port", "a port is between 1 and 65535")
     return int(digits)
 
 
 def read_moment(text: str, today: int) -> int:
     """The minute of the week that ``22:30`` (on weekday ``today``) or ``fri 22:30`` means.
 
-    Raises ``GatewayError``.
+    Raises ``QuestionError``.
     """
     matched = _MOMENT.fullmatch(text.lower().strip())
-    wrong = GatewayError(f"{text!r} is not a time", "write 22:30 or fri 22:30")
+    wrong = QuestionError(f"{text!r} is not a time", "write 22:30 or fri 22:30")
     if matched is None or int(matched["hour"]) > 23 or int(matched["minute"]) > 59:
         raise wrong
     try:
@@ -117,7 +121,7 @@ def ask(
     device: str = "",
     at: int | None = None,
 ) -> Question:
-    """The question that a person's words mean. Raises ``GatewayError``.
+    """The question that a person's words mean. Raises ``QuestionError``.
 
     ``address`` is that of a name in ``target``; ``name`` is what the first bytes of a flow to
     an address would tell.
@@ -132,17 +136,17 @@ def ask(
         name = host
         host, assumed = address or _SOMEWHERE[6 if ":" in client.host else 4], not address
         if not _is_address(host):
-            raise GatewayError(f"{host!r} is not an address", "write 203.0.113.5 or 2001:db8::5")
+            raise QuestionError(f"{host!r} is not an address", "write 203.0.113.5 or 2001:db8::5")
         host = str(ip_address(host))
     elif address:
-        raise GatewayError("the target has an address already", "leave out --address")
+        raise QuestionError("the target has an address already", "leave out --address")
     elif name:
         known = canonical_name(name)
         if known is None:
-            raise GatewayError(f"{name!r} is not a host name", "write www.example.com")
+            raise QuestionError(f"{name!r} is not a host name", "write www.example.com")
         name = known
     if (":" in host) != (":" in client.host):
-        raise GatewayError(
+        raise QuestionError(
             f"{client.host} cannot reach {host}: one is IPv4, the other IPv6",
             "give both of one family",
         )
@@ -160,14 +164,14 @@ def _is_address(text: str) -> bool:
 
 
 def device_facts(config: Config, device: str) -> tuple[str | None, str | None]:
-    """MAC address and host name of a device as rules write it. Raises ``GatewayError``."""
+    """MAC address and host name of a device as rules write it. Raises ``QuestionError``."""
     known = config.lan.devices.get(device)
     if known is not None:
         return next(iter(known.mac), None), next(iter(known.hostname), None)
     if device.startswith(DHCP_PREFIX):
         return None, device.removeprefix(DHCP_PREFIX).lower()
     if device and not _MAC.fullmatch(device.lower()):
-        raise GatewayError(
+        raise QuestionError(
             f"there is no device {device!r}", "write a MAC address, dhcp:NAME, or a device's name"
         )
     return device.lower() or None, None

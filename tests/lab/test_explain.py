@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import pytest
+import yaml
 from traffic import (
     FAMILIES,
     Family,
@@ -27,6 +30,7 @@ from gateway.explain.answer import Explanation, explain
 from gateway.explain.question import ask
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
+from gateway.lab.process import wait_until
 
 RULES: tuple[dict[str, Any], ...] = (
     {"subnet": "kids", "port": 8001, "to": "reject"},
@@ -190,3 +194,38 @@ def test_the_command(module_lab: Lab, gateway: GatewayProcess) -> None:
     assert (told["fate"], told["takes"], told["interface"]) == ("diverted", "reject", "kids0")
     assert [tried["outcome"] for tried in told["rules"]] == ["missed", "matched"]
     assert "missed: port is 8002" in run()
+
+
+def test_the_running_gateway_tells_and_is_asked_for_another_file(
+    module_lab: Lab, gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    """Live flows are explained as they are; under another file one would go elsewhere."""
+    case = CASES[7]
+    source, to, _ = question(module_lab, case, FAMILIES[0])
+    query = urlencode({"source": source, "target": to})
+    assert gateway.control.get(f"/explain?{query}")["takes"] == "home"
+    other = tmp_path / "other.yaml"
+    rules = [{"port": 8003, "to": "work"}, {"to": "direct"}]
+    other.write_text(yaml.safe_dump(module_lab.config(*rules)))
+    command = gateway_command("explain", "--live", "--count=1", "--json")
+    options = ["--run-dir", str(gateway.run_dir)]
+    live = module_lab.router.start("live", [*command, *options], ENVIRONMENT)
+    machine, host = module_lab.client(case.client), target(module_lab, FAMILIES[0])
+
+    def told() -> bool:
+        return observed(module_lab, case, FAMILIES[0]) == "home" and not live.alive
+
+    wait_until(told, "a flow to be explained", 30)
+    assert live.wait() == 0
+    assert json.loads(live.log[-1])["takes"] == "home"
+    with dial(machine, host, case.port):
+        wait_until(
+            lambda: any(flow["state"] == "relaying" for flow in gateway.flows(0)), "a live flow"
+        )
+        done = module_lab.router.run(
+            gateway_command("reload", "--shadow", str(other), "--json", *options),
+            environment=ENVIRONMENT,
+        )
+        report = json.loads(done.stdout)
+    assert [(f["outbound"], f["would_take"]) for f in report["rerouted"]] == [("home", "work")]
+    assert observed(module_lab, case, FAMILIES[0]) == "home"

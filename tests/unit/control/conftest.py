@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,9 @@ from gateway.control.running import (
     PlanReport,
     ReloadReport,
 )
+from gateway.explain.answer import Explanation
+from gateway.explain.question import QuestionError
+from gateway.explain.shadow import Rerouted, ShadowReport
 from gateway.flow import CloseReason, Endpoint
 from gateway.plan.model import RulePlacement
 
@@ -104,6 +107,25 @@ class FakeRunning:
             raise self.error
         self.reloads += 1
         return ReloadReport(self.changes)
+
+    async def explain(self, words: Mapping[str, str]) -> Explanation:
+        raise QuestionError(" ".join(f"{key}={word}" for key, word in words.items()), "cure")
+
+    async def shadow(self, path: Path) -> ShadowReport:
+        if self.error:
+            raise self.error
+        moved = Rerouted(
+            7,
+            "tcp",
+            "10.0.0.2:1",
+            "1.1.1.1:443",
+            "a.example",
+            "home",
+            "rules[0]",
+            "vpn",
+            "rules[1]",
+        )
+        return ShadowReport((str(path),), 3, (moved,))
 
 
 @contextmanager

@@ -105,6 +105,18 @@ def test_bad_recent_is_refused_with_a_hint(served: FakeRunning, run_dir: Path, r
     assert served.asked_recent == []
 
 
+def test_a_question_without_meaning_is_the_askers_fault(served: FakeRunning, run_dir: Path) -> None:
+    status, body = get(run_dir, "/explain?source=10.0.0.2&at=fri%2022:30")
+    assert (status, body) == (400, {"message": "source=10.0.0.2 at=fri 22:30", "hint": "cure"})
+
+
+def test_shadow(served: FakeRunning, run_dir: Path) -> None:
+    status, body = get(run_dir, "/shadow?path=/new.yaml", "POST")
+    assert (status, body["changes"], body["compared"]) == (200, ["/new.yaml"], 3)
+    assert get(run_dir, "/shadow?path=new.yaml", "POST")[0] == 400
+    assert served.reloads == 0
+
+
 def test_counters_and_plan(served: FakeRunning, run_dir: Path) -> None:
     assert get(run_dir, "/counters")[1] == {"counters": {"accepted": 12, "refused.loop": 0}}
     assert get(run_dir, "/plan")[1] == {
