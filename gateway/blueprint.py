@@ -63,7 +63,6 @@ class Blueprint:
     sniff: SniffLimits
     udp: UdpSettings
     own: OwnTraffic
-    judgement: Judgement | None
     listen_on: ListenOn
     bypass: Mark | None
     detect_loops: bool
@@ -71,3 +70,4 @@ class Blueprint:
     log_format: Literal["text", "json"]
     facts: FactSources
     capabilities: frozenset[Capability] = frozenset()
+    judgement: Judgement | None = None
