@@ -31,6 +31,7 @@ from traffic import (
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
+from gateway.lab.process import wait_until
 
 NOBODY = 65534
 EF = 46
@@ -186,5 +187,8 @@ def test_a_direct_flow_leaves_with_the_owners_mark(
         module_lab.router.run(["nft", "delete", "table", "inet", "owners"])
     assert answer["peer"] == address(module_lab.router, family, "wan")
     assert flow_of(gateway, port)["rule"].startswith("lists.page[1] ")
+    wait_until(
+        lambda: any(f":{port} " in line and " warning flow " in line for line in gateway.log),
+        "the line that the rule asks for",
+    )
     assert not [line for line in gateway.log if " info flow " in line]
-    assert [line for line in gateway.log if f":{port} " in line and " warning flow " in line]
