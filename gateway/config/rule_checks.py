@@ -8,8 +8,9 @@ from gateway.config.findings import Finding, Path, did_you_mean
 from gateway.config.rule_values import DHCP_PREFIX, mark_and_mask
 from gateway.config.rules import Rule
 from gateway.config.scalars import is_address
-from gateway.config.schema import BUILT_IN, Config, DirectOutbound
-from gateway.config.subject import Subject, overlap
+from gateway.config.schema import BUILT_IN, Config, DirectOutbound, RejectOutbound
+from gateway.config.subject import Subject, nested, overlap
+from gateway.decision import DIRECT
 from gateway.marks import Marks
 
 
@@ -149,6 +150,37 @@ def _own_traffic(subject: Subject) -> Iterator[Finding]:
                 )
 
 
+#: What the kernel alone does not know of a packet.
+_LISTENER_KEYS = (
+    "rule_set", "domain", "sniffed", "country", "asn", "time", "weekday", "cgroup",
+)  # fmt: skip
+
+
+def _group_ids(subject: Subject) -> Iterator[Finding]:
+    """No interface tells a socket's group id: such a rule is the kernel's alone to decide."""
+    for path, rule in subject.rules:
+        matches = tuple(nested(path, rule))
+        where = next(((*at, "gid") for at, match in matches if match.gid), None)
+        if where is None:
+            continue
+        beside = [key for _, match in matches for key in _LISTENER_KEYS if getattr(match, key)]
+        target = subject.config.outbounds.get(rule.to) or BUILT_IN.get(rule.to)
+        if beside:
+            yield Finding(
+                where,
+                f"only the kernel sees a group id, and it cannot ask for `{beside[0]}`",
+                "use `uid` or `cgroup`, or leave the other key out",
+            )
+        elif target is None or not (
+            isinstance(target, RejectOutbound) or target == BUILT_IN[DIRECT]
+        ):
+            yield Finding(
+                where,
+                "only the kernel sees a group id, and it can but reject or send direct",
+                "use `uid` or `cgroup`",
+            )
+
+
 def _marks(subject: Subject) -> Iterator[Finding]:
     ours = Marks(subject.config.marks.base).mask
     for path, rule in subject.rules:
@@ -244,6 +276,7 @@ RULE_CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     _databases,
     _devices,
     _own_traffic,
+    _group_ids,
     _marks,
     _assertions,
     _lists_end,

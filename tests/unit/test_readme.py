@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import yaml
 
 from gateway.cli.main import cli
+from gateway.config.check import check
 from gateway.config.reference import reference
+from gateway.config.schema import Config
+from gateway.policy.assertions import failures
+from gateway.policy.compile import compile_policy
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -23,3 +28,14 @@ def test_every_command_is_in_the_table() -> None:
     table = README.read_text().partition("## Commands")[2].partition("\n## ")[0]
     for name in cli.list_commands(click.Context(cli)):
         assert f"`{name}`" in table
+
+
+def test_the_rules_shown_do_what_their_assertion_says() -> None:
+    example = README.read_text().partition("### Rules\n")[2].partition("```yaml\n")[2]
+    data = yaml.safe_load(example.partition("```")[0])
+    data["lan"] |= {"interfaces": "eth1", "subnets": {"kids": "192.168.20.0/24"}}
+    data |= {"outbounds": {"home": {"type": "socks5", "server": "203.0.113.5"}}}
+    config = Config.model_validate(data | {"geo": {"country": "country.mmdb"}})
+    assert check(config, frozenset()) == ()
+    assert list(failures(config, compile_policy(config, {}))) == []
+    assert config.assertions

@@ -57,6 +57,7 @@ LEGAL: list[dict[str, Any]] = [
     rules({"mark": "0x10/0xff", "port": 2, "to": "direct"}, {"port": 1, "to": "reject-drop"}),
     {**rules({"goto": "a"}), "lists": {"a": [{"goto": "b"}], "b": [DEFAULT]}},
     {**rules({"country": "DE", "asn": 1, "to": "home"}), "geo": {"country": "c", "asn": "a"}},
+    {"lan": {"this_machine": True}, **rules({"gid": 0, "port": 1, "to": "reject"})},
     {"lan": {"this_machine": True}, **rules({"uid": 0, "cgroup": "a.slice", "to": "home"})},
 ]
 
@@ -145,8 +146,13 @@ ILLEGAL: list[tuple[dict[str, Any], str, str, str]] = [
     (rules({"not": {"asn": 1}, "to": "home"}), "rules[0].not[0].asn", "no database", "geo: {asn"),
     ({"lan": {**LAN, "devices": {"x": {}}}}, "lan.devices.x", "nothing tells", "hostname"),
     (rules({"uid": 0, "to": "home"}), "rules[0].uid", "not diverted", "this_machine: true"),
-    ({"lan": {**LAN, "this_machine": True}, **rules({"gid": 0, "interface": "eth1", "to": "home"})},
-     "rules[0].gid", "has no owner", "two rules"),
+    ({"lan": {**LAN, "this_machine": True}, **rules({"uid": 0, "interface": "eth1", "to": "home"})},
+     "rules[0].uid", "has no owner", "two rules"),
+    ({"lan": {**LAN, "this_machine": True}, **rules({"not": {"gid": 0}, "to": "home"})},
+     "rules[0].not[0].gid", "reject or send direct", "use `uid`"),
+    ({"lan": {**LAN, "this_machine": True},
+      **rules({"gid": 0, "domain": "a.example", "to": "direct"})},
+     "rules[0].gid", "cannot ask for `domain`", "use `uid`"),
     (rules({"mark": 1, "to": "home"}), "rules[0].mark", "only flows sent direct", "to: direct"),
     (rules({"mark": "0x1000010", "to": "direct", "port": 1}), "rules[0].mark", "our own bits",
      "other bits"),
