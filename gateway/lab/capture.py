@@ -89,7 +89,7 @@ class Seen:
 
 
 def try_all(
-    client: Machine, targets: Mapping[str, str], tun: Tun | None, timeout_s: float = 5.0
+    client: Machine, targets: Mapping[str, str], tun: Tun | None, timeout_s: float = 20.0
 ) -> dict[str, Seen]:
     """Ask the HTTP server at each target (an address, by name) who asks, all at once.
 
@@ -167,7 +167,7 @@ class Asking:
 def settle(
     look: Callable[[], dict[str, Seen]],
     expected: Mapping[str, Outcome],
-    timeout_s: float = 10.0,
+    timeout_s: float = 30.0,
 ) -> dict[str, Seen]:
     """Look again until all is as expected; a loop that is not expected ends it at once."""
     deadline = time.monotonic() + timeout_s

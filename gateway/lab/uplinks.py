@@ -194,7 +194,7 @@ def ladder(lab: Lab) -> Iterator[Cell]:
     wan = router.spec.link("wan").pair
 
     def cells(situation: str, expected: Outcome, tun: Tun) -> Iterator[Cell]:
-        seen = settle(lambda: try_all(desk, targets, tun), dict.fromkeys(targets, expected), 10.0)
+        seen = settle(lambda: try_all(desk, targets, tun), dict.fromkeys(targets, expected))
         for family, address in zip(FAMILIES, wan, strict=True):
             yield cell("mark + ladder", situation, family, expected, seen[str(family)], address)
 
