@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
-from typing import Literal
+from typing import Final, Literal
 
 from gateway.assembly import Assembly
 from gateway.clock import WeekClock
@@ -25,6 +25,9 @@ from gateway.plan.egress import Egress, family_of
 from gateway.plan.walk import AddressType, Fate, Hop, walk
 from gateway.policy.demands import week_time
 from gateway.policy.engine import Outcome, Step
+
+#: Where the gateway itself asks the owner's rules.
+_DECIDED_HERE: Final = (Fate.DIVERTED, Fate.ASKED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class Explanation:
 
     ``takes``: the outbound that it takes, ``direct`` also where nobody diverts it, ``reject``
     for every outbound that refuses. ``by`` says who decides that: the ``kernel`` by a rule of
-    the owner, the ``listener``, or ``nobody`` where no rule of the owner is asked.
+    the owner, the ``listener``, the gateway by the packet ``queue``, or ``nobody`` where no rule
+    of the owner is asked.
     """
 
     protocol: str
@@ -70,7 +74,7 @@ class Explanation:
     fate: Fate
     rules: tuple[Tried, ...]
     takes: str
-    by: Literal["kernel", "listener", "nobody"]
+    by: Literal["kernel", "listener", "queue", "nobody"]
     outbound: str
     rule: str
     ways: tuple[Way, ...]
@@ -192,15 +196,17 @@ def _address_type(assembly: Assembly, asked: Question) -> AddressType:
 def _takes(assembly: Assembly, fate: Fate, decision: Decision | None) -> str:
     if fate in (Fate.REFUSED, Fate.DROPPED):
         return REJECT
-    if fate is not Fate.DIVERTED or decision is None:
+    if fate not in _DECIDED_HERE or decision is None:
         return DIRECT
     refuses = isinstance(assembly.config.outbound(decision.outbound), RejectOutbound)
     return REJECT if refuses else decision.outbound
 
 
-def _decided_by(fate: Fate) -> Literal["kernel", "listener", "nobody"]:
+def _decided_by(fate: Fate) -> Literal["kernel", "listener", "queue", "nobody"]:
     if fate is Fate.DIVERTED:
         return "listener"
+    if fate is Fate.ASKED:
+        return "queue"
     return "nobody" if fate is Fate.LEFT_ALONE else "kernel"
 
 
@@ -239,8 +245,9 @@ def _ways(
 ) -> Iterable[Way]:
     if fate in (Fate.REFUSED, Fate.DROPPED):
         return []
-    if fate is not Fate.DIVERTED or decision is None:
-        mark = decision.mark if decision and fate is Fate.DIRECT else None
+    routed = fate is Fate.ASKED and decision is not None and decision.outbound == DIRECT
+    if fate not in _DECIDED_HERE or decision is None or routed:
+        mark = decision.mark if decision and fate is not Fate.LEFT_ALONE else None
         return [_routed(facts, mark)]
     if isinstance(assembly.config.outbound(decision.outbound), DirectOutbound) and (
         not asked.assumed

@@ -13,7 +13,7 @@ from enum import StrEnum
 from ipaddress import ip_address
 from typing import Final, Literal
 
-from gateway.flow import Endpoint, FlowFacts
+from gateway.flow import Endpoint, FlowFacts, Owner
 from gateway.marks import Mark, Marks
 from gateway.plan.model import (
     Accept,
@@ -23,7 +23,9 @@ from gateway.plan.model import (
     DestinationType,
     Drop,
     Family,
+    FromMac,
     Goto,
+    InControlGroup,
     InInterface,
     InSet,
     Jump,
@@ -31,8 +33,10 @@ from gateway.plan.model import (
     Match,
     Network,
     NftRule,
+    OwnedBy,
     Plan,
     Ports,
+    Queue,
     Redirect,
     Reject,
     ReplyDirection,
@@ -43,6 +47,7 @@ from gateway.plan.model import (
     Transport,
     Untracked,
     Verdict,
+    WithDscp,
 )
 
 
@@ -50,6 +55,7 @@ class Fate(StrEnum):
     """What becomes of the packet. The values stand in the JSON: do not rename them."""
 
     DIVERTED = "diverted"
+    ASKED = "asked"
     DIRECT = "direct"
     REFUSED = "refused"
     DROPPED = "dropped"
@@ -88,6 +94,14 @@ _WAYS: Final = {
     True: (("output", "mangle"), ("output", "nat"), ("output", "filter")),
 }
 
+_ENDS: Final[dict[type[Verdict], Fate]] = {
+    Drop: Fate.DROPPED,
+    Tproxy: Fate.DIVERTED,
+    Redirect: Fate.DIVERTED,
+    Reject: Fate.REFUSED,
+    Queue: Fate.ASKED,
+}
+
 
 def walk(plan: Plan, marks: Marks, facts: FlowFacts, destination_type: AddressType) -> Walk:
     """The way of the first packet of a flow through a plan's chains.
@@ -117,7 +131,7 @@ class _Walker:
         fate = self.end
         if fate is None and self.connmark & marks.mask == marks.direct.value:
             fate = Fate.DIRECT
-        names = [hop.rule for hop in self.hops if not hop.doubt and hop.rule.startswith("rule-")]
+        names = [hop.rule for hop in self.hops if not hop.doubt and _is_owners(hop.rule)]
         return Walk(tuple(self.hops), fate or Fate.LEFT_ALONE, names[-1] if names else "")
 
     def _hooked(self, point: str, table: str) -> Iterator[Chain]:
@@ -144,19 +158,12 @@ class _Walker:
                     return True
                 case SetMark(mark, of):
                     self._set(mark, of)
-                case Drop():
-                    return self._ends(Fate.DROPPED)
-                case Tproxy() | Redirect():
-                    return self._ends(Fate.DIVERTED)
-                case Reject():
-                    return self._ends(Fate.REFUSED)
+                case Drop() | Tproxy() | Redirect() | Reject() | Queue():
+                    self.end = _ENDS[type(rule.verdict)]
+                    return False
                 case Accept():
                     return False
         return True
-
-    def _ends(self, fate: Fate) -> bool:
-        self.end = fate
-        return False
 
     def _named(self, name: str) -> Chain:
         return next(chain for chain in self.plan.chains if chain.name == name)
@@ -205,7 +212,30 @@ class _Walker:
             case Untracked():
                 return False  # of neighbour discovery, which is no flow
             case _:
-                return None
+                return self._sent_as(match)
+
+    def _sent_as(self, match: FromMac | WithDscp | OwnedBy | InControlGroup) -> bool | None:
+        """By what is not in the addresses of a packet."""
+        facts = self.facts
+        match match:
+            case FromMac(addresses):
+                return self._known(facts.mac, not facts.interface, addresses)
+            case WithDscp(values):
+                return self._known(facts.dscp, False, values)
+            case OwnedBy(kind, ids):
+                owner = getattr(facts.owner or Owner(), kind)
+                return self._known(owner, bool(facts.interface), ids)
+            case InControlGroup(path):
+                group = (facts.owner or Owner()).cgroup
+                inside = group is not None and f"{group}/".startswith(f"{path}/")
+                return self._known(group, bool(facts.interface), (group,) if inside else ())
+
+    @staticmethod
+    def _known(fact: object, never: bool, wanted: Sequence[object]) -> bool | None:
+        """Whether a fact is as wanted; None where it is not known."""
+        if never:
+            return False
+        return None if fact is None else fact in wanted
 
     def _end(self, side: Literal["source", "destination"]) -> Endpoint:
         return self.facts.source if side == "source" else self.facts.destination
@@ -213,6 +243,10 @@ class _Walker:
     def _in_set(self, side: Literal["source", "destination"], name: str) -> bool:
         found: AddressSet = next(each for each in self.plan.sets if each.name == name)
         return _inside(self._end(side), found.elements)
+
+
+def _is_owners(name: str) -> bool:
+    return name.startswith("rule-") and not name.endswith("-else")
 
 
 def _inside(endpoint: Endpoint, prefixes: Sequence[Network]) -> bool:

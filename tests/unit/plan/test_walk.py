@@ -5,18 +5,17 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from policies import configs
+from policies import CONFIG, policies
 
-from gateway.config.schema import Config
 from gateway.flow import Endpoint, FlowFacts, Protocol
 from gateway.marks import Marks
 from gateway.plan.build import build_plan
 from gateway.plan.model import Backend
 from gateway.plan.walk import AddressType, Fate, Walk, walk
-from gateway.policy.compile import compile_policy
+from gateway.policy.engine import Policy
 
 from .scenarios import ROUTER, SCENARIOS
-from .test_meaning import packets
+from .test_meaning import EVERY, FLOWS
 
 FATES = {
     "direct": Fate.DIRECT,
@@ -27,19 +26,14 @@ FATES = {
 }
 
 
-@given(configs(), packets(), st.sampled_from(Backend))
-def test_the_fate_is_the_engines_decision(
-    config: Config, packet: FlowFacts, backend: Backend
-) -> None:
-    policy = compile_policy(config, {})
-    plan = build_plan(config, policy, ROUTER, backend)
-    packet = packet._replace(interface="lan0")
-    fate = walk(plan, Marks(config.marks.base), packet, "unicast").fate
-    decision = policy.decide(packet)
-    wanted = FATES[decision.outbound]
-    if wanted is Fate.DIVERTED and packet.protocol is not Protocol.TCP:
-        wanted = Fate.LEFT_ALONE
-    assert fate == wanted
+@given(policies(), st.integers(0, EVERY - 1), st.sampled_from(Backend))
+def test_the_fate_is_the_engines_decision(policy: Policy, start: int, backend: Backend) -> None:
+    plan = build_plan(CONFIG, policy, ROUTER, backend)
+    for packet in FLOWS[start::EVERY]:
+        wanted = FATES[policy.settle(packet).outbound]
+        if wanted is Fate.DIVERTED and packet.protocol is not Protocol.TCP:
+            wanted = Fate.LEFT_ALONE
+        assert walk(plan, Marks(CONFIG.marks.base), packet, "unicast").fate is wanted
 
 
 def walked(
