@@ -59,6 +59,8 @@ REFRESH_S: Final = 1.0
 RECONCILE_S: Final = 300.0
 #: How often the lists of rule sets are looked at, and whether one should be fetched (seconds).
 LISTS_S: Final = 2.0
+#: How often the workers are asked which outbounds have turned out to carry no UDP (seconds).
+UDP_S: Final = 1.0
 
 
 def run(path: Path, run_dir: Path) -> None:
@@ -83,6 +85,7 @@ class Gateway:
         self._hang_up = asyncio.Event()
         self._changing = asyncio.Lock()
         self._updates = Updates()
+        self._unable: frozenset[str] = frozenset()
         # Set by ``serve`` before anything may ask for them.
         self._assembly: Assembly
         self._found: tuple[Finding, ...]
@@ -113,6 +116,7 @@ class Gateway:
                 tasks.create_task(self._every(RECONCILE_S, self._adopt), name="reconcile"),
                 tasks.create_task(self._every(LISTS_S, self._reread_lists), name="lists"),
                 tasks.create_task(self._every(LISTS_S, self._fetch_lists), name="fetching"),
+                tasks.create_task(self._every(UDP_S, self._watch_udp), name="udp"),
                 tasks.create_task(self._plane.run(), name="data plane"),
                 tasks.create_task(self._reload_on_hang_up(), name="reload"),
             ]
@@ -178,6 +182,17 @@ class Gateway:
         # Beside a change, not after it: a slow one must not let the kernel take us for dead.
         await asyncio.to_thread(deadman.refresh, self._assembly.plan)
 
+    async def _watch_udp(self) -> None:
+        """Plan anew where an outbound has turned out to carry UDP, or not to."""
+        unable = await self._plane.without_udp()
+        if unable == self._unable:
+            return
+        self._unable = unable
+        if unable - self._assembly.unable:
+            names = ", ".join(sorted(unable))
+            log.warning("no UDP by this way: it is refused", extra=logs.fields(outbounds=names))
+        await self._adopt()
+
     async def _network_changed(self) -> None:
         await self._attempt(self._adopt)
 
@@ -185,7 +200,7 @@ class Gateway:
         """Compile the same configuration for the machine as it is now; repair, and prove again."""
         async with self._changing:
             old = self._assembly
-            fresh = await asyncio.to_thread(reassemble, old)
+            fresh = await asyncio.to_thread(reassemble, old, self._unable)
             report = await asyncio.to_thread(self._applier.apply, fresh.plan, old.plan)
             if report.steps:
                 log.warning("repaired", extra=logs.fields(steps="; ".join(report.steps)))
@@ -268,7 +283,7 @@ class Gateway:
             if self._state == "stopping":
                 raise GatewayError("the gateway is stopping", "start it with the new file")
             old = self._assembly
-            fresh = await asyncio.to_thread(assemble, self._path)
+            fresh = await asyncio.to_thread(assemble, self._path, None, self._unable)
             if fresh.marks != old.marks:
                 raise GatewayError(
                     "marks.base cannot change while flows carry the old marks",

@@ -29,6 +29,7 @@ from gateway.policy.assertions import require_assertions
 from gateway.policy.compile import compile_policy
 from gateway.policy.engine import Policy
 from gateway.policy.geo import open_geography
+from gateway.policy.udp_fallback import without_udp
 from gateway.rulesets.store import RuleSetStore
 
 
@@ -37,12 +38,15 @@ class Assembly:
     """One configuration, compiled for this machine.
 
     ``upstreams``: addresses of each SOCKS server, by outbound; empty for a name that does
-    not resolve now.
+    not resolve now. ``written`` is the policy as it stands in the file, ``policy`` what it
+    means where the outbounds ``unable`` carry no UDP.
     """
 
     path: Path
     config: Config
     store: RuleSetStore
+    written: Policy
+    unable: frozenset[str]
     policy: Policy
     host: HostFacts
     backend_reason: str
@@ -71,11 +75,14 @@ class Assembly:
 
 
 def assemble(
-    path: Path, backend: Literal["auto", "iptables", "nftables"] | None = None
+    path: Path,
+    backend: Literal["auto", "iptables", "nftables"] | None = None,
+    unable: frozenset[str] = frozenset(),
 ) -> Assembly:
     """Read and compile a configuration; ``backend`` overrides what it says.
 
-    Raises ``ConfigError`` for the file, ``CapabilityError`` for the machine.
+    ``unable``: outbounds that have turned out to carry no UDP. Raises ``ConfigError`` for
+    the file, ``CapabilityError`` for the machine.
     """
     loaded = load(path)
     config = loaded.config
@@ -87,7 +94,7 @@ def assemble(
     host = probe_host(wanted, nfqueue=nfqueue)
     chosen, reason = choose_backend(wanted, host, nfqueue=nfqueue)
     congestion.require(congestion_controls(config))
-    return _assembly(path, store, policy, host, chosen, reason)
+    return _assembly(path, store, policy, unable, host, chosen, reason)
 
 
 def congestion_controls(config: Config) -> Iterator[str]:
@@ -102,25 +109,40 @@ def congestion_controls(config: Config) -> Iterator[str]:
             yield outbound.congestion_control
 
 
-def reassemble(old: Assembly) -> Assembly:
-    """The same configuration and backend for the machine as it is now.
+def reassemble(old: Assembly, unable: frozenset[str]) -> Assembly:
+    """The same configuration and backend for the machine, and the outbounds, as they are now.
 
     The file is not read: what stands there now is not in force before a reload.
     """
     host = probe_host(old.backend.value)
-    return _assembly(old.path, old.store, old.policy, host, old.backend, old.backend_reason)
+    return _assembly(
+        old.path, old.store, old.written, unable, host, old.backend, old.backend_reason
+    )
 
 
 def with_fresh_sets(old: Assembly) -> Assembly:
     """The same configuration on the same machine, with the rule sets as their lists are now."""
     policy = compile_policy(old.config, old.store.refresh(), old.policy.geography)
-    return _assembly(old.path, old.store, policy, old.host, old.backend, old.backend_reason)
+    return _assembly(
+        old.path, old.store, policy, old.unable, old.host, old.backend, old.backend_reason
+    )
 
 
 def _assembly(
-    path: Path, store: RuleSetStore, policy: Policy, host: HostFacts, backend: Backend, reason: str
+    path: Path,
+    store: RuleSetStore,
+    written: Policy,
+    unable: frozenset[str],
+    host: HostFacts,
+    backend: Backend,
+    reason: str,
 ) -> Assembly:
     config = store.config
+    if config.inbound.udp == "off":
+        unable = frozenset()
+    else:
+        unable = unable & set(config.outbounds) | _without_udp(config)
+    policy = without_udp(written, unable)
     socks = {
         name: outbound
         for name, outbound in config.outbounds.items()
@@ -140,7 +162,16 @@ def _assembly(
         upstream_addresses=upstreams,
         workers=_workers(config),
     )
-    return Assembly(path, config, store, policy, host, reason, plan, upstreams)
+    return Assembly(path, config, store, written, unable, policy, host, reason, plan, upstreams)
+
+
+def _without_udp(config: Config) -> frozenset[str]:
+    """The outbounds of which it is written down that they carry no UDP."""
+    return frozenset(
+        name
+        for name, outbound in config.outbounds.items()
+        if isinstance(outbound, Socks5Outbound) and outbound.udp is False
+    )
 
 
 def _workers(config: Config) -> int:

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from gateway.dispatch import FlowTimeouts, OwnTraffic
-from gateway.dispatch_udp import UdpSettings
 from gateway.facts import FactSources
 from gateway.inbound.queue import Judgement
 from gateway.kernel.privilege import Capability
 from gateway.marks import Mark
 from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
+from gateway.udp.flow import UdpSettings
 
 #: Makes an ``Outbound``, given ``reactor`` and ``factory`` of the process that will use it.
 Recipe = partial[Any]

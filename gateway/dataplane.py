@@ -12,7 +12,6 @@ from gateway import logs
 from gateway.blueprint import Blueprint, ListenOn
 from gateway.control.running import FlowRecord
 from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, Routing
-from gateway.dispatch_udp import Datagrams, UdpFlow, UdpSettings
 from gateway.facts import FactFinder
 from gateway.inbound.queue import Classifier
 from gateway.inbound.tcp import TcpListener, open_listeners, require_free_port
@@ -21,6 +20,8 @@ from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory
 from gateway.outbound.base import Outbound
 from gateway.relay.tcp import Mover
+from gateway.udp.dispatcher import Datagrams
+from gateway.udp.flow import UdpFlow, UdpSettings
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +188,11 @@ class DataPlane:
         for classifier in self._classifiers.values():
             counters += classifier.counters
         return dict(counters)
+
+    def without_udp(self) -> frozenset[str]:
+        """The outbounds that have turned out to carry no UDP."""
+        made = self._made.items()
+        return frozenset(name for name, (_, each) in made if each.carries_udp is False)
 
     def close(self) -> None:
         """Stop listening and end every flow."""

@@ -18,7 +18,6 @@ from gateway.config.schema import (
 )
 from gateway.decision import DIRECT
 from gateway.dispatch import FlowTimeouts, OwnTraffic
-from gateway.dispatch_udp import UdpSettings
 from gateway.errors import UpstreamFailure
 from gateway.facts import FactSources
 from gateway.flow import Endpoint, Protocol
@@ -32,6 +31,7 @@ from gateway.outbound import direct, reject, socks5
 from gateway.plan.egress import Egress
 from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
+from gateway.udp.flow import UdpSettings
 from gateway.wire.socks5 import Credentials
 
 
@@ -207,7 +207,7 @@ def _socks5(name: str, settings: Socks5Outbound, way: Egress, assembly: Assembly
         warm=settings.pool == "auto",
         by_name=assembly.config.sniff.override == "target",
         udp=None if settings.udp == "auto" else settings.udp,
-        warm_udp=assembly.config.inbound.udp == "tproxy" and _may_carry_udp(name, assembly.policy),
+        warm_udp=assembly.config.inbound.udp == "tproxy" and _may_carry_udp(name, assembly.written),
     )
 
 

@@ -59,6 +59,9 @@ class Plane(Protocol):
     async def counters(self) -> dict[str, int]:
         """Totals since the start."""
 
+    async def without_udp(self) -> frozenset[str]:
+        """The outbounds that have turned out to carry no UDP."""
+
     async def close(self) -> None:
         """End, with every flow."""
 
@@ -99,6 +102,10 @@ class InProcess:
     async def counters(self) -> dict[str, int]:
         """See ``DataPlane.counters``."""
         return self._plane.counters()
+
+    async def without_udp(self) -> frozenset[str]:
+        """See ``DataPlane.without_udp``."""
+        return self._plane.without_udp()
 
     async def close(self) -> None:
         """See ``DataPlane.close``."""
@@ -245,6 +252,11 @@ class Workers:
         """Sums of all, those of workers that have died included."""
         await self._gather_counts()
         return dict(sum((worker.counters for worker in self._workers), self._lost))
+
+    async def without_udp(self) -> frozenset[str]:
+        """Those that some worker has found out."""
+        none: frozenset[str] = frozenset()
+        return none.union(*await self._ask_all("without_udp"))
 
     async def close(self) -> None:
         """End all workers and their flows."""

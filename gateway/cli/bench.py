@@ -115,6 +115,27 @@ def latency(**choices: Any) -> None:
 
 @bench.command()
 @_shared_options
+def udp(**choices: Any) -> None:
+    """UDP: CPU of a datagram, what is lost, and how long an answer takes.
+
+    The SOCKS server's relay is itself the far end. Three loads at a fixed rate, each lighter than
+    what any candidate can carry: one flow of 1200 bytes from a sender that makes a system call
+    for each datagram, the same from one that hands the kernel twenty at once (UDP_SEGMENT, as
+    QUIC stacks do), and 1,000 flows of small datagrams with their answers. This gateway runs in
+    one process; beside it, sing-box, the peer that relays UDP.
+
+    \b
+    Examples:
+      gateway bench udp
+      gateway bench udp --rounds 5 --seconds 2
+    """
+    from gateway.lab.bench.udp import suite
+
+    _compare(suite(), **choices)
+
+
+@bench.command()
+@_shared_options
 def direct(**choices: Any) -> None:
     """Flows that an address rule sends direct, beside forwarding with no gateway at all.
 

@@ -165,6 +165,13 @@ class Rule(Match):
         default=True,
         description="`off` never waits for the client's first bytes on behalf of this rule",
     )
+    udp_fallback: Literal["reject", "direct", "next"] = Field(
+        default="reject",
+        description=(
+            "UDP whose outbound carries none is refused, sent direct, or left to the rules below;"
+            " port 443 (QUIC) is always refused, so that browsers take TCP"
+        ),
+    )
 
     @property
     def is_catch_all(self) -> bool:

@@ -79,7 +79,7 @@ class Inbound(Model):
         default="tproxy", description="how TCP reaches the listener"
     )
     udp: Literal["tproxy", "off"] = Field(
-        default="off",
+        default="tproxy",
         description=(
             "how UDP reaches the listener; `off`: it is routed as if we were not there, except"
             " what rules reject"

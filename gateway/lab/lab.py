@@ -202,7 +202,7 @@ class Lab:
     def config(
         self, *rules: Mapping[str, Any], outbounds: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """A configuration for the router with these rules.
+        """A configuration for the router with these rules; UDP is not diverted.
 
         Without ``outbounds`` it has ``home`` and ``work``, the embedded SOCKS servers.
         """
@@ -215,7 +215,7 @@ class Lab:
                     for link in lan
                 },
             },
-            "inbound": {},
+            "inbound": {"udp": "off"},
             "state_dir": "state",
             "outbounds": dict(outbounds or {name: self.socks(name) for name in ("home", "work")}),
             "rules": [dict(rule) for rule in rules],

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -28,9 +30,9 @@ _NFT: Final = {
 table ip peer {{
     chain prerouting {{
         type filter hook prerouting priority mangle
-        iifname {{ {interfaces} }} meta l4proto tcp tproxy to 127.0.0.1:{port} \
+        iifname {{ {interfaces} }} meta l4proto {protocol} tproxy to 127.0.0.1:{port} \
 meta mark set {mark} accept
-        iifname {{ {interfaces} }} meta l4proto tcp drop
+        iifname {{ {interfaces} }} meta l4proto {protocol} drop
     }}
 }}
 """,
@@ -72,6 +74,7 @@ class Peer:
     find: Callable[[], str | None]
     command: Callable[[str, Upstream, Path], list[str]]
     diversion: Literal["tproxy", "redirect"]
+    protocol: Literal["tcp", "udp"] = "tcp"
 
     def start(self, router: Machine, upstream: Upstream, directory: Path) -> Process:
         """Run it on ``router``, then divert what comes in from the LAN.
@@ -82,9 +85,16 @@ class Peer:
         if program is None:
             raise LabError(f"{self.name} is not installed")
         command = self.command(program, upstream, directory)
-        process = router.start_listening(self.name, command, ("", PORT))
+        if self.protocol == "tcp":
+            process = router.start_listening(self.name, command, ("", PORT))
+        else:
+            process = router.start(self.name, command)
+            bound = ["ss", "-Hlun", "-N", router.namespace, f"sport = :{PORT}"]
+            process.wait_until(lambda: bool(_output(bound)), f"{self.name} to listen")
         lan = ", ".join(link.name for link in router.spec.links if link.network != "wan")
-        rules = _NFT[self.diversion].format(interfaces=lan, port=PORT, mark=_MARK)
+        rules = _NFT[self.diversion].format(
+            interfaces=lan, port=PORT, mark=_MARK, protocol=self.protocol
+        )
         router.run(["nft", "-f", "-"], stdin=rules)
         if self.diversion == "tproxy":
             router.run(["ip", "rule", "add", "fwmark", str(_MARK), "lookup", str(_TABLE)])
@@ -107,8 +117,13 @@ def _redsocks(program: str, upstream: Upstream, directory: Path) -> list[str]:
     return [program, "-c", str(config), "-p", str(directory / "redsocks.pid")]
 
 
-def _sing_box(program: str, upstream: Upstream, directory: Path) -> list[str]:
-    inbound = {"type": "tproxy", "listen": "127.0.0.1", "listen_port": PORT, "network": "tcp"}
+def _sing_box(
+    program: str,
+    upstream: Upstream,
+    directory: Path,
+    network: Literal["tcp", "udp"] = "tcp",
+) -> list[str]:
+    inbound = {"type": "tproxy", "listen": "127.0.0.1", "listen_port": PORT, "network": network}
     outbound = {"type": "socks", "server": upstream.host, "server_port": upstream.port}
     settings = {"log": {"level": "warn"}, "inbounds": [inbound], "outbounds": [outbound]}
     config = _write_json(directory / "sing-box.json", settings)
@@ -179,3 +194,13 @@ def missing() -> tuple[str, ...]:
 def installed() -> tuple[Peer, ...]:
     """The peers that this machine has."""
     return tuple(peer for peer in PEERS if peer.find() is not None)
+
+
+def udp() -> tuple[Peer, ...]:
+    """Those that carry UDP to a SOCKS server."""
+    sing_box = partial(_sing_box, network="udp")
+    return (Peer("sing-box", _find_sing_box, sing_box, "tproxy", "udp"),)
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -33,8 +33,10 @@ from gateway.wire.socks5_udp import (
 
 #: For connect and handshake (seconds).
 CONNECT_S: Final = 10.0
-#: An association that ends sooner is not asked for again by itself (seconds).
-WORTH_REPLACING_S: Final = 1.0
+#: An association that ends sooner (seconds) is replaced at most so often in a row: the spare
+#: may have died with it, but a server that hangs up at once is not to be asked for ever.
+LASTING_S: Final = 1.0
+REPLACED_AT_MOST: Final = 2
 
 #: Begins the connection, for a handshake that is to be carried out on it.
 Connector = Callable[[Requester, ClientHandshake], Socks5Attempt | None]
@@ -166,7 +168,7 @@ class Association(Leg):
     and are silent about the other.
     """
 
-    __slots__ = ("_control", "_options", "_provide", "_since", "_sockets")
+    __slots__ = ("_control", "_options", "_provide", "_replaced", "_since", "_sockets")
 
     def __init__(
         self,
@@ -182,6 +184,7 @@ class Association(Leg):
         self._options = options
         self._provide = provide
         self._since = 0.0
+        self._replaced = 0
         self._control: Control | None = None
 
     def open(self) -> None:
@@ -220,15 +223,16 @@ class Association(Leg):
 
     def control_lost(self, control: Control, failure: UpstreamFailure, detail: str) -> None:
         """Ask for another one; what cannot be had, or does not last, is given up."""
-        del control
-        lasted = self.sock is not None and time.monotonic() - self._since >= WORTH_REPLACING_S
+        if time.monotonic() - self._since >= LASTING_S:
+            self._replaced = 0
         self._control = None
         self._close_socket()
-        if lasted:
-            self._owner.leg_dropped("association-lost")
-            self.open()
-        else:
+        if control.relay is None or self._replaced >= REPLACED_AT_MOST:
             self._fail(failure, detail)
+            return
+        self._replaced += 1
+        self._owner.leg_dropped("association-lost")
+        self.open()
 
     def _deliver(self, count: int) -> None:
         batch, routes = self._batch, self.routes

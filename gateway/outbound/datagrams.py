@@ -81,19 +81,15 @@ class Leg:
         for key in [key for key, known in self.routes.items() if known is route]:
             del self.routes[key]
 
-    def keep(self, way: Way, batch: Batch, first: int, last: int) -> None:
-        """Hold datagrams back until the leg is there; what is too much is dropped."""
-        for slot in range(first, last):
-            for datagram in batch.datagrams(slot):
-                self.keep_one(way, bytes(datagram))
-
-    def keep_one(self, way: Way, datagram: bytes) -> None:
-        """The same with one."""
-        if len(self._waiting) >= WAITING or self._waiting_bytes + len(datagram) > WAITING_BYTES:
+    def keep_one(self, way: Way, datagram: bytes) -> int:
+        """Hold a datagram back until the leg is there; its size, 0 where it is one too many."""
+        size = self._waiting_bytes + len(datagram)
+        if len(self._waiting) >= WAITING or size > WAITING_BYTES:
             self._owner.leg_dropped("not-ready")
-            return
-        self._waiting_bytes += len(datagram)
+            return 0
         self._waiting.append((way, datagram))
+        self._waiting_bytes = size
+        return len(datagram)
 
     def close(self) -> None:
         """Give up everything; nobody is told."""

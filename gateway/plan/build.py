@@ -68,6 +68,8 @@ def build_plan(
         shape = replace(shape, queue=None)
     answers = ((chains.DIVERT, shape.marks.divert), (chains.DIVERT_OWN, shape.marks.divert_own))
     diverted = tuple(mark for name, mark in answers if name in used)
+    # What is carried already stays so, whatever the rules say now.
+    used |= chains.carrying(shape)
     accept = diverted if config.inbound.host_firewall == "allow" else ()
     planned = [
         *chains.prerouting(shape, sets),

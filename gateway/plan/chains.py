@@ -177,7 +177,7 @@ def output(shape: Shape) -> list[Chain]:
         # A far end that speaks first opens a connection, as conntrack sees it, so that what the
         # client answers runs against it: without this mark it would be taken for a reply.
         carried = SetMark(shape.marks.divert, "connection")
-        rules.insert(0, NftRule("carried", carried, (_UDP, MarkIs(shape.marks.bypass))))
+        rules.insert(0, NftRule("answer", carried, (_UDP, MarkIs(shape.marks.bypass))))
     if not shape.own:
         return [_base("output", "output", "mangle", rules)] if shape.udp else []
     rules += [NftRule(f"program-{n}", Accept(), (who,)) for n, who in enumerate(shape.programs)]
@@ -207,6 +207,12 @@ def answers(shape: Shape, used: set[str], sets: AddressSets) -> list[Chain]:
     if DIVERT in used:
         used = used | {DIVERT_OTHERWISE}
     return [*_routed_marks(shape), *(chain for chain in chains if chain.name in used)]
+
+
+def carrying(shape: Shape) -> set[str]:
+    """The chains that take packets of UDP flows which the gateway carries already."""
+    entries = ((DIVERT, bool(shape.lan)), (DIVERT_OWN, shape.own))
+    return {name for name, entered in entries if entered and shape.udp}
 
 
 def redirects(shape: Shape) -> list[Chain]:

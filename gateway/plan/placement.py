@@ -79,7 +79,8 @@ class _List:
         if outbound == _PLAIN_DIRECT:
             return "kernel", "routed on, never enters the gateway"
         if isinstance(outbound, RejectOutbound):
-            return "kernel", f"refused there ({outbound.answer})"
+            answer = "icmp" if rule.part else outbound.answer
+            return "kernel", f"refused there ({answer})"
         carried = tuple(protocol for protocol in its if protocol in self._carried)
         lost = tuple(protocol for protocol in its if protocol not in self._carried)
         not_carried = f"{_upper(lost)}: routed on, not proxied"

@@ -119,7 +119,7 @@ class _Writer:
         test, others = split(rule, self._packets, self._sets)
         if test == NEVER:
             return behind
-        name = f"rule-{rule.index}"
+        name = f"rule-{rule.index}-{rule.part}" if rule.part else f"rule-{rule.index}"
         if not others.parts and not rule.goto:
             return [*_each(name, test, self._verdict(rule)), *behind]
         if all(isinstance(part, Doubt) for part in others.parts) and not rule.goto:
@@ -200,6 +200,8 @@ class _Writer:
             return Goto(direct_chain(rule.mark))
         if not isinstance(outbound, RejectOutbound):
             return Goto(self._answers.divert)
+        if rule.part:
+            return Goto(REFUSE)  # datagrams that nobody carries: port unreachable
         if outbound.answer == "drop":
             return Drop()
         return Goto(REFUSE if outbound.answer == "tcp-reset" else REFUSE_ICMP)

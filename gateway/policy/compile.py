@@ -75,6 +75,7 @@ class _Names:
             mark=None if rule.mark is None else mark_and_mask(rule.mark),
             log=rule.log,
             sniff=rule.sniff,
+            udp_fallback=rule.udp_fallback,
             **self._asked(rule),
         )
 

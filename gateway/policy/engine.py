@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -98,6 +98,13 @@ class Policy:
         yield from self.rules
         for its in self.lists.values():
             yield from its
+
+    def rewritten(
+        self, rewrite: Callable[[tuple[CompiledRule, ...]], Iterable[CompiledRule]]
+    ) -> Policy:
+        """The same policy, each list of rules as ``rewrite`` says. Raises as the class does."""
+        lists = {name: rewrite(rules) for name, rules in self.lists.items()}
+        return Policy(rewrite(self.rules), lists, self.geography)
 
     def decide(self, facts: FlowFacts, now: int | None = None) -> Decision | Undecided:
         """The answer of the first rule that matches, or what must be known to find it.

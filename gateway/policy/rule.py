@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Literal
 from typing import Protocol as Interface
 
 from gateway.flow import Protocol
@@ -103,7 +104,8 @@ class CompiledRule(Condition):
     Either ``outbound`` or ``goto`` is written, the other is empty; ``goto`` names a list of
     rules, after whose end the rule behind this one is next. ``mark``, ``log`` and ``sniff``
     as in ``Decision``; ``sniff`` False also means that for this rule, and for the list that
-    it leads to, a name that is not known yet is none.
+    it leads to, a name that is not known yet is none. ``udp_fallback``: what datagrams get
+    where the outbound carries none; ``part`` tells apart the rules that were made of one.
     """
 
     index: int
@@ -113,6 +115,8 @@ class CompiledRule(Condition):
     mark: Mark | None = None
     log: bool = False
     sniff: bool = True
+    udp_fallback: Literal["reject", "direct", "next"] = "reject"
+    part: str = ""
 
     @property
     def asked(self) -> frozenset[str]:

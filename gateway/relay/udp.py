@@ -11,15 +11,12 @@ from gateway.kernel.datagrams import Address, Batch, Way
 
 
 class Upward(Protocol):
-    """What carries datagrams onward: ``sock``, or ``keep`` while there is none yet."""
+    """What carries datagrams onward: ``sock``, or ``keep_one`` while there is none yet."""
 
     sock: SocketType | None
 
-    def keep(self, way: Way, batch: Batch, first: int, last: int) -> None:
-        """Hold these slots back."""
-
-    def keep_one(self, way: Way, datagram: bytes) -> None:
-        """Hold one datagram back."""
+    def keep_one(self, way: Way, datagram: bytes) -> int:
+        """Hold one datagram back; its size, 0 where it is dropped."""
 
 
 class Reply:
@@ -87,19 +84,20 @@ class Conversation:
             return
         sock = leg.sock
         if sock is None:
-            leg.keep(self.way, batch, first, last)
+            for slot in range(first, last):
+                for datagram in batch.datagrams(slot):
+                    self.bytes_up += leg.keep_one(self.way, bytes(datagram))
         else:
             self.bytes_up += batch.forward(sock, first, last, prefix=prefix, to=to)
 
-    def up_one(self, batch: Batch, data: bytes) -> None:
+    def up_one(self, batch: Batch, datagram: bytes) -> None:
         """Send one datagram onward."""
-        leg = self.leg
-        if leg is None:
+        if self.leg is None:
             return
-        if leg.sock is None:
-            leg.keep_one(self.way, data)
-        elif batch.send(leg.sock, self.way.prefix + data, self.way.to):
-            self.bytes_up += len(data)
+        if self.leg.sock is None:
+            self.bytes_up += self.leg.keep_one(self.way, datagram)
+        elif batch.send(self.leg.sock, self.way.prefix + datagram, self.way.to):
+            self.bytes_up += len(datagram)
 
     def down(self, batch: Batch, first: int, last: int, skip: int) -> None:
         """Give the client slots ``first`` up to ``last``, without their first ``skip`` bytes."""

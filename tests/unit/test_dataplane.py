@@ -13,7 +13,6 @@ from gateway import logs
 from gateway.blueprint import Blueprint, ListenOn, Recipe
 from gateway.dataplane import PAGE, DataPlane
 from gateway.dispatch import FlowTimeouts, OwnTraffic
-from gateway.dispatch_udp import UdpSettings
 from gateway.errors import UpstreamFailure
 from gateway.facts import HERE
 from gateway.flow import Endpoint
@@ -22,6 +21,7 @@ from gateway.outbound import reject
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
 from gateway.sniffing import SniffLimits
+from gateway.udp.flow import UdpSettings
 
 
 @dataclass

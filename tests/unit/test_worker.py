@@ -78,7 +78,16 @@ def assembly(**home: str) -> Assembly:
     plan = build_plan(config, policy, host, Backend.NFTABLES)
     store = RuleSetStore(Loaded(config, compose("rules: []", "gateway.yaml")))
     return Assembly(
-        Path("gateway.yaml"), config, store, policy, host, "", plan, {"home": ("203.0.113.5",)}
+        Path("gateway.yaml"),
+        config,
+        store,
+        policy,
+        frozenset(),
+        policy,
+        host,
+        "",
+        plan,
+        {"home": ("203.0.113.5",)},
     )
 
 

@@ -138,6 +138,11 @@ class Rig:
         """Remove all."""
         self._lab.close()
 
+    @property
+    def lab(self) -> Lab:
+        """Its lab, for what has clients and servers of its own."""
+        return self._lab
+
     def _start_servers(self) -> None:
         self._lab.internet.sysctl("net.core.somaxconn", str(server.BACKLOG))
         for machine in self._lab.machines.values():

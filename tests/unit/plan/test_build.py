@@ -144,7 +144,7 @@ def test_dead_man_sets_only_where_open() -> None:
 
 @pytest.mark.parametrize("scenario", ["lan_redirect", "own_redirect"])
 def test_redirect_needs_no_policy_routing(scenario: str) -> None:
-    plan = SCENARIOS[scenario].plan(Backend.NFTABLES)
+    plan = _plan(scenario, udp="off")
     assert (plan.ip_rules, plan.routes) == ((), ())
 
 
@@ -218,12 +218,17 @@ def test_changed_list_is_another_set() -> None:
         (
             {"port": 53, "to": "home"},
             "both",
-            f"{DIVERTED}; UDP: routed on, not proxied",
+            "the kernel diverts TCP and UDP, the listener connects through home",
         ),
         (
             {"protocol": ["udp", "icmp"], "to": "home"},
+            "both",
+            f"{DIVERTED.replace('TCP', 'UDP')}; ICMP: routed on, not proxied",
+        ),
+        (
+            {"protocol": "icmp", "to": "home"},
             "kernel",
-            "UDP and ICMP: routed on, not proxied",
+            "ICMP: routed on, not proxied",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The pipeline of datagrams: diverted, decided, sent onward, answered, and let go when quiet.
+"""The pipeline of datagrams on one screen.
 
 A client's socket has one ``Mapping`` for each outbound: one leg, whoever it talks to, so that
 the world sees it behind one address (endpoint-independent mapping, RFC 4787), and anybody
@@ -11,13 +11,12 @@ import asyncio
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
-from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision
 from gateway.dispatch import REASONS, RECENT, OwnTraffic, Routing
 from gateway.errors import UpstreamFailure
-from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
+from gateway.flow import CloseReason, Endpoint, FlowFacts
 from gateway.inbound.udp import LISTEN_ON, Upgoing
 from gateway.kernel.datagrams import Address, Batch, split_ends
 from gateway.kernel.icmp_errors import ErrorSender
@@ -25,187 +24,23 @@ from gateway.kernel.sockets import SocketFactory, family_of
 from gateway.kernel.udp_sockets import ErrorReport, UdpSockets, read_ends
 from gateway.outbound.base import Outbound
 from gateway.outbound.datagrams import Leg
-from gateway.relay.udp import Conversation, ReplySockets
+from gateway.relay.udp import ReplySockets
 from gateway.sniff.sighting import Sighting
 from gateway.sniffing import Sniffing
 from gateway.sniffing_udp import MOST_WAITING, UnheardFlow
+from gateway.udp.flow import UdpFlow, UdpSettings
+from gateway.udp.mapping import Mapping, MappingKey
+from gateway.udp.refusal import Refusal
 from gateway.wire.icmp_error import IcmpError, from_wire
 
-#: So much both ways makes a conversation a stream: a call, a game, a tunnel (bytes).
-STREAM_BYTES: Final = 64 << 10
-DNS_PORT: Final = 53
-QUIC_PORT: Final = 443
 #: How long a refusal is remembered: until then every datagram is answered without a look at
 #: the rules (seconds).
 REFUSAL_S: Final = 1.0
 #: Conversations looked at to find one that is quiet, when there is no room for another.
 SECOND_CHANCES: Final = 16
 
-
-class UdpSettings(NamedTuple):
-    """Time-outs in seconds, and how many conversations there may be; of this process."""
-
-    idle: float
-    idle_dns: float
-    idle_stream: float
-    flows: int
-    flows_per_device: int
-    symmetric: bool
-
-
-class UdpFlow(Conversation):
-    """One conversation with what is known of it."""
-
-    __slots__ = (
-        "_desk", "decision", "detail", "ended", "facts", "id", "keys", "mapping", "quiet_since",
-        "reason", "seen", "started", "started_at",
-    )  # fmt: skip
-
-    def __init__(
-        self, desk: Datagrams, flow_id: int, facts: FlowFacts, decision: Decision, client: Address
-    ) -> None:
-        super().__init__(client, facts.destination, desk.replies)
-        self._desk = desk
-        self.id = flow_id
-        self.facts = facts
-        self.decision = decision
-        #: By which datagrams of the client are known to be this flow's.
-        self.keys: list[bytes] = []
-        self.mapping: Mapping | None = None
-        self.detail = ""
-        self.started = self.quiet_since = time.monotonic()
-        self.started_at = time.time()
-        self.ended = 0.0
-        self.reason: CloseReason | None = None
-        self.seen = 0
-
-    def mute(self, error: OSError) -> None:
-        """The client cannot be answered."""
-        self.detail = f"no socket can speak as {self.facts.destination}: {error.strerror}"
-        self.close(CloseReason.NO_RESOURCES)
-
-    def close(self, reason: CloseReason) -> None:
-        """End it; once."""
-        if self.reason is None:
-            self.reason = reason
-            self.ended = time.monotonic()
-            self._release()
-            self.leg = None
-            self._desk.closed(self)
-
-    def moved(self, now: float) -> bool:
-        """Whether anything has moved since this was last asked."""
-        seen = self.bytes_up + self.bytes_down
-        if seen == self.seen:
-            return False
-        self.seen = seen
-        self.quiet_since = now
-        return True
-
-    def idle_limit(self, settings: UdpSettings) -> float:
-        """After how many quiet seconds it has ended."""
-        port = self.facts.destination.port
-        if port == DNS_PORT:
-            return settings.idle_dns
-        if port == QUIC_PORT or min(self.bytes_up, self.bytes_down) >= STREAM_BYTES:
-            return settings.idle_stream
-        return settings.idle
-
-    def record(self) -> FlowRecord:
-        """The flow as the API and the log show it."""
-        state = FlowState.CLOSED if self.reason else FlowState.RELAYING
-        if not self.reason and (self.leg is None or self.leg.sock is None):
-            state = FlowState.CONNECTING
-        return FlowRecord(
-            id=self.id,
-            protocol=Protocol.UDP,
-            client=self.facts.source,
-            destination=self.facts.destination,
-            rule=self.decision.rule,
-            outbound=self.decision.outbound,
-            interface=self.facts.interface,
-            started=self.started_at,
-            state=state,
-            bytes_up=self.bytes_up,
-            bytes_down=self.bytes_down,
-            duration_s=(self.ended or time.monotonic()) - self.started,
-            close_reason=self.reason,
-            detail=self.detail,
-            name=self.facts.name or "",
-            sniffed=self.facts.sniffed or "",
-        )
-
-
-class Mapping:
-    """A client's socket, as seen through one outbound: owner of a leg."""
-
-    def __init__(
-        self, desk: Datagrams, key: MappingKey, facts: FlowFacts, decision: Decision
-    ) -> None:
-        self._desk = desk
-        self._ends: tuple[Endpoint, Endpoint | None] | None = None
-        self.key = key
-        self.facts = facts
-        self.decision = decision
-        self.leg: Leg | None = None
-        self.flows: dict[Endpoint, UdpFlow] = {}
-
-    def stranger(self, remote: Endpoint) -> UdpFlow | None:
-        """A far end that the client has not talked to through this mapping."""
-        return self.flows.get(remote) or self._desk.answered_by_stranger(self, remote)
-
-    def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
-        """Let the loop detector know the leg."""
-        self.forget_leg()
-        self._ends = (local, remote)
-        self._desk.own_legs[local.port].append(self._ends)
-
-    def leg_failed(self, failure: UpstreamFailure, detail: str) -> None:
-        """End every flow, and have their clients told."""
-        self._desk.mapping_failed(self, failure, detail)
-
-    def leg_error(self, report: ErrorReport) -> None:
-        """Pass on what the network says."""
-        self._desk.pass_on(self, report)
-
-    def leg_dropped(self, why: str) -> None:
-        """Count it."""
-        self._desk.dropped(why)
-
-    def forget_leg(self) -> None:
-        """The leg has gone."""
-        if self._ends is not None:
-            legs = self._desk.own_legs[self._ends[0].port]
-            legs.remove(self._ends)
-            if not legs:
-                del self._desk.own_legs[self._ends[0].port]
-            self._ends = None
-
-
-class MappingKey(NamedTuple):
-    """``far`` only where the mapping is for one far end. ``outbound`` is the object's ``id``."""
-
-    client: Endpoint
-    outbound: int
-    family: int
-    far: Endpoint | None
-
-
-class Refusal:
-    """Answers every datagram of a conversation that is not to be."""
-
-    __slots__ = ("_desk", "_facts", "until")
-
-    def __init__(self, desk: Datagrams, facts: FlowFacts, until: float) -> None:
-        self._desk = desk
-        self._facts = facts
-        self.until = until
-
-    def up(self, batch: Batch, first: int, last: int) -> None:
-        """Say that nobody is there."""
-        del batch, first, last
-        self._desk.counters["udp_refused"] += 1
-        self._desk.tell(IcmpError.PORT_UNREACHABLE, self._facts.source, self._facts.destination)
+#: Calls once, after so many seconds.
+CallLater = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 
 
 class Datagrams:
@@ -218,7 +53,7 @@ class Datagrams:
         settings: UdpSettings,
         own: OwnTraffic,
         on_closed: Callable[[UdpFlow], None],
-        call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
+        call_later: CallLater,
         *,
         detect_loops: bool = True,
         flow_ids: tuple[int, int] = (1, 1),
@@ -230,7 +65,7 @@ class Datagrams:
         self.replies = ReplySockets(sockets.open_reply)
         self.batch = Batch()
         self.known: dict[bytes, Upgoing] = {}
-        self.own_legs: defaultdict[int, list[tuple[Endpoint, Endpoint | None]]] = defaultdict(list)
+        self._own_legs: defaultdict[int, list[tuple[Endpoint, Endpoint | None]]] = defaultdict(list)
         self.counters: Counter[str] = Counter()
         self.recent: deque[UdpFlow] = deque(maxlen=RECENT)
         self._errors = ErrorSender(sockets)
@@ -271,26 +106,23 @@ class Datagrams:
         policy, finder = self.routing.policy, self.routing.finder
         facts = finder.of_datagram(source, destination, index)
         now = finder.now()
-        answer = policy.decide(facts, now)
-        decision = answer if isinstance(answer, Decision) else policy.settle(facts, now)
         if source.host in self.own.addresses and self._is_loop(source, destination):
-            flow = self._flow(facts, decision, Address(split_ends(ends)[0]))
+            flow = self._flow(facts, policy.settle(facts, now), Address(split_ends(ends)[0]))
             flow.detail = "an outbound's own datagrams were diverted"
             flow.close(CloseReason.LOOP)
             return None
-        if decision is not answer and self._may_wait(destination.port):
-            unheard = self.known[ends] = UnheardFlow(self, ends, facts)
-            self._sniffing.begin(unheard, self.routing.sniff)
-            return unheard
-        return self._begin(ends, facts, decision)
+        answer = policy.decide(facts, now)
+        if isinstance(answer, Decision):
+            return self._begin(ends, facts, answer)
+        if not self._may_wait(destination.port):
+            return self._begin(ends, facts, policy.settle(facts, now))
+        unheard = self.known[ends] = UnheardFlow(self, ends, facts)
+        self._sniffing.begin(unheard, self.routing.sniff)
+        return unheard
 
     def heard(self, flow: UnheardFlow, seen: Sighting) -> None:
         """Decide a flow by its client's first datagrams, and send onward what was kept of them."""
         self._sniffing.learned(flow, seen)
-
-    def dropped(self, why: str) -> None:
-        """Count a datagram that was left out."""
-        self.counters[f"udp_dropped_{why}"] += 1
 
     def _may_wait(self, port: int) -> bool:
         return self.routing.sniff.covers(port) and len(self._sniffing) < MOST_WAITING
@@ -304,18 +136,11 @@ class Datagrams:
             if flow is not None:
                 flow.up_one(self.batch, datagram)
 
-    def _begin(self, ends: bytes, facts: FlowFacts, decision: Decision) -> UdpFlow | None:
-        """A decided conversation; None where it has ended at once."""
-        flow = self._flow(facts, decision, Address(split_ends(ends)[0]))
-        self._know(ends, flow)
-        self._open(flow, self.routing.outbounds[decision.way])
-        return flow if flow.reason is None else None
-
     def answered_by_stranger(self, mapping: Mapping, remote: Endpoint) -> UdpFlow | None:
         """The conversation of a far end that speaks first; None: it is not heard."""
         client = mapping.key.client
         if mapping.key.far is not None or (client, remote) in self._by_ends:
-            self.counters["udp_dropped_stranger"] += 1
+            self.dropped("stranger")
             return None
         first = next(iter(mapping.flows.values()), None)
         if first is None or mapping.leg is None:
@@ -324,6 +149,13 @@ class Datagrams:
         flow = self._flow(facts, mapping.decision, first.client)
         if flow.reason is None:
             self._join(flow, mapping, mapping.leg)
+        return flow if flow.reason is None else None
+
+    def _begin(self, ends: bytes, facts: FlowFacts, decision: Decision) -> UdpFlow | None:
+        """A decided conversation; None where it has ended at once."""
+        flow = self._flow(facts, decision, Address(split_ends(ends)[0]))
+        self._know(ends, flow)
+        self._open(flow, self.routing.outbounds[decision.way])
         return flow if flow.reason is None else None
 
     def _know(self, ends: bytes, flow: UdpFlow) -> None:
@@ -403,7 +235,6 @@ class Datagrams:
 
     def mapping_failed(self, mapping: Mapping, failure: UpstreamFailure, detail: str) -> None:
         """End the flows of a mapping whose leg is gone, and tell their client."""
-        mapping.leg = None
         for flow in list(mapping.flows.values()):
             flow.detail = detail
             self._close_refused(flow, REASONS[failure])
@@ -412,16 +243,13 @@ class Datagrams:
     def _end_mapping(self, mapping: Mapping) -> None:
         if self._mappings.get(mapping.key) is mapping:
             del self._mappings[mapping.key]
-        mapping.forget_leg()
-        if mapping.leg is not None:
-            mapping.leg.close()
-            mapping.leg = None
+        mapping.close()
 
     def _close_refused(self, flow: UdpFlow, reason: CloseReason) -> None:
         """End a flow, and answer what its client sends in the next moment."""
         keys = flow.keys
         flow.close(reason)
-        self.tell(IcmpError.PORT_UNREACHABLE, flow.facts.source, flow.facts.destination)
+        self.refused(flow.facts)
         until = time.monotonic() + REFUSAL_S
         refusal = Refusal(self, flow.facts, until)
         for ends in keys:
@@ -466,10 +294,32 @@ class Datagrams:
         if flow is not None and error is not None:
             self.tell(error, flow.facts.source, flow.facts.destination, report.mtu)
 
+    def refused(self, facts: FlowFacts) -> None:
+        """Tell a client whose conversation was refused a moment ago."""
+        self.counters["udp_refused"] += 1
+        self.tell(IcmpError.PORT_UNREACHABLE, facts.source, facts.destination)
+
+    def dropped(self, why: str) -> None:
+        """Count a datagram that was left out."""
+        self.counters[f"udp_dropped_{why}"] += 1
+
     def tell(self, error: IcmpError, client: Endpoint, remote: Endpoint, mtu: int = 0) -> None:
         """Send the client an ICMP error in the name of the far end."""
         said = self._errors.tell(error, client, remote, time.monotonic(), mtu)
         self.counters["udp_icmp_sent" if said else "udp_icmp_unsent"] += 1
+
+    # --- loops ---------------------------------------------------------------------------------
+
+    def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
+        """Know a leg's datagrams, should they come back."""
+        self._own_legs[local.port].append((local, remote))
+
+    def leg_closed(self, local: Endpoint, remote: Endpoint | None) -> None:
+        """Forget it."""
+        legs = self._own_legs[local.port]
+        legs.remove((local, remote))
+        if not legs:
+            del self._own_legs[local.port]
 
     def _is_loop(self, source: Endpoint, destination: Endpoint) -> bool:
         """Whether a datagram from one of our addresses is one that a leg sent."""
@@ -479,5 +329,5 @@ class Datagrams:
             return True
         return any(
             remote is None or remote == destination
-            for _, remote in self.own_legs.get(source.port, ())
+            for _, remote in self._own_legs.get(source.port, ())
         )

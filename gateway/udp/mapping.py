@@ -1,0 +1,95 @@
+"""A client's socket as the world sees it through one outbound."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from gateway.decision import Decision
+from gateway.errors import UpstreamFailure
+from gateway.flow import Endpoint, FlowFacts
+from gateway.kernel.udp_sockets import ErrorReport
+from gateway.outbound.datagrams import Leg
+from gateway.udp.flow import UdpFlow
+
+
+class MappingKey(NamedTuple):
+    """``far`` only where the mapping is for one far end. ``outbound`` is the object's ``id``."""
+
+    client: Endpoint
+    outbound: int
+    family: int
+    far: Endpoint | None
+
+
+class MappingOwner(Protocol):
+    """Who keeps the mappings."""
+
+    def answered_by_stranger(self, mapping: Mapping, remote: Endpoint) -> UdpFlow | None:
+        """A far end speaks that the client has not talked to through the mapping."""
+
+    def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
+        """A leg has these ends; ``remote`` None: any."""
+
+    def leg_closed(self, local: Endpoint, remote: Endpoint | None) -> None:
+        """It is gone."""
+
+    def mapping_failed(self, mapping: Mapping, failure: UpstreamFailure, detail: str) -> None:
+        """The mapping has lost its leg."""
+
+    def pass_on(self, mapping: Mapping, report: ErrorReport) -> None:
+        """The network has said something of what was sent."""
+
+    def dropped(self, why: str) -> None:
+        """A datagram was left out."""
+
+
+class Mapping:
+    """One leg, whoever the client talks to through it."""
+
+    def __init__(
+        self, owner: MappingOwner, key: MappingKey, facts: FlowFacts, decision: Decision
+    ) -> None:
+        """``facts`` and ``decision`` are those of the flow that it was made for."""
+        self._owner = owner
+        self._ends: tuple[Endpoint, Endpoint | None] | None = None
+        self.key = key
+        self.facts = facts
+        self.decision = decision
+        self.leg: Leg | None = None
+        self.flows: dict[Endpoint, UdpFlow] = {}
+
+    def close(self) -> None:
+        """Give the leg up."""
+        self.forget_leg()
+        if self.leg is not None:
+            self.leg.close()
+            self.leg = None
+
+    def stranger(self, remote: Endpoint) -> UdpFlow | None:
+        """The route of a far end that the leg does not know."""
+        return self.flows.get(remote) or self._owner.answered_by_stranger(self, remote)
+
+    def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
+        """Let the loop detector know the leg."""
+        self.forget_leg()
+        self._ends = (local, remote)
+        self._owner.leg_opened(local, remote)
+
+    def leg_failed(self, failure: UpstreamFailure, detail: str) -> None:
+        """End every flow, and have their client told."""
+        self.leg = None
+        self._owner.mapping_failed(self, failure, detail)
+
+    def leg_error(self, report: ErrorReport) -> None:
+        """Pass on what the network says."""
+        self._owner.pass_on(self, report)
+
+    def leg_dropped(self, why: str) -> None:
+        """Have it counted."""
+        self._owner.dropped(why)
+
+    def forget_leg(self) -> None:
+        """The leg's socket is gone."""
+        if self._ends is not None:
+            self._owner.leg_closed(*self._ends)
+            self._ends = None
