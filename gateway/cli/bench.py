@@ -236,6 +236,42 @@ def soak(
         raise GatewayError("the soak failed: " + "; ".join(problems))
 
 
+@bench.command()
+@click.option("--rules", type=click.IntRange(10, 10_000), default=1000, show_default=True)
+@click.option(
+    "--names", type=click.IntRange(1000, 10_000_000), default=1_000_000, show_default=True
+)
+@click.option(
+    "--prefixes", type=click.IntRange(1000, 5_000_000), default=500_000, show_default=True
+)
+@json_option
+@click.option("--output", type=_NEW_FILE, help="Write the JSON to a file, besides.")
+def policy(rules: int, names: int, prefixes: int, as_json: bool, output: Path | None) -> None:
+    """Decisions: the time that one takes, and what large rule sets cost.
+
+    Rules of several kinds and two made-up lists, one of names and one of prefixes, which most
+    flows get as far as. Loading is measured from text, where the lists are compiled, and from
+    what was compiled. Memory is what two processes take more together once each has the policy
+    and has decided flows by it; pages that they share count once. No traffic, and no root.
+
+    \b
+    Examples:
+      gateway bench policy
+      gateway bench policy --names 100000 --prefixes 50000 --json
+    """
+    from gateway.lab.bench.policy import Amounts, run
+
+    amounts = Amounts(rules, names, prefixes)
+    figures = _with_progress(lambda progress: run(amounts, progress))
+    if output is not None:
+        _write(output, json.dumps(figures.to_json(), indent=2) + "\n")
+    if as_json:
+        print_json(figures.to_json())
+    else:
+        for line in figures.lines():
+            click.echo(line)
+
+
 def _compare(
     suite: Suite,
     quick: bool,
