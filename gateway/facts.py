@@ -43,6 +43,7 @@ class FactFinder:
         self._neighbours = Neighbours()
         self._leases = LeaseFiles(sources.leases)
         self._owners = Owners()
+        self._names: dict[int, str] = {}
 
     def of_stream(self, client: SocketType, source: Endpoint, destination: Endpoint) -> FlowFacts:
         """The facts of an accepted TCP flow."""
@@ -68,7 +69,7 @@ class FactFinder:
             protocol,
             source,
             destination,
-            interface_name(came.interface) if needs.interface else "",
+            self._name(came.interface) if needs.interface else "",
             mac or None,
             self._leases.hostname(source.host, mac or None) if needs.hostname else None,
             came.dscp,
@@ -77,6 +78,12 @@ class FactFinder:
     def now(self) -> int | None:
         """The minute of the week; None where no rule asks for the time."""
         return self._clock.minute() if self._needs.time else None
+
+    def _name(self, index: int) -> str:
+        """An interface's, asked for once: a finder lasts until the next change of the network."""
+        if index not in self._names:
+            self._names[index] = interface_name(index)
+        return self._names[index]
 
     def _with_needs(self, facts: FlowFacts, came: Arrival) -> FlowFacts:
         needs, host = self._needs, facts.source.host
