@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -178,15 +179,15 @@ class DataPlane:
 
     def counters(self) -> dict[str, int]:
         """Totals since the start."""
-        counters = self._dispatcher.counters + self._datagrams.counters
-        counters["udp_dropped_unsent"] = self._datagrams.batch.dropped + sum(
+        unsent = self._datagrams.batch.dropped + sum(
             listener.dropped
             for listeners in self._listeners.values()
             for listener in listeners
             if isinstance(listener, UdpListener)
         )
-        for classifier in self._classifiers.values():
-            counters += classifier.counters
+        # Sums of counters leave out what is zero.
+        counters = self._dispatcher.counters + self._datagrams.counters
+        counters += Counter(udp_dropped_unsent=unsent)
         return dict(counters)
 
     def without_udp(self) -> frozenset[str]:
