@@ -188,6 +188,8 @@ class DataPlane:
         # Sums of counters leave out what is zero.
         counters = self._dispatcher.counters + self._datagrams.counters
         counters += Counter(udp_dropped_unsent=unsent)
+        for classifier in self._classifiers.values():
+            counters += classifier.counters
         return dict(counters)
 
     def without_udp(self) -> frozenset[str]:
