@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Annotated, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
 from gateway.config.domains import canonical_name
-from gateway.config.rule_values import read_device, weekday_range
-from gateway.config.rules import Sniffed
+from gateway.config.rule_values import DHCP_PREFIX, read_device, weekday_range
+from gateway.config.rules import Device, Sniffed
 from gateway.config.scalars import NAME_PATTERN, port_range, read_address, refuse
 from gateway.config.values import Address, InterfaceName, Model, Name
 from gateway.flow import Endpoint, Protocol
+
+#: The source port of a flow that is only thought of: among those that clients use (RFC 6056).
+SOURCE_PORT: Final = 50000
+#: Its destination, where only a name is known: for documentation (RFC 5737, RFC 3849).
+SOMEWHERE: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
 
 _TARGET_CURE = "write www.example:443, 203.0.113.5:53/udp, [2001:db8::1]:443 or 203.0.113.5/icmp"
 _TARGET = re.compile(
@@ -78,6 +84,18 @@ def minutes_of(value: object) -> tuple[int, ...]:
         raise refuse("not a time", cure)
     days = weekday_range(matched["day"] or "mon-sun")
     return tuple((day * 24 + int(matched["hour"])) * 60 + int(matched["minute"]) for day in days)
+
+
+def facts_of_device(
+    devices: Mapping[str, Device], device: str | None
+) -> tuple[str | None, str | None]:
+    """Of a device as rules write it: its first MAC address, and its first host name."""
+    known = devices.get(device or "")
+    if known is not None:
+        return next(iter(known.mac), None), next(iter(known.hostname), None)
+    if device is not None and device.startswith(DHCP_PREFIX):
+        return None, device.removeprefix(DHCP_PREFIX)
+    return device, None
 
 
 def read_origin(value: object) -> str:

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Final
+from typing import TypeVar
 
+from pydantic_core import PydanticCustomError
+
+from gateway.config.assertions import (
+    SOMEWHERE,
+    SOURCE_PORT,
+    Target,
+    facts_of_device,
+    minutes_of,
+    target,
+)
 from gateway.config.domains import canonical_name
-from gateway.config.rule_values import DAY, DHCP_PREFIX, weekday_range
+from gateway.config.rule_values import read_device
 from gateway.config.schema import Config
 from gateway.errors import GatewayError
 from gateway.flow import Endpoint, Protocol
 
-#: Source port of a flow that is asked about without one: among those that clients use (RFC 6056).
-_SOURCE_PORT: Final = 50000
-#: In place of an address that is not known: for documentation (RFC 5737, RFC 3849).
-_SOMEWHERE: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
+_Value = TypeVar("_Value")
 
-_ENDPOINT = re.compile(
+_CLIENT = re.compile(
     r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^\s/:\[\]]+))(?::(?P<port>\d{1,5}))?", re.ASCII
-)
-_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
-_MOMENT = re.compile(r"(?:(?P<day>[a-z]{3})\s+)?(?P<hour>\d{1,2}):(?P<minute>\d\d)", re.ASCII)
-_TARGET_CURE: Final = (
-    "write www.example:443, 203.0.113.5:53/udp, [2001:db8::1]:443 or 203.0.113.5/icmp"
 )
 
 
@@ -55,7 +58,7 @@ class Question:
 
 def read_source(text: str) -> Endpoint:
     """``ADDRESS`` or ``ADDRESS:PORT``. Raises ``QuestionError``."""
-    matched = _ENDPOINT.fullmatch(text)
+    matched = _CLIENT.fullmatch(text)
     host = (matched["v6"] or matched["host"]) if matched else text
     if not _is_address(host):
         raise QuestionError(
@@ -63,29 +66,7 @@ def read_source(text: str) -> Endpoint:
             "write 192.168.20.5, fd00:20::5 or [fd00:20::5]:40000",
         )
     port = matched["port"] if matched else None
-    return Endpoint(str(ip_address(host)), _port(port) if port else _SOURCE_PORT)
-
-
-def read_target(text: str) -> tuple[Protocol, Endpoint]:
-    """``HOST:PORT/PROTOCOL``, TCP where none is said; the host is an address or a name.
-
-    Raises ``QuestionError``.
-    """
-    where, _, word = text.strip().partition("/")
-    matched = _ENDPOINT.fullmatch(where)
-    if matched is None or word not in ("", *Protocol):
-        raise QuestionError(f"{text!r} is not a target", _TARGET_CURE)
-    protocol = Protocol(word or "tcp")
-    if (matched["port"] is None) != (protocol is Protocol.ICMP):
-        raise QuestionError("TCP and UDP have ports, and ICMP has none", _TARGET_CURE)
-    port = _port(matched["port"]) if matched["port"] else 0
-    host = matched["v6"] or matched["host"]
-    if _is_address(host):
-        return protocol, Endpoint(str(ip_address(host)), port)
-    name = None if matched["v6"] else canonical_name(host)
-    if name is None:
-        raise QuestionError(f"{host!r} is neither an address nor a host name", _TARGET_CURE)
-    return protocol, Endpoint(name, port)
+    return Endpoint(str(ip_address(host)), _port(port) if port else SOURCE_PORT)
 
 
 def _port(digits: str) -> int:
@@ -94,25 +75,32 @@ def _port(digits: str) -> int:
     return int(digits)
 
 
+def read_target(text: str) -> Target:
+    """``HOST:PORT/PROTOCOL``, as assertions write it. Raises ``QuestionError``."""
+    return _as_in_assertions(target, text)
+
+
 def read_moment(text: str, today: int) -> int:
     """The minute of the week that ``22:30`` (on weekday ``today``) or ``fri 22:30`` means.
 
     Raises ``QuestionError``.
     """
-    matched = _MOMENT.fullmatch(text.lower().strip())
-    wrong = QuestionError(f"{text!r} is not a time", "write 22:30 or fri 22:30")
-    if matched is None or int(matched["hour"]) > 23 or int(matched["minute"]) > 59:
-        raise wrong
+    minutes = _as_in_assertions(minutes_of, text)
+    return minutes[0] if len(minutes) == 1 else minutes[today]
+
+
+def _as_in_assertions(read: Callable[[object], _Value], text: str) -> _Value:
+    """What a configuration would read; a person who asks meets the same words."""
     try:
-        day = weekday_range(matched["day"])[0] if matched["day"] else today
-    except ValueError:
-        raise wrong from None
-    return day * DAY + int(matched["hour"]) * 60 + int(matched["minute"])
+        return read(text)
+    except PydanticCustomError as error:
+        cure = (error.context or {}).get("cure", "")
+        raise QuestionError(f"{text!r}: {error.message()}", cure) from None
 
 
 def ask(
     source: str,
-    target: str,
+    where: str,
     *,
     address: str = "",
     name: str = "",
@@ -123,18 +111,18 @@ def ask(
 ) -> Question:
     """The question that a person's words mean. Raises ``QuestionError``.
 
-    ``address`` is that of a name in ``target``; ``name`` is what the first bytes of a flow to
+    ``address`` is that of a name in ``where``; ``name`` is what the first bytes of a flow to
     an address would tell.
     """
     client = read_source(source)
-    protocol, destination = read_target(target)
+    protocol, destination, by_name = read_target(where)
     if protocol is Protocol.ICMP:
         client = client._replace(port=0)
     host = destination.host
     assumed = False
-    if not _is_address(host):
+    if by_name:
         name = host
-        host, assumed = address or _SOMEWHERE[6 if ":" in client.host else 4], not address
+        host, assumed = address or SOMEWHERE[6 if ":" in client.host else 4], not address
         if not _is_address(host):
             raise QuestionError(f"{host!r} is not an address", "write 203.0.113.5 or 2001:db8::5")
         host = str(ip_address(host))
@@ -165,13 +153,12 @@ def _is_address(text: str) -> bool:
 
 def device_facts(config: Config, device: str) -> tuple[str | None, str | None]:
     """MAC address and host name of a device as rules write it. Raises ``QuestionError``."""
-    known = config.lan.devices.get(device)
-    if known is not None:
-        return next(iter(known.mac), None), next(iter(known.hostname), None)
-    if device.startswith(DHCP_PREFIX):
-        return None, device.removeprefix(DHCP_PREFIX).lower()
-    if device and not _MAC.fullmatch(device.lower()):
+    if not device:
+        return None, None
+    written = _as_in_assertions(read_device, device)
+    mac, hostname = facts_of_device(config.lan.devices, written)
+    if mac is not None and ":" not in mac:
         raise QuestionError(
             f"there is no device {device!r}", "write a MAC address, dhcp:NAME, or a device's name"
         )
-    return device.lower() or None, None
+    return mac, hostname

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from gateway.config.assertions import Assertion, Target, minutes_of, target
+from gateway.config.assertions import (
+    SOMEWHERE,
+    SOURCE_PORT,
+    Assertion,
+    Target,
+    facts_of_device,
+    minutes_of,
+    target,
+)
 from gateway.config.findings import Finding
 from gateway.config.load import Loaded
-from gateway.config.rule_values import DHCP_PREFIX
 from gateway.config.schema import Config, RejectOutbound
 from gateway.config.values import Network
 from gateway.decision import REJECT, Decision
@@ -16,10 +23,6 @@ from gateway.errors import ConfigError
 from gateway.flow import Endpoint, FlowFacts
 from gateway.policy.demands import week_time
 from gateway.policy.engine import Outcome, Policy, Step
-
-#: The address of a name that has none: for documentation (RFC 5737, RFC 3849).
-_SOMEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}
-_SOURCE_PORT = 50000
 
 
 def require_assertions(loaded: Loaded, policy: Policy) -> None:
@@ -73,14 +76,14 @@ def _facts(config: Config, assertion: Assertion, wanted: Target, source: str) ->
     version = 6 if ":" in source else 4
     host = wanted.destination.host
     if wanted.by_name:
-        host = str(assertion.address or _SOMEWHERE[version])
+        host = str(assertion.address or SOMEWHERE[version])
     if (":" in host) != (version == 6):
         return None
-    mac, hostname = _device(config, assertion.device)
+    mac, hostname = facts_of_device(config.lan.devices, assertion.device)
     only = config.lan.interfaces[0] if len(config.lan.interfaces) == 1 else ""
     return FlowFacts(
         wanted.protocol,
-        Endpoint(source, _SOURCE_PORT if wanted.destination.port else 0),
+        Endpoint(source, SOURCE_PORT if wanted.destination.port else 0),
         Endpoint(host, wanted.destination.port),
         interface=assertion.interface or only,
         mac=mac,
@@ -88,16 +91,6 @@ def _facts(config: Config, assertion: Assertion, wanted: Target, source: str) ->
         name=wanted.destination.host if wanted.by_name else "",
         sniffed=assertion.sniffed or "",
     )
-
-
-def _device(config: Config, device: str | None) -> tuple[str | None, str | None]:
-    """Its first MAC address, and its first host name."""
-    known = config.lan.devices.get(device or "")
-    if known is not None:
-        return next(iter(known.mac), None), next(iter(known.hostname), None)
-    if device is not None and device.startswith(DHCP_PREFIX):
-        return None, device.removeprefix(DHCP_PREFIX)
-    return device, None
 
 
 def _failure(
