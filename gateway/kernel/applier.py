@@ -70,7 +70,9 @@ class Applier:
             for failure in failures:
                 failed.add_note(f"could not be put back: {failure}")
             raise failed from error
-        return Report(made.descriptions, host_firewall.warnings(plan.accept_input))
+        dropped, left = _drop_sets(plan)
+        warnings = (*host_firewall.warnings(plan.accept_input), *left)
+        return Report((*made.descriptions, *dropped), warnings)
 
     def remove(self) -> Report:
         """Take away all that is ours: of any run, of either backend.
@@ -129,7 +131,7 @@ class Applier:
         return (
             _withdraw_chains(kept),
             host_firewall.apply(kept.accept_input if kept else ()),
-            _withdraw_sets(kept),
+            *(() if kept else (_withdraw_sets(),)),
             _withdraw_routing(tuple(plan for plan in (kept, spare) if plan)),
             self._withdraw_sysctls(kept),
         )
@@ -179,16 +181,12 @@ def _in_place_of(entry: IpRule | Route, installed: Iterable[IpRule | Route]) -> 
 
 
 def _put_sets(wanted: tuple[AddressSet, ...]) -> Iterator[Step]:
-    installed = ipset.read()
+    """The sets that are not there; a set's name tells what it holds."""
+    installed = ipset.names()
     for address_set in wanted:
-        before = installed.get(address_set.name)
-        if before is not None and ipset.same(before, address_set):
-            continue
-        ipset.put([address_set])
-        undo = (
-            partial(ipset.put, [before]) if before else partial(ipset.destroy, [address_set.name])
-        )
-        yield Step(f"set {address_set.name} filled", undo)
+        if address_set.name not in installed:
+            ipset.create(address_set)
+            yield Step(f"set {address_set.name} filled", partial(ipset.destroy, [address_set.name]))
 
 
 def _withdraw_chains(kept: Plan | None) -> Iterator[Step | None]:
@@ -198,13 +196,29 @@ def _withdraw_chains(kept: Plan | None) -> Iterator[Step | None]:
         yield iptables.remove()
 
 
-def _withdraw_sets(kept: Plan | None) -> Iterator[Step]:
-    wanted = kept.sets if kept and kept.backend is Backend.IPTABLES else ()
-    names = {address_set.name for address_set in wanted}
-    for name, old in ipset.read().items():
-        if name not in names:
+def _withdraw_sets() -> Iterator[Step]:
+    for name in sorted(ipset.names()):
+        ipset.destroy([name])
+        yield Step(f"set {name} destroyed", lambda: None)
+
+
+def _drop_sets(plan: Plan) -> tuple[list[str], list[str]]:
+    """What no chain refers to any more: the sets that went, and what kept others from going.
+
+    Once the plan is in force, since to take a change back takes the old sets.
+    """
+    kept = {address_set.name for address_set in plan.sets}
+    dropped: list[str] = []
+    try:
+        if plan.backend is Backend.NFTABLES:
+            dropped += nftables.drop_sets(kept)
+            kept = set()
+        for name in sorted(ipset.names() - kept):
             ipset.destroy([name])
-            yield Step(f"set {name} destroyed", partial(ipset.put, [old]))
+            dropped.append(name)
+    except ApplyError as error:
+        return dropped, [f"a set that is not needed any more is left: {error}"]
+    return [f"set {name} destroyed" for name in dropped], []
 
 
 def _withdraw_routing(kept: tuple[Plan, ...]) -> Iterator[Step]:

@@ -1,7 +1,8 @@
 """Address sets of the iptables backend, through ``ipset restore`` and ``ipset save``.
 
-A set is filled under another name and swapped in, so a packet sees the old list or the new
-one, never a part (ipset(8), swap). Ours are all those whose name starts with ``gw_``.
+A set's name tells what it holds, so a changed list is a new set. It is filled under another
+name first: what has its name is whole (ipset(8), rename). Ours are all those whose name starts with
+``gw_``.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ def read() -> dict[str, AddressSet]:
 
     Raises ``ApplyError``.
     """
-    return {name: parse_save(_run("save", name)) for name in _names()}
+    return {name: parse_save(_run("save", name)) for name in names()}
 
 
-def put(sets: Iterable[AddressSet]) -> None:
-    """Create the sets, or replace what they hold. Raises ``ApplyError``."""
-    wanted = tuple(sets)
-    if wanted:
-        _run("restore", text="".join(f"{line}\n" for line in restore_lines(wanted, _names())))
+def names() -> frozenset[str]:
+    """The names of our sets; none where ipset is not there at all. Raises ``ApplyError``."""
+    try:
+        listed = _run("list", "-name")
+    except CapabilityError:
+        return frozenset()
+    return frozenset(name for name in listed.split() if name.startswith(SET_PREFIX))
 
 
-def same(one: AddressSet, other: AddressSet) -> bool:
-    """Whether they hold the same; elements that expire come and go, and are not compared."""
-    return (one.family, one.timeout_s) == (other.family, other.timeout_s) and (
-        one.timeout_s is not None or set(one.elements) == set(other.elements)
-    )
+def create(wanted: AddressSet) -> None:
+    """Make a set that is not there yet, whole or not at all. Raises ``ApplyError``."""
+    _run("restore", text="".join(f"{line}\n" for line in restore_lines(wanted)))
 
 
 def refresh(sets: Iterable[AddressSet]) -> None:
@@ -56,18 +57,15 @@ def destroy(names: Iterable[str]) -> None:
         _run("restore", text="\n".join(lines) + "\n")
 
 
-def restore_lines(sets: Iterable[AddressSet], existing: frozenset[str]) -> Iterator[str]:
-    """The ``ipset restore`` input that makes the sets so, where ``existing`` are there already."""
-    if _DRAFT in existing:
-        yield f"destroy {_DRAFT}"
-    for wanted in sets:
-        if wanted.name not in existing:
-            yield create_set(wanted)
-        yield create_set(replace(wanted, name=_DRAFT))
-        for element in _storable(wanted.elements):
-            yield f"add {_DRAFT} {element}"
-        yield f"swap {_DRAFT} {wanted.name}"
-        yield f"destroy {_DRAFT}"
+def restore_lines(wanted: AddressSet) -> Iterator[str]:
+    """The ``ipset restore`` input that makes a set; what a killed run left half done goes."""
+    draft = replace(wanted, name=_DRAFT)
+    yield f"{create_set(draft)} -exist"
+    yield f"destroy {_DRAFT}"
+    yield create_set(draft)
+    for element in _storable(wanted.elements):
+        yield f"add {_DRAFT} {element}"
+    yield f"rename {_DRAFT} {wanted.name}"
 
 
 def parse_save(text: str) -> AddressSet:
@@ -109,14 +107,6 @@ def _joined(elements: list[Network]) -> list[Network]:
     if len(halves) < 2:
         return elements
     return [element for element in elements if element.prefixlen != 1] + [halves[0].supernet()]
-
-
-def _names() -> frozenset[str]:
-    try:
-        listed = _run("list", "-name")
-    except CapabilityError:
-        return frozenset()
-    return frozenset(name for name in listed.split() if name.startswith(SET_PREFIX))
 
 
 def _run(*arguments: str, text: str = "") -> str:

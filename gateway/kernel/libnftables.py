@@ -17,6 +17,7 @@ from gateway.errors import ApplyError, CapabilityError
 _SONAME = "libnftables.so.1"
 _OUTPUT_JSON = 1 << 4
 _OUTPUT_STATELESS = 1 << 2
+_OUTPUT_TERSE = 1 << 11
 
 
 @cache
@@ -42,14 +43,16 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def run(commands: str, *, dry_run: bool = False) -> str:
+def run(commands: str, *, dry_run: bool = False, terse: bool = False) -> str:
     """Run nft commands as one transaction and return what they print.
 
-    ``dry_run`` lets the kernel judge the transaction without committing it.
+    ``dry_run`` lets the kernel judge the transaction without committing it. ``terse`` leaves
+    out what sets hold.
     Raises ``ApplyError`` with nft's own message when the kernel or the parser refuses,
     ``CapabilityError`` when the library is missing.
     """
-    return _run(commands, flags=_OUTPUT_STATELESS, dry_run=dry_run)
+    flags = _OUTPUT_STATELESS | (_OUTPUT_TERSE if terse else 0)
+    return _run(commands, flags=flags, dry_run=dry_run)
 
 
 def query(command: str) -> list[dict[str, Any]]:

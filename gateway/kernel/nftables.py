@@ -1,7 +1,8 @@
-"""The nftables backend: one table ``inet gateway``, replaced as a whole in one transaction."""
+"""The nftables backend: one table ``inet gateway``, whose chains change in one transaction."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any
@@ -11,7 +12,7 @@ from gateway.kernel import libnftables
 from gateway.kernel.step import Step
 from gateway.marks import NFT_TABLE, TAG_PREFIX
 from gateway.plan.model import AddressSet, Family, Network, Plan
-from gateway.plan.render_nft import render_nft
+from gateway.plan.render_nft import render_chains, render_set
 from gateway.plan.snapshot import ChainKey, expected_chains
 
 _TABLE = f"inet {NFT_TABLE}"
@@ -19,51 +20,113 @@ _TABLE = f"inet {NFT_TABLE}"
 _DELETE = f"table {_TABLE} {{\n}}\ndelete table {_TABLE}\n"
 _FAMILIES = {"ipv4_addr": Family.V4, "ipv6_addr": Family.V6}
 
+#: At the end of a rule, our tag.
+_COMMENT = re.compile(rf'comment "({TAG_PREFIX}[^"]*)"$')
+
 Chains = dict[ChainKey, tuple[str, ...]]
 
 
 def apply(plan: Plan) -> Step | None:
-    """Make the table as planned; None where it is so already. Raises ``ApplyError``."""
-    chains, sets = read()
-    if chains == expected_chains(plan) and _lasting(sets.values()) == _lasting(plan.sets):
+    """Make chains and sets as planned; None where they are so already. Raises ``ApplyError``.
+
+    A set's name tells what it holds (``plan.address_sets``), so what is there already is not
+    read, and not loaded again; new sets come first, and then all chains in one transaction.
+    Sets that the plan does not want stay, for ``drop_sets``.
+    """
+    chains, names = _read_names()
+    missing = [wanted for wanted in plan.sets if wanted.name not in names]
+    if chains == expected_chains(plan) and not missing:
         return None
-    return _replace(render_nft(plan), f"nftables: table {_TABLE} loaded")
+    before = _listed()
+    added: list[str] = []
+
+    def undo() -> None:
+        if not before:
+            libnftables.run(_DELETE)
+            return
+        sets = "".join(f"delete set {_TABLE} {name}\n" for name in added)
+        libnftables.run(f"{_without_chains()}{before}{sets}")
+
+    try:
+        for wanted in missing:
+            libnftables.run(render_set(wanted))
+            added.append(wanted.name)
+        libnftables.run(f"{_without_chains()}{render_chains(plan)}")
+    except ApplyError:
+        if added:
+            undo()
+        raise
+    return Step(f"nftables: table {_TABLE} loaded", undo)
+
+
+def drop_sets(kept: Iterable[str]) -> list[str]:
+    """Delete all other sets, which no chain names any more. Raises ``ApplyError``."""
+    _, names = _read_names()
+    unwanted = sorted(names - set(kept))
+    libnftables.run("".join(f"delete set {_TABLE} {name}\n" for name in unwanted))
+    return unwanted
 
 
 def remove() -> Step | None:
     """Delete the table; None where there is none. Raises ``ApplyError``."""
     if not installed():
         return None
-    return _replace(_DELETE, f"nftables: table {_TABLE} deleted")
+    before = libnftables.run(f"list table {_TABLE}")
+    libnftables.run(_DELETE)
+    return Step(f"nftables: table {_TABLE} deleted", lambda: libnftables.run(_DELETE + before))
 
 
 def installed() -> bool:
     """Whether the table is there; False on a machine without nftables."""
-    try:
-        tables = libnftables.run("list tables inet")
-    except (CapabilityError, ApplyError):
-        # No library, or no nf_tables in the kernel: nothing can be there.
-        return False
-    return f"table {_TABLE}" in tables.splitlines()
+    return bool(_listed())
 
 
 def read() -> tuple[Chains, dict[str, AddressSet]]:
     """The tags of each chain's rules, and the sets with what they hold now."""
-    if not installed():
-        return {}, {}
+    chains, names = _read_names()
+    listed = libnftables.query(f"list table {_TABLE}") if names else []
+    found = (item["set"] for item in listed if "set" in item)
+    return chains, {each["name"]: _address_set(each) for each in found}
+
+
+def _read_names() -> tuple[Chains, set[str]]:
+    """The tags of each chain's rules, and the names of the sets: quick, however large they are."""
     tags: dict[str, list[str]] = {}
-    sets = {}
-    for item in libnftables.query(f"list table {_TABLE}"):
-        match item:
-            case {"chain": {"name": name}}:
-                tags.setdefault(name, [])
-            case {"rule": {"chain": name, **rest}}:
-                comment = str(rest.get("comment", ""))
-                tags[name].append(comment if comment.startswith(TAG_PREFIX) else "")
-            case {"set": found}:
-                sets[found["name"]] = _address_set(found)
-    chains = {ChainKey(NFT_TABLE, name, "inet"): tuple(rules) for name, rules in tags.items()}
-    return chains, sets
+    names = set()
+    chain = ""
+    for line in _listed().splitlines():
+        match line.split():
+            case ["chain", chain, "{"]:
+                tags[chain] = []
+            case ["set", name, "{"]:
+                names.add(name)
+                chain = ""
+            case [first, *_] if chain and first not in ("type", "}"):
+                tag = _COMMENT.search(line)
+                tags[chain].append(tag[1] if tag else "")
+    return {ChainKey(NFT_TABLE, name, "inet"): tuple(rules) for name, rules in tags.items()}, names
+
+
+def _listed() -> str:
+    """The table as text, without what its sets hold; empty where there is none.
+
+    By way of all tables of the family: asked for one table, or even for the names of all, nft
+    (1.0.6) reads every element of every set.
+    """
+    try:
+        text = libnftables.run("list ruleset inet", terse=True)
+    except (CapabilityError, ApplyError):
+        # No library, or no nf_tables in the kernel: nothing can be there.
+        return ""
+    start = text.find(f"table {_TABLE} {{\n")
+    return text[start : text.index("\n}", start) + 3] if start >= 0 else ""
+
+
+def _without_chains() -> str:
+    """Commands that delete every chain that is there now."""
+    chains, _ = _read_names()
+    deletions = "".join(f"delete chain {_TABLE} {key.chain}\n" for key in chains)
+    return f"table {_TABLE} {{\n}}\nflush table {_TABLE}\n{deletions}"
 
 
 def refresh(sets: Iterable[AddressSet]) -> None:
@@ -77,17 +140,6 @@ def refresh(sets: Iterable[AddressSet]) -> None:
             f"add element {_TABLE} {wanted.name} {{ {elements} }}\n",
         ]
     libnftables.run("".join(commands))
-
-
-def _replace(commands: str, what: str) -> Step:
-    before = libnftables.run(f"list table {_TABLE}") if installed() else ""
-    libnftables.run(commands)
-    return Step(what, lambda: libnftables.run(_DELETE + before))
-
-
-def _lasting(sets: Iterable[AddressSet]) -> dict[str, frozenset[Network] | None]:
-    """What sets must hold to be equal; those that expire change by themselves."""
-    return {s.name: None if s.timeout_s else frozenset(s.elements) for s in sets}
 
 
 def _address_set(found: dict[str, Any]) -> AddressSet:

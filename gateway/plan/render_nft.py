@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, assert_never
 
 from gateway.flow import Protocol
@@ -67,9 +67,22 @@ def render_nft(plan: Plan) -> str:
     """The whole text; it replaces what an earlier plan left, in the same transaction."""
     if not plan.chains:
         return REMOVE
-    blocks = [*map(_set, plan.sets), *map(_chain, plan.chains)]
+    return f"{REMOVE}\n{_table([*map(_set, plan.sets), *map(_chain, plan.chains)])}"
+
+
+def render_set(address_set: AddressSet) -> str:
+    """One set, beside what is in the table already."""
+    return _table([_set(address_set)])
+
+
+def render_chains(plan: Plan) -> str:
+    """All chains, for a table that has the plan's sets and no chain."""
+    return _table([*map(_chain, plan.chains)])
+
+
+def _table(blocks: Sequence[str]) -> str:
     body = "\n\n".join(blocks)
-    return f"{REMOVE}\ntable inet {NFT_TABLE} {{\n{body}\n}}\n"
+    return f"table inet {NFT_TABLE} {{\n{body}\n}}\n"
 
 
 def _set(address_set: AddressSet) -> str:

@@ -140,7 +140,7 @@ class Router:
             self._nft(f"flush set inet witness {place}")
         for start in range(0, len(flows), _BURST):
             for number in range(start, min(start + _BURST, len(flows))):
-                self._send(flows[number], number)
+                self.send(flows[number], number)
                 self._arrived += 1
             wait_until(lambda: self._count() >= self._arrived, "the packets to arrive")
             wait_until(lambda: not self._queued(), "the packets to be answered")
@@ -155,7 +155,12 @@ class Router:
                 fates[number] = _FATES[mark]
         return list(fates.values())
 
-    def _send(self, flow: FlowFacts, number: int) -> None:
+    def forwarded(self) -> set[int]:
+        """The numbers of the packets that went through without a mark of ours."""
+        return {number for number, mark in self._seen("forwarded") if not mark}
+
+    def send(self, flow: FlowFacts, number: int) -> None:
+        """The first packet of a flow, with a number to know it by."""
         if flow.interface:
             sender, mac = self._lans[flow.interface]
             sender.send(frame(flow, number, mac))
