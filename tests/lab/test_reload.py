@@ -38,8 +38,8 @@ OTHER = {"tproxy": "redirect", "redirect": "tproxy"}
 
 
 def config(lab: Lab, to: str, **inbound: Any) -> dict[str, Any]:
-    """Everything to one outbound, over one backend and mode."""
-    return lab.config({"to": to}) | {"inbound": inbound}
+    """TCP, and nothing else, to one outbound, over one backend and mode."""
+    return lab.config({"to": to}) | {"inbound": {"udp": "off"} | inbound}
 
 
 def test_flows_outlive_a_reload_and_new_ones_obey_it(

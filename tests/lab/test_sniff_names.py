@@ -200,7 +200,7 @@ def test_the_server_resolves_the_name(
     """
     lab, name = module_lab, f"mirror.{DOMAIN}"
     rules = ({"port": serve.HTTPS_PORT, "sniff": False, "to": "work"}, {"to": "home"})
-    inbound = {"backend": diversion["backend"], "tcp": diversion["mode"]}
+    inbound = {"backend": diversion["backend"], "tcp": diversion["mode"], "udp": "off"}
     gateway.reload(lab.config(*rules) | {"inbound": inbound, "sniff": {"override": "target"}})
     for family in FAMILIES:
         status, answer, port = ask(lab, family, "http", name)

@@ -115,7 +115,7 @@ def capability_sets(pid: int) -> dict[str, int]:
 def test_workers_keep_only_what_carrying_flows_takes(module_lab: Lab, mode: str) -> None:
     """And carry flows with it; what takes more is for a restart."""
     lab, desk = module_lab, module_lab.client("desk")
-    config = lab.config({"to": "home"}) | {"inbound": {"workers": WORKERS}}
+    config = lab.config({"to": "home"}) | {"inbound": {"workers": WORKERS, "udp": "off"}}
     with running(lab, config, mode=mode) as gateway:
         kept = 1 << Capability.NET_RAW | 1 << Capability.NET_BIND_SERVICE
         for pid in worker_pids(gateway):

@@ -69,7 +69,7 @@ def fate(outbound: str, flow: FlowFacts) -> str:
 def test_packets_meet_what_the_engine_decides(
     router: Router, applier: Applier, backend: Backend, policy: Policy, mode: str, start: int
 ) -> None:
-    inbound = CONFIG.inbound.model_copy(update={"tcp": mode})
+    inbound = CONFIG.inbound.model_copy(update={"tcp": mode, "udp": "off"})
     config = CONFIG.model_copy(update={"inbound": inbound})
     router.ns.call(applier.apply, build_plan(config, policy, HOST, backend))
     flows = all_flows()[start::EVERY]
@@ -107,7 +107,7 @@ def test_the_queue_decides_what_the_kernel_cannot(
     start: int,
 ) -> None:
     """By the first packet alone, where that tells; and the listener gets the others."""
-    inbound = CONFIG.inbound.model_copy(update={"classify": "nfqueue"})
+    inbound = CONFIG.inbound.model_copy(update={"classify": "nfqueue", "udp": "off"})
     config = CONFIG.model_copy(update={"inbound": inbound})
     answering.decide_by(policy)
     router.ns.call(applier.apply, build_plan(config, policy, HOST, backend))

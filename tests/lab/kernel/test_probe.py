@@ -29,8 +29,8 @@ def test_one_reading_of_a_machine(ns: Namespace) -> None:
     assert lan.addresses == (ip_interface("192.168.20.1/24"), ip_interface("fd00:20::1/64"))
     assert set(facts.default_routes) == {
         DefaultRoute("ipv4", "wan0", "203.0.113.1"),
-        DefaultRoute("ipv6", "wan0", "2001:db8:113::1"),
-        DefaultRoute("ipv6", "lan0", "fd00:20::9", from_ra=True),
+        DefaultRoute("ipv6", "wan0", "2001:db8:113::1", metric=1024),
+        DefaultRoute("ipv6", "lan0", "fd00:20::9", from_ra=True, metric=2048),
     }
     missing = [name for name, feature in facts.features.items() if not feature.available]
     assert missing == ["legacy-rules"]
