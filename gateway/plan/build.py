@@ -9,12 +9,14 @@ from types import MappingProxyType
 from typing import Final
 
 from gateway.config.schema import Config, DirectOutbound, Socks5Outbound
+from gateway.errors import CapabilityError
 from gateway.flow import Protocol
 from gateway.marks import Marks
 from gateway.plan import chains, routing
 from gateway.plan.address_sets import AddressSets, of_family
 from gateway.plan.chains import Shape
 from gateway.plan.conditions import Packets
+from gateway.plan.depth import NFTABLES_DEPTH, depth
 from gateway.plan.egress import Egress, egresses, entries, server_addresses
 from gateway.plan.host import HostFacts
 from gateway.plan.model import (
@@ -52,7 +54,8 @@ def build_plan(
 
     ``upstream_addresses``: what the names of SOCKS servers resolve to, by outbound; servers
     given by address need no entry. ``workers``: processes that carry
-    flows. IPv6 is planned only where the host has it.
+    flows. IPv6 is planned only where the host has it. Raises ``CapabilityError`` where the rules
+    nest deeper than nftables takes.
     """
     ways = egresses(config, host, upstream_addresses)
     needed = entries(ways)
@@ -80,6 +83,12 @@ def build_plan(
         *chains.refusals(shape, used | chains.REFUSED if shape.queue else used),
         *(chains.accepted_input(accept) if backend is Backend.IPTABLES else ()),
     ]
+    if backend is Backend.NFTABLES and depth(planned) > NFTABLES_DEPTH:
+        raise CapabilityError(
+            f"the rules lead through {depth(planned)} chains one into another, and nftables"
+            f" takes {NFTABLES_DEPTH}",
+            "use fewer rules with any, all, not or goto one below another, or backend: iptables",
+        )
     return Plan(
         backend=backend,
         chains=tuple(_for_families(chain, shape.families) for chain in planned),

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policies import CONFIG, all_flows, policies
+from policies import CONFIG, all_flows, planned, policies
 
 from gateway.decision import Decision, Undecided
 from gateway.flow import FlowFacts, Protocol
 from gateway.kernel.applier import Applier
 from gateway.kernel.probe import probe_host
 from gateway.plan.backend import QUEUE_NEEDS
-from gateway.plan.build import build_plan
 from gateway.plan.host import Feature, HostFacts
 from gateway.plan.model import Backend
 from gateway.policy.engine import Policy
@@ -71,7 +70,7 @@ def test_packets_meet_what_the_engine_decides(
 ) -> None:
     inbound = CONFIG.inbound.model_copy(update={"tcp": mode, "udp": "off"})
     config = CONFIG.model_copy(update={"inbound": inbound})
-    router.ns.call(applier.apply, build_plan(config, policy, HOST, backend))
+    router.ns.call(applier.apply, planned(config, policy, HOST, backend))
     flows = all_flows()[start::EVERY]
     wanted = [fate(policy.settle(flow).outbound, flow) for flow in flows]
     found = router.fates(flows)
@@ -110,7 +109,7 @@ def test_the_queue_decides_what_the_kernel_cannot(
     inbound = CONFIG.inbound.model_copy(update={"classify": "nfqueue", "udp": "off"})
     config = CONFIG.model_copy(update={"inbound": inbound})
     answering.decide_by(policy)
-    router.ns.call(applier.apply, build_plan(config, policy, HOST, backend))
+    router.ns.call(applier.apply, planned(config, policy, HOST, backend))
     flows = [flow for flow in all_flows() if flow.interface][start::EVERY]
     wanted = []
     for flow in flows:
