@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.config.load import load
-from gateway.config.schema import Config, DirectOutbound, Socks5Outbound
+from gateway.config.outbounds import DirectOutbound, Socks5Outbound
+from gateway.config.schema import Config
 from gateway.errors import LoopError
 from gateway.kernel import accounts, congestion
 from gateway.kernel.guard import Finding, Outcome, prove

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 
 from gateway.blueprint import Blueprint
-from gateway.config.schema import Config, Socks5Outbound
+from gateway.config.outbounds import Socks5Outbound
+from gateway.config.schema import Config
 from gateway.errors import GatewayError
 from gateway.flow import Endpoint
 from gateway.kernel.reactor import Reactor

@@ -8,14 +8,9 @@ from functools import partial
 
 from gateway.assembly import Assembly, congestion_controls
 from gateway.blueprint import GUARDED, Blueprint, ListenOn, Recipe, Safety
+from gateway.config.outbounds import BUILT_IN, DirectOutbound, RejectOutbound, Socks5Outbound
 from gateway.config.scalars import port_range
-from gateway.config.schema import (
-    BUILT_IN,
-    DirectOutbound,
-    RejectOutbound,
-    Sniff,
-    Socks5Outbound,
-)
+from gateway.config.schema import Sniff
 from gateway.decision import DIRECT
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.errors import UpstreamFailure

@@ -7,16 +7,10 @@ from ipaddress import ip_address
 from itertools import combinations
 
 from gateway.config.findings import Finding, Path, did_you_mean
+from gateway.config.outbounds import BUILT_IN, DirectOutbound, RejectOutbound, Socks5Outbound
 from gateway.config.rule_checks import RULE_CHECKS
 from gateway.config.scalars import HOST_NAME
-from gateway.config.schema import (
-    BUILT_IN,
-    Config,
-    DirectOutbound,
-    RejectOutbound,
-    Socks5Outbound,
-    UrlRuleSet,
-)
+from gateway.config.schema import Config, UrlRuleSet
 from gateway.config.subject import Subject, overlap
 
 #: RFC 1929 section 2: user and password are preceded by one octet with their length.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from gateway.config.findings import Finding, Path, did_you_mean
+from gateway.config.outbounds import BUILT_IN, DirectOutbound, RejectOutbound
 from gateway.config.rule_values import DHCP_PREFIX, mark_and_mask
 from gateway.config.rules import Rule
 from gateway.config.scalars import is_address
-from gateway.config.schema import BUILT_IN, Config, DirectOutbound, RejectOutbound
+from gateway.config.schema import Config
 from gateway.config.subject import Subject, nested, overlap
 from gateway.decision import DIRECT
 from gateway.marks import Marks

@@ -12,8 +12,8 @@ from typing import Final, Literal
 
 from gateway.assembly import Assembly
 from gateway.clock import WeekClock
+from gateway.config.outbounds import DirectOutbound, RejectOutbound
 from gateway.config.rule_values import DAY
-from gateway.config.schema import DirectOutbound, RejectOutbound
 from gateway.decision import DIRECT, REJECT, Decision, Undecided
 from gateway.explain.question import Question, QuestionError, ask, device_facts, read_moment
 from gateway.flow import FlowFacts

@@ -8,7 +8,8 @@ from ipaddress import ip_address, ip_network
 from types import MappingProxyType
 from typing import Final
 
-from gateway.config.schema import Config, DirectOutbound, Socks5Outbound
+from gateway.config.outbounds import DirectOutbound, Socks5Outbound
+from gateway.config.schema import Config
 from gateway.errors import CapabilityError
 from gateway.flow import Protocol
 from gateway.marks import Marks

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Final, Literal
 
-from gateway.config.schema import Config, DirectOutbound, Socks5Outbound
+from gateway.config.outbounds import DirectOutbound, Socks5Outbound
+from gateway.config.schema import Config
 from gateway.decision import DIRECT
 from gateway.marks import (
     METRIC_HOST_ROUTE,

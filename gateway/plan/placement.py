@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
-from gateway.config.schema import Config, DirectOutbound, RejectOutbound
+from gateway.config.outbounds import DirectOutbound, RejectOutbound
+from gateway.config.schema import Config
 from gateway.flow import Protocol
 from gateway.plan.address_sets import AddressSets
 from gateway.plan.conditions import NEVER, Packets, Test, doubts, split

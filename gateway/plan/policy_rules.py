@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gateway.config.schema import Config, DirectOutbound, RejectOutbound
+from gateway.config.outbounds import DirectOutbound, RejectOutbound
+from gateway.config.schema import Config
 from gateway.flow import Protocol
 from gateway.marks import Mark
 from gateway.plan.address_sets import AddressSets

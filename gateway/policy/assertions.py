@@ -16,7 +16,8 @@ from gateway.config.assertions import (
 )
 from gateway.config.findings import Finding
 from gateway.config.load import Loaded
-from gateway.config.schema import Config, RejectOutbound
+from gateway.config.outbounds import RejectOutbound
+from gateway.config.schema import Config
 from gateway.config.values import Network
 from gateway.decision import REJECT, Decision
 from gateway.errors import ConfigError

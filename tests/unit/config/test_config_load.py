@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.config.load import Loaded, load, parse
-from gateway.config.schema import Config, Socks5Outbound
+from gateway.config.outbounds import Socks5Outbound
+from gateway.config.schema import Config
 from gateway.config.shipped import shipped_names
 from gateway.errors import ConfigError, GatewayError, Problem
 
