@@ -11,7 +11,6 @@ import asyncio
 import logging
 import select
 from collections.abc import Callable
-from socket import SocketType
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -28,6 +27,16 @@ UNKNOWN = IN | READ_HANGUP | URGENT
 
 _EVENTS = IN | OUT | READ_HANGUP | URGENT | select.EPOLLET
 _BATCH = 256
+
+
+class Closable(Protocol):
+    """What has a descriptor: a socket, or a device."""
+
+    def fileno(self) -> int:
+        """The descriptor; negative once it is closed."""
+
+    def close(self) -> None:
+        """Close it."""
 
 
 class Watcher(Protocol):
@@ -54,7 +63,7 @@ class Reactor:
         #: By descriptor. Those are small numbers, so a list takes a fraction of a dict.
         self._watchers: list[Watcher | None] = []
         self._again: dict[int, None] = {}  # a set that keeps the order of asking
-        self._closing: list[SocketType] = []
+        self._closing: list[Closable] = []
         self._in_batch = False
         loop.add_reader(self._epoll.fileno(), self._serve)
 
@@ -79,7 +88,7 @@ class Reactor:
             self._loop.call_soon(self._serve_again)
         self._again[fd] = None
 
-    def close(self, sock: SocketType) -> None:
+    def close(self, sock: Closable) -> None:
         """Forget and close a socket.
 
         Within a batch the descriptor itself is closed at the batch's end: its number

@@ -1,0 +1,171 @@
+"""Reads the TUN: each packet goes to who knows its protocol, or is dropped and counted.
+
+A handler takes one protocol, by IANA's number (``gateway.wire.ip.TCP``, ``UDP``, ``ICMP``,
+``ICMPV6``). It is given whole packets alone, which are neither malformed nor martian, and
+answers by ``write``: never what it has read, but packets of its own, or rewritten ones, whose
+source is not an address of this machine (the kernel takes those for martians). What is written
+arrives as if received on the device, and is routed; nothing is ever forwarded by echoing it.
+
+Flows that need no more than other addresses, ports and checksums are rewritten in place by a
+``Rewriter``, before anything is parsed: at super-packets' rates that is all the time there is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from gateway.kernel.reactor import Reactor
+from gateway.kernel.tun import FRAME_BYTES, TunDevice
+from gateway.wire.ip import (
+    NO_OFFLOAD,
+    VNET_BYTES,
+    Buffer,
+    IpPacket,
+    Malformed,
+    Vnet,
+    read_ip,
+    read_vnet,
+)
+from gateway.wire.martian import martian
+
+#: Packets for one call of the reactor; others get their turn in between.
+BUDGET: Final = 64
+
+
+class PacketHandler(Protocol):
+    """Who takes the packets of a protocol."""
+
+    def take(self, ip: IpPacket, vnet: Vnet, packet: memoryview) -> str | None:
+        """Serve a packet, from its IP header on; it is another one's once this returns.
+
+        Returns why it was dropped, in the words of a counter (``tun_dropped_WORDS``), or None.
+        """
+
+    def expire(self, now: float) -> None:
+        """Forget what has been quiet for too long; called every few seconds."""
+
+    def close(self) -> None:
+        """Forget everything: the device is let go."""
+
+
+class Rewriter(Protocol):
+    """Who rewrites packets of flows it knows."""
+
+    def rewrite(self, frame: bytearray, size: int) -> bool:
+        """Rewrite the first ``size`` bytes in place, to be written back; False: not known."""
+
+
+class TunWriter:
+    """Writes packets into a device."""
+
+    def __init__(self, device: TunDevice, counters: Counter[str]) -> None:
+        self._device = device
+        self._counters = counters
+
+    def write(self, packet: Buffer, vnet: bytes = NO_OFFLOAD) -> bool:
+        """Have the kernel receive a packet; False: it did not take it, which is counted.
+
+        ``vnet``: what is left to the kernel, as ``Vnet.pack`` gives it.
+        """
+        try:
+            os.writev(self._device.fileno(), (vnet, packet))
+        except OSError as error:
+            self.refused(error)
+            return False
+        return True
+
+    def refused(self, error: OSError) -> None:
+        """Count what the kernel did not take."""
+        words = errno.errorcode.get(error.errno or 0, "unknown").lower()
+        self._counters[f"tun_dropped_write_{words}"] += 1
+
+
+class TunReader:
+    """One queue of a device in the reactor."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        device: TunDevice,
+        writer: TunWriter,
+        handlers: Mapping[int, PacketHandler],
+        rewriter: Rewriter,
+        counters: Counter[str],
+    ) -> None:
+        """``counters``: whose keys begin with ``tun_``; the writer's, too."""
+        self._reactor = reactor
+        self._device = device
+        self._writer = writer
+        self._handlers = handlers
+        self._rewriter = rewriter
+        self._counters = counters
+        self._frame = bytearray(FRAME_BYTES)
+        self._buffers = (self._frame,)
+        self._view = memoryview(self._frame)
+        reactor.watch(device.fileno(), self)
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Take what waits, up to a budget."""
+        del events
+        frame, buffers, view = self._frame, self._buffers, self._view
+        rewrite, read, write = self._rewriter.rewrite, os.readv, os.write
+        for _ in range(BUDGET):
+            try:
+                size = read(fd, buffers)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # EBADFD (the device was removed), EIO (it was taken down): not our doing, and
+                # the next event tells whether it is there again.
+                words = errno.errorcode.get(error.errno or 0, "unknown").lower()
+                self._counters[f"tun_read_{words}"] += 1
+                return
+            if rewrite(frame, size):
+                try:
+                    write(fd, view[:size])
+                except OSError as error:
+                    self._writer.refused(error)
+            else:
+                self._take(size)
+        self._reactor.again(fd)
+
+    def abort(self) -> None:
+        """Go on: what failed was one packet's fault, and the device must outlive it."""
+        self._reactor.again(self._device.fileno())
+
+    def expire(self, now: float) -> None:
+        """Have the handlers forget; ``now``: ``time.monotonic``."""
+        for handler in set(self._handlers.values()):
+            handler.expire(now)
+
+    def close(self) -> None:
+        """Leave the device."""
+        for handler in set(self._handlers.values()):
+            handler.close()
+        self._reactor.close(self._device)
+
+    def _take(self, size: int) -> None:
+        dropped = self._handle(size)
+        if dropped is not None:
+            self._counters[f"tun_dropped_{dropped}"] += 1
+
+    def _handle(self, size: int) -> str | None:
+        if size < VNET_BYTES:
+            return Malformed.SHORT
+        packet = self._view[VNET_BYTES:size]
+        ip = read_ip(packet)
+        if isinstance(ip, Malformed):
+            return ip
+        if ip.fragment is not None:
+            return "fragment"
+        reason = martian(ip.source, ip.destination)
+        if reason is not None:
+            return reason
+        handler = self._handlers.get(ip.protocol)
+        if handler is None:
+            return "protocol"
+        return handler.take(ip, read_vnet(self._frame), packet)

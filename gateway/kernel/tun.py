@@ -1,0 +1,192 @@
+"""The TUN device: made, addressed, and read and written by packets (tun(4) of the kernel's docs).
+
+Source: Documentation/networking/tuntap.rst, <linux/if_tun.h>, drivers/net/tun.c. The device
+lives as long as somebody has it open: it is not persistent, so that nothing is left of it
+after a crash. Who made it holds it by a queue that is detached: no packet waits there, and
+those who carry packets attach queues of their own, which takes no privilege then.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
+from typing import Final
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from gateway.errors import CapabilityError
+from gateway.kernel import sysctl
+
+_DEVICE: Final = "/dev/net/tun"
+
+TUNSETIFF: Final = 0x4004_54CA
+TUNSETOWNER: Final = 0x4004_54CC
+TUNSETOFFLOAD: Final = 0x4004_54D0
+TUNSETQUEUE: Final = 0x4004_54D9
+
+IFF_TUN: Final = 0x0001
+IFF_MULTI_QUEUE: Final = 0x0100
+IFF_DETACH_QUEUE: Final = 0x0400
+IFF_NO_PI: Final = 0x1000
+IFF_VNET_HDR: Final = 0x4000
+_FLAGS: Final = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE
+
+#: TUN_F_*: checksums, TCP segmentation of both families, UDP segmentation. Tried in this order:
+#: Linux before 6.2 knows none for UDP.
+CSUM, TSO4, TSO6, USO4, USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
+_OFFLOADS: Final = (CSUM | TSO4 | TSO6 | USO4 | USO6, CSUM | TSO4 | TSO6, 0)
+
+#: A super-packet and its vnet header.
+FRAME_BYTES: Final = 65535 + 40 + 10
+
+_REQUEST: Final = struct.Struct("16sH22x")
+
+
+@dataclass(frozen=True, slots=True)
+class TunSettings:
+    """A device: ``mtu`` in bytes; an address of each family, whose next one is ours, too."""
+
+    name: str
+    mtu: int
+    ipv4: IPv4Interface | None
+    ipv6: IPv6Interface | None
+
+
+class TunDevice:
+    """One queue of a device, attached: each ``read`` and ``write`` is a packet (a *frame*).
+
+    A frame begins with the vnet header (``gateway.wire.ip.Vnet``). ``offloads``: what the
+    kernel may leave undone in what it hands over, TUN_F_*.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Attach to the device of that name, made where it is not there.
+
+        Raises ``CapabilityError`` where the kernel refuses.
+        """
+        self.name = name
+        self._fd = _open(name)
+        self.offloads = _set_offloads(self._fd)
+
+    def fileno(self) -> int:
+        """The descriptor, not blocking; -1 once it is closed."""
+        return self._fd
+
+    def close(self) -> None:
+        """Leave the device."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class TunHolder:
+    """Makes the device and keeps it while others attach to it and leave it."""
+
+    def __init__(self, settings: TunSettings) -> None:
+        """Raises ``CapabilityError`` where the kernel refuses."""
+        self.settings = settings
+        self._fd = _open(settings.name)
+        try:
+            _set_offloads(self._fd)
+            # Whoever has this user's id may attach to it, without CAP_NET_ADMIN.
+            fcntl.ioctl(self._fd, TUNSETOWNER, os.geteuid())
+            detach = _REQUEST.pack(b"", IFF_DETACH_QUEUE)
+            fcntl.ioctl(self._fd, TUNSETQUEUE, detach)
+            _configure(settings)
+        except OSError as error:
+            os.close(self._fd)
+            raise _refused(settings.name, error) from error
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def close(self) -> None:
+        """Let go of the device: it goes with the last that has it open."""
+        os.close(self._fd)
+
+
+def _open(name: str) -> int:
+    try:
+        fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _refused(name, error) from error
+    try:
+        fcntl.ioctl(fd, TUNSETIFF, _REQUEST.pack(name.encode(), _FLAGS))
+    except OSError as error:
+        os.close(fd)
+        raise _refused(name, error) from error
+    return fd
+
+
+def _set_offloads(fd: int) -> int:
+    for offloads in _OFFLOADS:
+        try:
+            fcntl.ioctl(fd, TUNSETOFFLOAD, offloads)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            return offloads
+    return 0
+
+
+def _refused(name: str, error: OSError) -> CapabilityError:
+    what = f"cannot have the TUN device {name}: {error.strerror}"
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return CapabilityError(
+            what, "load the module (modprobe tun), or give this container /dev/net/tun"
+        )
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return CapabilityError(what, "run as root (CAP_NET_ADMIN)")
+    if error.errno in (errno.EBUSY, errno.EINVAL):
+        return CapabilityError(
+            what, "another program has a device of that name: choose another `tun.name`"
+        )
+    return CapabilityError(what, "see `ip tuntap` and the kernel's log")
+
+
+def _configure(settings: TunSettings) -> None:
+    """Give the device its addresses, and take it up. Raises ``CapabilityError``."""
+    name = settings.name
+    # Without this, the kernel gives it a link-local address and looks for routers by it.
+    _set("ipv6", name, "addr_gen_mode", "1")
+    _set("ipv6", name, "accept_ra", "0")
+    _set("ipv4", name, "send_redirects", "0")
+    # What comes out of the device has addresses that are routed elsewhere. The greater of this
+    # and "all" counts, and 2 is laxer than 1 (Documentation/networking/ip-sysctl.rst).
+    strict = sysctl.read("net.ipv4.conf.all.rp_filter") not in (None, "0")
+    _set("ipv4", name, "rp_filter", "2" if strict else "0")
+    try:
+        with IPRoute() as netlink:
+            index = netlink.link_lookup(ifname=name)[0]
+            netlink.link("set", index=index, mtu=settings.mtu, state="up")
+            for interface in (settings.ipv4, settings.ipv6):
+                if interface is not None:
+                    netlink.addr(
+                        "add",
+                        index=index,
+                        address=str(interface.ip),
+                        prefixlen=interface.network.prefixlen,
+                        **({"flags": _NODAD} if interface.version == 6 else {}),
+                    )
+    except (NetlinkError, IndexError) as error:
+        raise CapabilityError(
+            f"cannot configure the TUN device {name}: {error.args[-1]}",
+            "choose other addresses (`tun.ipv4`, `tun.ipv6`): `ip address` lists those in use",
+        ) from error
+
+
+#: IFA_F_NODAD of <linux/if_addr.h>: nobody else is on this link.
+_NODAD: Final = 0x02
+
+
+def _set(family: str, name: str, key: str, value: str) -> None:
+    setting = f"net.{family}.conf.{name.replace('.', '/')}.{key}"
+    if Path(sysctl.path_of(setting)).exists():
+        sysctl.write(setting, value)
