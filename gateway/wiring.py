@@ -147,7 +147,8 @@ def _marked(recipe: Recipe, mark: Mark) -> Recipe:
 def _recipe(name: str, assembly: Assembly, proofs: list[Finding]) -> Recipe:
     settings = assembly.config.outbound(name)
     if isinstance(settings, RejectOutbound):
-        return partial(reject.refusal, name, UpstreamFailure.REJECTED, "")
+        silent = settings.answer == "drop"
+        return partial(reject.refusal, name, UpstreamFailure.REJECTED, "", silent=silent)
     if proofs and not any(proof.ok for proof in proofs):
         return partial(reject.refusal, name, UpstreamFailure.UNREACHABLE, proofs[0].reason)
     usable = [proof for proof in proofs if proof.ok]

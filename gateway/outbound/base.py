@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from enum import StrEnum
 from socket import SocketType
 from typing import Final, Protocol
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.datagrams import Batch
+from gateway.kernel.ping_sockets import PingSocket
 from gateway.kernel.reactor import ERROR, HANGUP, IN, OUT, READ_HANGUP, UNKNOWN, URGENT, Reactor
 from gateway.kernel.sockets import SocketFactory, SocketOptions, local_endpoint, pending_error
 from gateway.outbound.datagrams import Leg, LegOwner
@@ -67,6 +69,16 @@ class Attempt(Protocol):
         """Give up, close, call nobody."""
 
 
+class EchoRefusal(StrEnum):
+    """Why an outbound sends no echo request onward. The values stand in names of counters."""
+
+    NOT_CARRIED = "not-carried"
+    REJECTED = "rejected"
+    SILENT = "silent"
+    UNREACHABLE = "unreachable"
+    RESOURCES = "no-resources"
+
+
 class Outbound(Protocol):
     """A way out, by name."""
 
@@ -90,6 +102,12 @@ class Outbound(Protocol):
 
         It may fail before this returns (``leg_failed``). None: it did. Raises ``OSError``
         where the machine has no room for one.
+        """
+
+    def ping(self, host: str) -> PingSocket | EchoRefusal:
+        """A socket that asks ``host`` (an address) for its echo, or why there is none.
+
+        Raises ``OSError`` where the machine has no way there, or no room for a socket.
         """
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.datagrams import Batch
+from gateway.kernel.ping_sockets import PingSocket
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory, SocketOptions, family_of
 from gateway.kernel.udp_sockets import UdpSockets
@@ -64,6 +65,13 @@ class DirectOutbound:
             options = replace(options, sources=(client.host,), transparent=True)
         sockets = UdpSockets(self.factory)
         return DirectLeg(self.reactor, batch, owner, sockets, family, options)
+
+    def ping(self, host: str) -> PingSocket:
+        """A socket of this machine, with its address: replies to the client's are not ours."""
+        refusal = self.refused.get(family_of(host))
+        if refusal is not None:
+            raise OSError(errno.ENETUNREACH, refusal)
+        return PingSocket(self.factory, host, self.options)
 
     def close(self) -> None:
         """There is nothing that no flow uses."""

@@ -13,17 +13,21 @@ from typing import ClassVar
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.datagrams import Batch
-from gateway.outbound.base import Requester
+from gateway.outbound.base import EchoRefusal, Requester
 from gateway.outbound.datagrams import LegOwner
 
 
 @dataclass(frozen=True, slots=True)
 class RejectOutbound:
-    """Refuses every flow; it stands in, too, for an outbound that must not be used now."""
+    """Refuses every flow; it stands in, too, for an outbound that must not be used now.
+
+    ``silent``: of what nobody is told who has no connection yet.
+    """
 
     name: str
     failure: UpstreamFailure = UpstreamFailure.REJECTED
     detail: str = ""
+    silent: bool = False
     by_name: ClassVar = False
 
     def open(self, facts: FlowFacts, requester: Requester) -> None:
@@ -41,13 +45,23 @@ class RejectOutbound:
         del family, client, batch
         owner.leg_failed(self.failure, self.detail)
 
+    def ping(self, host: str) -> EchoRefusal:
+        """Refuse it, or have nothing said of it."""
+        del host
+        if self.silent:
+            return EchoRefusal.SILENT
+        refused = self.failure is UpstreamFailure.REJECTED
+        return EchoRefusal.REJECTED if refused else EchoRefusal.UNREACHABLE
+
     def close(self) -> None:
         """There is nothing that no flow uses."""
 
 
-def refusal(name: str, failure: UpstreamFailure, detail: str, **_: object) -> RejectOutbound:
+def refusal(
+    name: str, failure: UpstreamFailure, detail: str, *, silent: bool = False, **_: object
+) -> RejectOutbound:
     """Make one, leaving aside what other outbounds are made of.
 
     It is here because a worker that is sent a recipe loads the module that it is from.
     """
-    return RejectOutbound(name, failure, detail)
+    return RejectOutbound(name, failure, detail, silent)

@@ -12,7 +12,7 @@ from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory, SocketOptions
 from gateway.kernel.udp_sockets import UdpSockets
 from gateway.outbound.association import Association
-from gateway.outbound.base import Attempt, Requester, open_socket
+from gateway.outbound.base import Attempt, EchoRefusal, Requester, open_socket
 from gateway.outbound.datagrams import Leg, LegOwner
 from gateway.outbound.handshake import OnAccepted, Socks5Attempt
 from gateway.outbound.manners import Handshake, Manners, Trial
@@ -88,6 +88,11 @@ class Socks5Outbound:
         leg = Association(self.reactor, batch, owner, sockets, self.options, self.spares.take)
         leg.open()
         return leg
+
+    def ping(self, host: str) -> EchoRefusal:
+        """SOCKS5 has no request for it (RFC 1928 section 4)."""
+        del host
+        return EchoRefusal.NOT_CARRIED
 
     def close(self) -> None:
         """Close the connections that wait for a flow."""

@@ -1,4 +1,4 @@
-"""ICMP errors about a UDP datagram, as its sender is told them (RFC 792, RFC 4443).
+"""ICMP errors about a packet, as its sender is told them (RFC 792, RFC 4443).
 
 The datagram itself is gone when the error comes back from the other side of a proxy: what
 an error must quote of it (the IP header and the first eight bytes) is made anew from the
@@ -19,13 +19,15 @@ _UDP_HEADER_BYTES: Final = 8
 
 
 class IcmpError(Enum):
-    """What a sender of datagrams may be told; the values are type and code of both families."""
+    """What a sender may be told; the values are type and code of both families."""
 
     PORT_UNREACHABLE = ((3, 3), (1, 4))
     HOST_UNREACHABLE = ((3, 1), (1, 3))
     NET_UNREACHABLE = ((3, 0), (1, 0))
     PROHIBITED = ((3, 13), (1, 1))
     TOO_BIG = ((3, 4), (2, 0))
+    TIME_EXCEEDED = ((11, 0), (3, 0))
+    PROTOCOL_UNREACHABLE = ((3, 2), (4, 1))
 
 
 def from_wire(family: int, kind: int, code: int) -> IcmpError | None:
@@ -62,7 +64,7 @@ def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
     if len(data) % 2:
         data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    # Since 65536 is 1 modulo 65535, the whole as one number has the same remainder as the sum of
+    # its 16-bit words; a sum that is not 0 never folds to 0.
+    total = int.from_bytes(data, "big")
+    return ~(total % 0xFFFF or (total and 0xFFFF)) & 0xFFFF

@@ -54,11 +54,13 @@ def test_an_ipv6_error_quotes_the_datagram(
         (4, 3, 3, IcmpError.PORT_UNREACHABLE),
         (4, 3, 4, IcmpError.TOO_BIG),
         (4, 3, 10, IcmpError.HOST_UNREACHABLE),
-        (4, 11, 0, None),
+        (4, 11, 0, IcmpError.TIME_EXCEEDED),
         (6, 1, 4, IcmpError.PORT_UNREACHABLE),
         (6, 2, 0, IcmpError.TOO_BIG),
         (6, 1, 5, IcmpError.HOST_UNREACHABLE),
-        (6, 3, 0, None),
+        (6, 3, 0, IcmpError.TIME_EXCEEDED),
+        (4, 11, 1, None),
+        (4, 5, 0, None),
     ],
 )
 def test_what_is_passed_on(family: int, kind: int, code: int, error: IcmpError | None) -> None:

@@ -1,0 +1,203 @@
+"""The pipeline of echo requests on one screen.
+
+One ping socket for each client, identifier and host that it asks: the identifier that the
+kernel gives our requests leads a reply back to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from gateway.dispatch import RECENT, OwnTraffic, Routing
+from gateway.flow import CloseReason, Endpoint, Protocol
+from gateway.icmp.errors import ErrorWriter, Write
+from gateway.icmp.flow import EchoFlow
+from gateway.icmp.limits import EchoSettings, Rate
+from gateway.kernel.ping_sockets import PingSocket
+from gateway.kernel.reactor import Reactor
+from gateway.outbound.base import EchoRefusal
+from gateway.wire.icmp_error import IcmpError
+from gateway.wire.icmp_packet import Echo, NoEcho, echo_reply, read_echo
+from gateway.wire.ip import IpPacket, Vnet
+
+#: What a client is told of a refusal; of others nothing.
+_TOLD: Final = {
+    EchoRefusal.NOT_CARRIED: IcmpError.PROHIBITED,
+    EchoRefusal.REJECTED: IcmpError.PROHIBITED,
+    EchoRefusal.UNREACHABLE: IcmpError.NET_UNREACHABLE,
+}
+
+
+class _Key(NamedTuple):
+    source: str
+    destination: str
+    identifier: int
+
+
+class Echoes:
+    """Takes echo requests through the pipeline; owns the flows until they end."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        routing: Routing,
+        settings: EchoSettings,
+        own: OwnTraffic,
+        errors: ErrorWriter,
+        write: Write,
+        on_closed: Callable[[EchoFlow], None],
+        *,
+        mtu: int = 1500,
+        detect_loops: bool = True,
+        flow_ids: tuple[int, int] = (1, 1),
+    ) -> None:
+        self.routing = routing
+        self.settings = settings
+        self.own = own
+        self.errors = errors
+        self.counters: Counter[str] = Counter()
+        self.recent: deque[EchoFlow] = deque(maxlen=RECENT)
+        self._reactor = reactor
+        self._write = write
+        self._mtu = mtu
+        self._on_closed = on_closed
+        self._detect_loops = detect_loops
+        self._flows: dict[_Key, EchoFlow] = {}  # the oldest first
+        self._keys: dict[EchoFlow, _Key] = {}
+        self._of_device: defaultdict[str, dict[EchoFlow, None]] = defaultdict(dict)
+        self._ours: set[tuple[str, int]] = set()
+        self._rate = Rate()
+        self._next_id, self._id_step = flow_ids
+
+    @property
+    def live(self) -> Iterable[EchoFlow]:
+        """Flows that have not ended, oldest first."""
+        return tuple(self._flows.values())
+
+    @property
+    def live_count(self) -> int:
+        """How many have not ended."""
+        return len(self._flows)
+
+    # --- requests --------------------------------------------------------------------------
+
+    def take(self, ip: IpPacket, vnet: Vnet, packet: memoryview) -> str | None:
+        """Serve an ICMP packet; why it was dropped, in the words of a counter."""
+        del vnet
+        # What did not come through the device as one has been in fragments.
+        request = read_echo(ip, packet, reassembled=ip.end > self._mtu)
+        if isinstance(request, NoEcho):
+            if request is NoEcho.OTHER:
+                self.errors.tell(packet, IcmpError.PROHIBITED)
+            return request
+        settings, source = self.settings, request.source
+        self.count("icmp_echo_requests")
+        now = time.monotonic()
+        if not self._rate.allows(source, settings.rate, settings.rate_per_device, now):
+            return "icmp_rate"
+        # What this machine sends has not been forwarded into the TUN: its hop is counted here,
+        # so that whatever goes round ends.
+        hop_limit = request.hop_limit
+        if source in self.own.addresses:
+            if self._is_loop(request):
+                return "icmp_loop"
+            hop_limit -= 1
+        if hop_limit < 1:
+            self.errors.expired(packet)
+            return "icmp_expired"
+        key = _Key(source, request.destination, request.identifier)
+        flow = self._flows.get(key) or self._begin(key)
+        if isinstance(flow.way, EchoRefusal):
+            self._refuse(flow.way, request, packet)
+        flow.ask(request, hop_limit)
+        return None
+
+    def _begin(self, key: _Key) -> EchoFlow:
+        settings, source = self.settings, key.source
+        device = self._of_device[source]
+        if len(device) >= settings.flows_per_device:
+            next(iter(device)).close(CloseReason.EVICTED)
+        if len(self._flows) >= settings.flows:
+            next(iter(self._flows.values())).close(CloseReason.EVICTED)
+        policy, finder = self.routing.policy, self.routing.finder
+        facts = finder.of_datagram(Endpoint(source, 0), Endpoint(key.destination, 0), 0)
+        facts = facts._replace(protocol=Protocol.ICMP)
+        decision = policy.settle(facts, finder.now())
+        outbound = self.routing.outbounds[decision.way]
+        detail = ""
+        way: PingSocket | EchoRefusal
+        try:
+            way = outbound.ping(key.destination)
+        except OSError as error:
+            detail = error.strerror or str(error)
+            full = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+            way = EchoRefusal.RESOURCES if full else EchoRefusal.UNREACHABLE
+        flow = EchoFlow(self, self._next_id, facts, decision, way)
+        flow.detail = detail
+        self._next_id += self._id_step
+        self._flows[key] = flow
+        self._keys[flow] = key
+        self._of_device[source][flow] = None
+        self.count("icmp_flows")
+        if isinstance(way, PingSocket):
+            self._ours.add((key.destination, way.identifier))
+            self._reactor.watch(way.sock.fileno(), flow)
+        return flow
+
+    def _refuse(self, why: EchoRefusal, request: Echo, packet: memoryview) -> None:
+        if why is EchoRefusal.NOT_CARRIED and self.settings.pretend:
+            self.count("icmp_pretended")
+            self.answer(echo_reply(request, request.sequence, request.data))
+            return
+        self.count(f"icmp_refused_{why}")
+        if why in _TOLD:
+            self.errors.tell(packet, _TOLD[why])
+
+    def _is_loop(self, request: Echo) -> bool:
+        """Whether a request from one of our addresses is one that a flow here has sent."""
+        if not self._detect_loops:
+            return False
+        return not self.own.diverted or (request.destination, request.identifier) in self._ours
+
+    def count(self, what: str) -> None:
+        """Count something that has happened."""
+        self.counters[what] += 1
+
+    def answer(self, packet: bytes) -> None:
+        """Give a client a packet."""
+        self._write(packet)
+
+    # --- ends --------------------------------------------------------------------------------
+
+    def closed(self, flow: EchoFlow) -> None:
+        """Forget a flow that has ended."""
+        key = self._keys.pop(flow)
+        del self._flows[key]
+        device = self._of_device[key.source]
+        del device[flow]
+        if not device:
+            del self._of_device[key.source]
+        if isinstance(flow.way, PingSocket):
+            self._ours.discard((key.destination, flow.way.identifier))
+            self._reactor.close(flow.way.sock)
+        self.count(f"icmp_closed_{flow.reason}")
+        self.counters["bytes_up"] += flow.bytes_up
+        self.counters["bytes_down"] += flow.bytes_down
+        self.recent.append(flow)
+        self._on_closed(flow)
+
+    def expire(self, now: float) -> None:
+        """End what has been quiet too long. ``now``: ``time.monotonic``."""
+        for flow in list(self._flows.values()):
+            if now - flow.quiet_since >= self.settings.timeout:
+                refused = isinstance(flow.way, EchoRefusal)
+                flow.close(CloseReason.REJECTED if refused else CloseReason.IDLE_TIMEOUT)
+
+    def close(self) -> None:
+        """End every flow, because the gateway ends."""
+        for flow in self.live:
+            flow.close(CloseReason.SHUTDOWN)

@@ -1,0 +1,167 @@
+"""Ping sockets: ICMP echo without raw sockets (icmp(7); ``ping_init_sock`` of net/ipv4/ping.c).
+
+The kernel gives each an identifier of its own and hands it the replies to that one alone.
+Who may open one is ``net.ipv4.ping_group_range``, which holds for IPv6 too.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from socket import SocketType
+from typing import Final, NamedTuple
+
+from gateway.kernel.sockets import SocketFactory, SocketOptions, family_of
+
+IP_RECVERR: Final = 11
+IPV6_RECVERR: Final = 25
+IP_MTU_DISCOVER: Final = 10
+IPV6_MTU_DISCOVER: Final = 23
+IP_MTU: Final = 14
+IPV6_MTU: Final = 24
+PMTUDISC_WANT: Final = 1
+PMTUDISC_DO: Final = 2
+IP_RECVTTL: Final = 12
+SO_EE_ORIGIN_ICMP: Final = 2
+SO_EE_ORIGIN_ICMP6: Final = 3
+
+#: struct sock_extended_err of <linux/errqueue.h>; the offender's address follows.
+_EXTENDED_ERROR: Final = struct.Struct("=IBBBBII")
+_LARGEST: Final = 65_535
+#: Errors of a socket that one wake-up bears.
+_ERRORS: Final = 8
+_CONTROL: Final = socket.CMSG_SPACE(4)
+
+
+class EchoReply(NamedTuple):
+    """Who answered which request, and how many hops its answer could still have gone."""
+
+    host: str
+    sequence: int
+    hop_limit: int
+    data: bytes
+
+
+class EchoError(NamedTuple):
+    """An ICMP error about a request; ``host`` is who tells, ``info`` the MTU of "too big"."""
+
+    host: str
+    kind: int
+    code: int
+    info: int
+    sequence: int
+
+
+class PingSocket:
+    """A non-blocking ping socket towards one host. Raises ``OSError`` as connect(2) does.
+
+    ``EACCES``: the group of this process is outside ``net.ipv4.ping_group_range``.
+    """
+
+    __slots__ = ("_family", "_hop_limit", "_whole", "identifier", "sock")
+
+    def __init__(self, factory: SocketFactory, host: str, options: SocketOptions) -> None:
+        family = self._family = family_of(host)
+        protocol = socket.IPPROTO_ICMPV6 if family == socket.AF_INET6 else socket.IPPROTO_ICMP
+        # Replies to another machine's address would not come back to this socket.
+        options = replace(options, transparent=False)
+        sock = factory.open(family, socket.SOCK_DGRAM, options, protocol)
+        try:
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+                sock.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+            sock.connect((host, 0))
+        except BaseException:
+            sock.close()
+            raise
+        self.sock: SocketType = sock
+        #: By which replies to this socket are known.
+        self.identifier: int = sock.getsockname()[1]
+        self._hop_limit = 0
+        self._whole: bool | None = None
+
+    def send(self, message: bytes, hop_limit: int, *, whole: bool) -> None:
+        """Send an echo request. Raises ``OSError``: ``EMSGSIZE`` where it must stay ``whole``."""
+        sock = self.sock
+        v6 = self._family == socket.AF_INET6
+        if hop_limit != self._hop_limit:
+            self._hop_limit = hop_limit
+            if v6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, hop_limit)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hop_limit)
+        if whole is not self._whole:
+            self._whole = whole
+            wanted = PMTUDISC_DO if whole else PMTUDISC_WANT
+            if v6:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, wanted)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, wanted)
+        try:
+            sock.send(message)
+        except OSError as error:
+            # What an earlier request met is told now too; this one was not sent (udp(7)).
+            if error.errno in (errno.EMSGSIZE, errno.EAGAIN, errno.ENOBUFS):
+                raise
+            sock.send(message)
+
+    def path_mtu(self) -> int:
+        """What the path takes at once, as far as is known (bytes)."""
+        if self._family == socket.AF_INET6:
+            return self.sock.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU)
+        return self.sock.getsockopt(socket.IPPROTO_IP, IP_MTU)
+
+    def replies(self) -> Iterator[EchoReply]:
+        """Take what waits."""
+        errors = 0
+        while True:
+            try:
+                data, control, _, address = self.sock.recvmsg(_LARGEST, _CONTROL)
+            except BlockingIOError:
+                return
+            except OSError:  # an ICMP error, told by the error queue besides
+                errors += 1
+                if errors > _ERRORS:
+                    return
+                continue
+            if len(data) < 8:
+                continue
+            hop_limit = 64
+            for _, _, value in control:
+                (hop_limit,) = struct.unpack("i", value[:4])
+            host = str(address[0]).partition("%")[0]
+            yield EchoReply(host, int.from_bytes(data[6:8], "big"), hop_limit, data[8:])
+
+    def errors(self) -> Iterator[EchoError]:
+        """Take what the error queue holds (ip(7), ``IP_RECVERR``)."""
+        while True:
+            try:
+                quoted, control, _, _ = self.sock.recvmsg(64, 512, socket.MSG_ERRQUEUE)
+            except OSError:  # none waits
+                return
+            for _, kind, data in control:
+                if kind in (IP_RECVERR, IPV6_RECVERR) and len(quoted) >= 8:
+                    error = _read_error(data, int.from_bytes(quoted[6:8], "big"))
+                    if error is not None:
+                        yield error
+
+
+def _read_error(data: bytes, sequence: int) -> EchoError | None:
+    if len(data) < _EXTENDED_ERROR.size:
+        return None
+    _, origin, kind, code, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
+    offender = data[_EXTENDED_ERROR.size :]
+    host = ""
+    with suppress(ValueError):
+        if origin == SO_EE_ORIGIN_ICMP:
+            host = socket.inet_ntop(socket.AF_INET, offender[4:8])
+        elif origin == SO_EE_ORIGIN_ICMP6:
+            host = socket.inet_ntop(socket.AF_INET6, offender[8:24])
+    return EchoError(host, kind, code, info, sequence) if host else None
