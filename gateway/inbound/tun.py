@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Final, Protocol
 
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.tun import FRAME_BYTES, TunDevice
+from gateway.wire.fragments import Reassembler
 from gateway.wire.ip import (
     NO_OFFLOAD,
     VNET_BYTES,
@@ -37,7 +39,7 @@ BUDGET: Final = 64
 
 
 class PacketHandler(Protocol):
-    """Who takes the packets of a protocol."""
+    """Who takes the packets of a protocol; those that came in fragments, put together."""
 
     def take(self, ip: IpPacket, vnet: Vnet, packet: memoryview) -> str | None:
         """Serve a packet, from its IP header on; it is another one's once this returns.
@@ -95,14 +97,20 @@ class TunReader:
         handlers: Mapping[int, PacketHandler],
         rewriter: Rewriter,
         counters: Counter[str],
+        others: PacketHandler | None = None,
     ) -> None:
-        """``counters``: whose keys begin with ``tun_``; the writer's, too."""
+        """``others`` takes the protocols that have no handler.
+
+        ``counters``: whose keys begin with ``tun_``; the writer's, too.
+        """
         self._reactor = reactor
         self._device = device
         self._writer = writer
         self._handlers = handlers
         self._rewriter = rewriter
         self._counters = counters
+        self._others = others
+        self._fragments = Reassembler()
         self._frame = bytearray(FRAME_BYTES)
         self._buffers = (self._frame,)
         self._view = memoryview(self._frame)
@@ -139,6 +147,8 @@ class TunReader:
 
     def expire(self, now: float) -> None:
         """Have the handlers forget; ``now``: ``time.monotonic``."""
+        self._fragments.expire(now)
+        self._counters["tun_dropped_fragment"] = self._fragments.given_up
         for handler in set(self._handlers.values()):
             handler.expire(now)
 
@@ -160,12 +170,19 @@ class TunReader:
         ip = read_ip(packet)
         if isinstance(ip, Malformed):
             return ip
-        if ip.fragment is not None:
-            return "fragment"
         reason = martian(ip.source, ip.destination)
         if reason is not None:
             return reason
-        handler = self._handlers.get(ip.protocol)
+        vnet = read_vnet(self._frame)
+        if ip.fragment is not None:
+            whole = self._fragments.feed(ip, packet, time.monotonic())
+            if whole is None:
+                return None
+            packet, vnet = memoryview(whole), Vnet()
+            ip = read_ip(packet)
+            if isinstance(ip, Malformed):
+                return ip
+        handler = self._handlers.get(ip.protocol, self._others)
         if handler is None:
             return "protocol"
-        return handler.take(ip, read_vnet(self._frame), packet)
+        return handler.take(ip, vnet, packet)

@@ -6,6 +6,7 @@ network namespace that exists for the question alone.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from importlib.util import find_spec
@@ -108,6 +109,7 @@ def probe_host(
         features=features,
         sysctls=sysctl.read_matching(sysctl.PLANNED),
         first_rule=first_rule,
+        group=os.getegid(),
     )
 
 

@@ -33,6 +33,7 @@ PLANNED = (
     "net/ipv4/conf/*/rp_filter",
     "net/ipv4/conf/*/send_redirects",
     "net/ipv4/conf/*/src_valid_mark",
+    "net/ipv4/ping_group_range",
     "net/ipv4/tcp_allowed_congestion_control",
     "net/ipv4/tcp_congestion_control",
     "net/ipv4/tcp_fastopen",
@@ -57,9 +58,12 @@ def key_of(path: Path) -> str:
 
 
 def read(key: str) -> str | None:
-    """The value, or None where this kernel (or namespace) has no such setting."""
+    """The value, or None where this kernel (or namespace) has no such setting.
+
+    Of several numbers, one space between them: the kernel writes tabs, and takes either.
+    """
     try:
-        return path_of(key).read_text().strip()
+        return " ".join(path_of(key).read_text().split())
     except OSError:
         return None
 

@@ -51,6 +51,7 @@ class HostFacts:
     dotted name, only those that exist. ``first_rule``: the lowest priority among the ip rules
     of others, those of priority 0 (the table ``local``) left out; None where there is none.
     ``users`` and ``cgroups``: numbers of those that the configuration names and that exist.
+    ``group``: as which the gateway runs.
     """
 
     interfaces: tuple[Interface, ...] = ()
@@ -60,6 +61,7 @@ class HostFacts:
     first_rule: int | None = None
     users: dict[str, int] = field(default_factory=dict)
     cgroups: dict[str, int] = field(default_factory=dict)
+    group: int = 0
 
     @property
     def addresses(self) -> frozenset[str]:

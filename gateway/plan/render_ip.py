@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from gateway.marks import ROUTE_PROTOCOL
 from gateway.plan.model import Family, IpRule, Plan, Route, Sysctl
 
@@ -51,4 +53,4 @@ def route_line(route: Route, verb: str) -> str:
 
 def sysctl_line(sysctl: Sysctl) -> str:
     """``sysctl -w KEY=VALUE`` (sysctl(8)), with the reason as a comment."""
-    return f"sysctl -w {sysctl.key}={sysctl.value}  # {sysctl.reason}"
+    return f"sysctl -w {quote(f'{sysctl.key}={sysctl.value}')}  # {sysctl.reason}"

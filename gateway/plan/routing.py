@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Final, Literal
 
 from gateway.config.schema import Lan
 from gateway.marks import (
@@ -152,6 +152,24 @@ def sysctls(lan: Lan, host: HostFacts) -> tuple[Sysctl, ...]:
     ]
     wanted.append(Sysctl("net.ipv6.conf.all.forwarding", "1", "flows sent direct are forwarded"))
     return tuple(wanted)
+
+
+def ping_sysctls(host: HostFacts) -> tuple[Sysctl, ...]:
+    """That this process may open ping sockets, beside those who may already (icmp(7)).
+
+    The setting of IPv4 holds for IPv6, too (``ping_init_sock`` of net/ipv4/ping.c).
+    """
+    now = host.sysctls.get(_PING_GROUPS, "").split()
+    if len(now) != 2:
+        return ()
+    first, last = map(int, now)
+    if first > last:  # nobody
+        first = last = host.group
+    groups = f"{min(first, host.group)} {max(last, host.group)}"
+    return (Sysctl(_PING_GROUPS, groups, "echo requests leave by ping sockets"),)
+
+
+_PING_GROUPS: Final = "net.ipv4.ping_group_range"
 
 
 def _needs_local_table(shape: Shape) -> bool:
