@@ -22,7 +22,7 @@ from gateway.assembly import (
     require_loop_free,
     with_fresh_sets,
 )
-from gateway.blueprint import GUARDED, Safety
+from gateway.blueprint import GUARDED, Blueprint, Safety
 from gateway.changes import changes
 from gateway.control.api import ControlServer
 from gateway.control.lock import run_lock
@@ -41,6 +41,7 @@ from gateway.explain.shadow import ShadowReport, shadow
 from gateway.kernel import deadman, limits
 from gateway.kernel.applier import Applier
 from gateway.kernel.guard import Finding
+from gateway.kernel.tun import TunKeeper
 from gateway.kernel.watch import watch
 from gateway.plan.diff import diff
 from gateway.plan.render import render
@@ -84,6 +85,7 @@ class Gateway:
         self._stop = asyncio.Event()
         self._hang_up = asyncio.Event()
         self._changing = asyncio.Lock()
+        self._tun = TunKeeper()
         self._updates = Updates()
         self._unable: frozenset[str] = frozenset()
         # Set by ``serve`` before anything may ask for them.
@@ -105,7 +107,7 @@ class Gateway:
             require_loop_free(self._found)
             logs.configure(self._assembly.config.log.level, self._assembly.config.log.format)
             limits.raise_descriptor_limit()
-            async with self._data_plane(), self._control(), self._kernel_state():
+            async with self._device(), self._data_plane(), self._control(), self._kernel_state():
                 await self._serve()
 
     async def _serve(self) -> None:
@@ -132,6 +134,19 @@ class Gateway:
             async with self._changing:
                 for task in running:
                     task.cancel()
+
+    @asynccontextmanager
+    async def _device(self) -> AsyncIterator[None]:
+        """The TUN, where there is one: nobody can attach to it, nor route into it, before."""
+        await self._keep_device(blueprint(self._assembly, self._found, self._safety))
+        try:
+            yield
+        finally:
+            self._tun.close()
+
+    async def _keep_device(self, plan: Blueprint) -> None:
+        if plan.listen_on.tun is not None:
+            await asyncio.to_thread(self._tun.keep, plan.listen_on.tun)
 
     @asynccontextmanager
     async def _data_plane(self) -> AsyncIterator[None]:
@@ -301,6 +316,7 @@ class Gateway:
             plan = blueprint(fresh, found, self._safety)
             if fresh.config.inbound.port != old.config.inbound.port:
                 require_free(plan.listen_on)
+            await self._keep_device(plan)
             await self._plane.listen(plan)
             try:
                 await asyncio.to_thread(self._applier.apply, fresh.plan, old.plan)

@@ -11,6 +11,7 @@ from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.facts import FactSources
 from gateway.inbound.queue import Judgement
 from gateway.kernel.privilege import Capability
+from gateway.kernel.tun import TunSettings
 from gateway.marks import Mark
 from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
@@ -38,14 +39,15 @@ class ListenOn(NamedTuple):
     """Where a data plane listens, and how flows are diverted to it.
 
     ``udp``: datagrams, too. ``congestion``: TCP congestion control towards the LAN, where it
-    is not the system's.
+    is not the system's. ``tun``: the device, where some protocol reaches us by one.
     """
 
-    mode: Literal["tproxy", "redirect"]
+    mode: Literal["tproxy", "redirect", "tun"]
     port: int
     ipv6: bool
     udp: bool = False
     congestion: str | None = None
+    tun: TunSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)

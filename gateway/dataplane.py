@@ -21,6 +21,7 @@ from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory
 from gateway.outbound.base import Outbound
 from gateway.relay.tcp import Mover
+from gateway.tunnel import Tunnel
 from gateway.udp.dispatcher import Datagrams
 from gateway.udp.flow import UdpFlow, UdpSettings
 
@@ -67,6 +68,7 @@ class DataPlane:
         self._index = index
         self._classifiers: dict[int, Classifier] = {}  # by the number of their queue
         self._listeners: dict[_ListenerKey, tuple[TcpListener | UdpListener, ...]] = {}
+        self._tunnel: Tunnel | None = None
 
     def listen(self, plan: Blueprint) -> None:
         """Have the listeners of this blueprint, beside those that are there.
@@ -82,7 +84,9 @@ class DataPlane:
             )
         for key in _listeners(where):
             if key not in self._listeners:
-                self._listeners[key] = self._open_listeners(where, key)
+                self._listeners[key] = self._open_listeners(key)
+        if where.tun is not None and self._tunnel is None and self._index == 0:
+            self._tunnel = Tunnel(self._reactor, where, self._dispatcher)
 
     def adopt(self, plan: Blueprint) -> None:
         """Decide new flows by this blueprint, and listen for no other; live flows go on."""
@@ -96,6 +100,9 @@ class DataPlane:
         for key in self._listeners.keys() - _listeners(plan.listen_on):
             for listener in self._listeners.pop(key):
                 listener.close()
+        if plan.listen_on.tun is None and self._tunnel is not None:
+            self._tunnel.close()
+            self._tunnel = None
 
     def _adopt_judgement(self, plan: Blueprint) -> None:
         wanted = self._queue_number(plan)
@@ -111,14 +118,12 @@ class DataPlane:
         """Ours, of the queues that the data planes share; -1 for none."""
         return -1 if plan.judgement is None else plan.judgement.queue + self._index
 
-    def _open_listeners(
-        self, where: ListenOn, key: _ListenerKey
-    ) -> tuple[TcpListener | UdpListener, ...]:
+    def _open_listeners(self, key: _ListenerKey) -> tuple[TcpListener | UdpListener, ...]:
         if key.mode == "udp":
             return open_udp_listeners(self._reactor, key.port, self._datagrams, ipv6=key.ipv6)
         return open_listeners(
             self._reactor,
-            where.mode,
+            key.mode,
             key.port,
             self._dispatcher,
             ipv6=key.ipv6,
@@ -157,6 +162,8 @@ class DataPlane:
             self._dispatcher.expire_connects(now)
             self._dispatcher.expire_idle(now)
             self._datagrams.expire(now)
+            if self._tunnel is not None:
+                self._tunnel.expire(now)
 
     def live_count(self) -> int:
         """How many flows have not closed."""
@@ -190,6 +197,8 @@ class DataPlane:
         counters += Counter(udp_dropped_unsent=unsent)
         for classifier in self._classifiers.values():
             counters += classifier.counters
+        if self._tunnel is not None:
+            counters += self._tunnel.counters
         return dict(counters)
 
     def without_udp(self) -> frozenset[str]:
@@ -205,6 +214,8 @@ class DataPlane:
         for classifier in self._classifiers.values():
             classifier.close()
         self._dispatcher.close_all()
+        if self._tunnel is not None:
+            self._tunnel.close()
         self._datagrams.close_all()
         for _, outbound in self._made.values():
             outbound.close()
@@ -220,7 +231,8 @@ class DataPlane:
 
 def require_free(where: ListenOn) -> None:
     """Raise ``CapabilityError`` where somebody else listens there."""
-    require_free_port(where.mode, where.port, ipv6=where.ipv6)
+    if where.mode != "tun":
+        require_free_port(where.mode, where.port, ipv6=where.ipv6)
     if where.udp:
         require_free_udp_port(where.port, ipv6=where.ipv6)
 
@@ -240,7 +252,9 @@ class _ListenerKey(NamedTuple):
 
 
 def _listeners(where: ListenOn) -> set[_ListenerKey]:
-    keys = {_ListenerKey(where.mode, where.port, where.ipv6, where.congestion)}
+    keys = set()
+    if where.mode != "tun":
+        keys.add(_ListenerKey(where.mode, where.port, where.ipv6, where.congestion))
     if where.udp:
         keys.add(_ListenerKey("udp", where.port, where.ipv6))
     return keys

@@ -22,6 +22,9 @@ PRIORITY_LAST = 8899
 PRIORITY_VALIDATE = 8800
 PRIORITY_DIVERT = 8801
 PRIORITY_DIVERT_OWN = 8802
+#: What is marked for the TUN: by the interface it came in on, so that reverse-path validation
+#: never meets the rule.
+PRIORITY_TUN = 8804
 PRIORITY_NOP = 8809
 
 #: Our own sockets that are bound to an uplink's address: to that uplink's table, or nowhere.

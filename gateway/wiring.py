@@ -10,7 +10,7 @@ from gateway.assembly import Assembly, congestion_controls
 from gateway.blueprint import GUARDED, Blueprint, ListenOn, Recipe, Safety
 from gateway.config.outbounds import BUILT_IN, DirectOutbound, RejectOutbound, Socks5Outbound
 from gateway.config.scalars import port_range
-from gateway.config.schema import Sniff
+from gateway.config.schema import Config, Sniff
 from gateway.decision import DIRECT
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.errors import UpstreamFailure
@@ -21,6 +21,7 @@ from gateway.kernel.congestion import for_lan, for_outbound
 from gateway.kernel.guard import Finding
 from gateway.kernel.privilege import Capability
 from gateway.kernel.sockets import SocketOptions, family_of
+from gateway.kernel.tun import TunSettings
 from gateway.marks import Mark
 from gateway.outbound import direct, reject, socks5
 from gateway.plan.egress import Egress
@@ -99,8 +100,19 @@ def _listen_on(assembly: Assembly) -> ListenOn:
     system = host.sysctls.get("net.ipv4.tcp_congestion_control")
     congestion = for_lan(settings.congestion_control, system)
     return ListenOn(
-        settings.tcp, settings.port, host.has("ipv6"), settings.udp == "tproxy", congestion
+        settings.tcp,
+        settings.port,
+        host.has("ipv6"),
+        settings.udp == "tproxy",
+        congestion,
+        _tun(assembly.config),
     )
+
+
+def _tun(config: Config) -> TunSettings | None:
+    if "tun" not in (config.inbound.tcp, config.inbound.udp, config.inbound.icmp):
+        return None
+    return TunSettings(config.tun.name, config.tun.mtu, config.tun.ipv4, config.tun.ipv6)
 
 
 def _capabilities(assembly: Assembly) -> frozenset[Capability]:

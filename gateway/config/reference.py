@@ -16,6 +16,8 @@ _PLAIN = {
     "ipv6": "address",
     "ipv4network": "CIDR",
     "ipv6network": "CIDR",
+    "ipv4interface": "address/length",
+    "ipv6interface": "address/length",
     "password": "text",
 }
 

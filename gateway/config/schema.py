@@ -20,6 +20,7 @@ from gateway.config.outbounds import (
 )
 from gateway.config.rule_values import read_time_zone
 from gateway.config.rules import Device, Rule
+from gateway.config.tun import Tun
 from gateway.config.values import (
     CongestionControl,
     EntryList,
@@ -73,8 +74,9 @@ class Lan(Model):
 class Inbound(Model):
     """How traffic is diverted."""
 
-    tcp: Literal["tproxy", "redirect"] = Field(
-        default="tproxy", description="how TCP reaches the listener"
+    tcp: Literal["tproxy", "redirect", "tun"] = Field(
+        default="tproxy",
+        description="how TCP reaches the listener; `tun`: through a device of ours (key `tun`)",
     )
     udp: Literal["tproxy", "off"] = Field(
         default="tproxy",
@@ -321,6 +323,7 @@ class Config(Model):
         default=None,
         description="time zone of rules, such as Europe/Berlin; this machine's own by default",
     )
+    tun: Tun = Field(default_factory=Tun, description="the device of protocols that are `tun`")
     timeouts: Timeouts = Field(default_factory=Timeouts, description="bounds on every wait")
     sniff: Sniff = Field(
         default_factory=Sniff,

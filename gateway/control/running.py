@@ -88,7 +88,7 @@ class Health:
     config: str
     started: float
     uptime_s: float
-    mode: Literal["tproxy", "redirect"]
+    mode: Literal["tproxy", "redirect", "tun"]
     backend: Literal["nftables", "iptables"]
     backend_reason: str
     flows: int

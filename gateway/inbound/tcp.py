@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from socket import SocketType
 from typing import Final, Literal, Protocol
@@ -43,6 +44,9 @@ BATCH: Final = 64
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 #: IPv4, IPv6. TPROXY's are loopback addresses: nobody in the LAN can dial those.
+#: The client, and the original destination.
+Ends = tuple[Endpoint, Endpoint]
+
 _LISTEN_ON = {"tproxy": ("127.0.0.1", "::1"), "redirect": ("0.0.0.0", "::")}  # noqa: S104
 
 
@@ -56,11 +60,27 @@ class Acceptor(Protocol):
         """A connection that was closed at once."""
 
 
+class Origin(Protocol):
+    """Who knows where flows come from and were going."""
+
+    def ends(self, client: SocketType, source: Endpoint) -> Ends | None:
+        """Of an accepted flow, which the kernel says comes from ``source``.
+
+        None for a client that dialled the listener itself. Raises ``OSError`` for one that is
+        gone already.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Diversion:
     """How flows reach a listener, and so how it learns where they were going."""
 
     mode: Literal["tproxy", "redirect"]
+
+    def ends(self, client: SocketType, source: Endpoint) -> Ends | None:
+        """See ``Origin``."""
+        destination = self.destination(client)
+        return None if destination is None else (source, destination)
 
     def destination(self, client: SocketType) -> Endpoint | None:
         """The original destination; None for a client that dialled the listener itself."""
@@ -80,11 +100,11 @@ class TcpListener:
     """One listening socket in the reactor."""
 
     def __init__(
-        self, reactor: Reactor, sock: SocketType, diversion: Diversion, acceptor: Acceptor
+        self, reactor: Reactor, sock: SocketType, origin: Origin, acceptor: Acceptor
     ) -> None:
         self._reactor = reactor
         self._sock = sock
-        self._diversion = diversion
+        self._origin = origin
         self._acceptor = acceptor
         # Given up for a moment when descriptors run out, to accept and close what waits: with
         # edges, a queue that is not drained would never be heard of again.
@@ -121,16 +141,16 @@ class TcpListener:
 
     def _take(self, client: SocketType, source: Endpoint) -> None:
         try:
-            destination = self._diversion.destination(client)
+            ends = self._origin.ends(client, source)
         except OSError:
             client.close()  # reset before we looked
             return
-        if destination is None:
+        if ends is None:
             reset_on_close(client)
             client.close()
             self._acceptor.refused("not-diverted", source)
             return
-        self._acceptor.accepted(client, source, destination)
+        self._acceptor.accepted(client, *ends)
 
     def _shed(self) -> bool:
         """Refuse one waiting connection for want of descriptors.
@@ -187,14 +207,25 @@ def open_listeners(
 
     Raises ``CapabilityError`` where one cannot be opened; none is left open then.
     """
+    hosts = _LISTEN_ON[mode][: 2 if ipv6 else 1]
+    transparent = mode == "tproxy"
+    opened = open_all(hosts, port, transparent=transparent, congestion=congestion)
+    diversion = Diversion(mode)
+    return tuple(TcpListener(reactor, sock, diversion, acceptor) for sock in opened)
+
+
+def open_all(
+    hosts: Iterable[str], port: int, *, transparent: bool, congestion: str | None
+) -> list[SocketType]:
+    """A listening socket on each address, or none: raises ``CapabilityError`` then."""
     socks: list[SocketType] = []
     try:
-        for host in _LISTEN_ON[mode][: 2 if ipv6 else 1]:
-            transparent = mode == "tproxy"
-            socks.append(open_listener(host, port, transparent=transparent, congestion=congestion))
+        for host in hosts:
+            socks.append(  # noqa: PERF401 - those that were opened must be closed
+                open_listener(host, port, transparent=transparent, congestion=congestion)
+            )
     except CapabilityError:
         for sock in socks:
             sock.close()
         raise
-    diversion = Diversion(mode)
-    return tuple(TcpListener(reactor, sock, diversion, acceptor) for sock in socks)
+    return socks

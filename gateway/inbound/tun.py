@@ -68,7 +68,7 @@ class TunWriter:
         self._device = device
         self._counters = counters
 
-    def write(self, packet: Buffer, vnet: bytes = NO_OFFLOAD) -> bool:
+    def write(self, packet: Buffer, vnet: Buffer = NO_OFFLOAD) -> bool:
         """Have the kernel receive a packet; False: it did not take it, which is counted.
 
         ``vnet``: what is left to the kernel, as ``Vnet.pack`` gives it.

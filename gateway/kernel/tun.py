@@ -2,7 +2,7 @@
 
 Source: Documentation/networking/tuntap.rst, <linux/if_tun.h>, drivers/net/tun.c. The device
 lives as long as somebody has it open: it is not persistent, so that nothing is left of it
-after a crash. Who made it holds it by a queue that is detached: no packet waits there, and
+after a crash. Who made it keeps it by a queue that is detached: no packet waits there, and
 those who carry packets attach queues of their own, which takes no privilege then.
 """
 
@@ -11,16 +11,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface
-from pathlib import Path
 from typing import Final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from gateway.errors import CapabilityError
+from gateway.errors import CapabilityError, GatewayError
 from gateway.kernel import sysctl
 
 _DEVICE: Final = "/dev/net/tun"
@@ -50,12 +50,15 @@ _REQUEST: Final = struct.Struct("16sH22x")
 
 @dataclass(frozen=True, slots=True)
 class TunSettings:
-    """A device: ``mtu`` in bytes; an address of each family, whose next one is ours, too."""
+    """A device: ``mtu`` in bytes; an address of each family, whose next one is ours, too.
+
+    That of IPv6 is not given where this machine has none.
+    """
 
     name: str
     mtu: int
-    ipv4: IPv4Interface | None
-    ipv6: IPv6Interface | None
+    ipv4: IPv4Interface
+    ipv6: IPv6Interface
 
 
 class TunDevice:
@@ -78,6 +81,13 @@ class TunDevice:
         """The descriptor, not blocking; -1 once it is closed."""
         return self._fd
 
+    def reattach(self) -> None:
+        """Attach to the device that was made in this one's place. Raises as the first time."""
+        fd = _open(self.name)
+        self.close()
+        self._fd = fd
+        self.offloads = _set_offloads(fd)
+
     def close(self) -> None:
         """Leave the device."""
         if self._fd >= 0:
@@ -85,30 +95,66 @@ class TunDevice:
             self._fd = -1
 
 
-class TunHolder:
-    """Makes the device and keeps it while others attach to it and leave it."""
+class TunKeeper:
+    """Makes the device, and keeps it while others attach to it and leave it.
 
-    def __init__(self, settings: TunSettings) -> None:
-        """Raises ``CapabilityError`` where the kernel refuses."""
-        self.settings = settings
-        self._fd = _open(settings.name)
-        try:
-            _set_offloads(self._fd)
-            # Whoever has this user's id may attach to it, without CAP_NET_ADMIN.
-            fcntl.ioctl(self._fd, TUNSETOWNER, os.geteuid())
-            detach = _REQUEST.pack(b"", IFF_DETACH_QUEUE)
-            fcntl.ioctl(self._fd, TUNSETQUEUE, detach)
+    Its methods block: call them from a thread without an event loop.
+    """
+
+    def __init__(self) -> None:
+        self._settings: TunSettings | None = None
+        self._fd = -1
+
+    def keep(self, settings: TunSettings) -> None:
+        """Have a device like that; made again where somebody has removed it.
+
+        Raises ``CapabilityError`` where the kernel refuses, ``GatewayError`` where there is
+        another one, which flows are in.
+        """
+        if self._settings is not None and not _exists(self._settings.name):
+            self.close()
+        if self._settings is None:
+            self._make(settings)
+        elif replace(settings, mtu=self._settings.mtu) != self._settings:
+            raise GatewayError(
+                "tun.name, tun.ipv4 and tun.ipv6 cannot change while the device is in use",
+                "restart the gateway",
+            )
+        elif settings != self._settings:
             _configure(settings)
-        except OSError as error:
-            os.close(self._fd)
-            raise _refused(settings.name, error) from error
-        except BaseException:
-            os.close(self._fd)
-            raise
+            self._settings = settings
 
     def close(self) -> None:
         """Let go of the device: it goes with the last that has it open."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._settings, self._fd = None, -1
+
+    def _make(self, settings: TunSettings) -> None:
+        if _exists(settings.name):
+            raise _refused(settings.name, OSError(errno.EBUSY, "it exists"))
+        fd = _open(settings.name)
+        try:
+            _set_offloads(fd)
+            # Whoever has this user's id may attach to it, without CAP_NET_ADMIN.
+            fcntl.ioctl(fd, TUNSETOWNER, os.geteuid())
+            fcntl.ioctl(fd, TUNSETQUEUE, _REQUEST.pack(b"", IFF_DETACH_QUEUE))
+            _configure(settings)
+        except OSError as error:
+            os.close(fd)
+            raise _refused(settings.name, error) from error
+        except BaseException:
+            os.close(fd)
+            raise
+        self._settings, self._fd = settings, fd
+
+
+def _exists(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
 
 
 def _open(name: str) -> int:
@@ -167,9 +213,9 @@ def _configure(settings: TunSettings) -> None:
             index = netlink.link_lookup(ifname=name)[0]
             netlink.link("set", index=index, mtu=settings.mtu, state="up")
             for interface in (settings.ipv4, settings.ipv6):
-                if interface is not None:
+                if interface.version == 4 or _has_ipv6(name):
                     netlink.addr(
-                        "add",
+                        "replace",
                         index=index,
                         address=str(interface.ip),
                         prefixlen=interface.network.prefixlen,
@@ -186,7 +232,15 @@ def _configure(settings: TunSettings) -> None:
 _NODAD: Final = 0x02
 
 
+def _has_ipv6(name: str) -> bool:
+    return sysctl.read(_setting("ipv6", name, "disable_ipv6")) == "0"
+
+
 def _set(family: str, name: str, key: str, value: str) -> None:
-    setting = f"net.{family}.conf.{name.replace('.', '/')}.{key}"
-    if Path(sysctl.path_of(setting)).exists():
+    setting = _setting(family, name, key)
+    if sysctl.read(setting) is not None:
         sysctl.write(setting, value)
+
+
+def _setting(family: str, name: str, key: str) -> str:
+    return f"net.{family}.conf.{name.replace('.', '/')}.{key}"

@@ -37,6 +37,7 @@ from gateway.plan.model import (
 )
 from gateway.plan.placement import placements
 from gateway.plan.policy_rules import Answers, policy_chains
+from gateway.plan.tun import tun_shape
 from gateway.policy.engine import Policy
 
 _NO_ADDRESSES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
@@ -74,14 +75,20 @@ def build_plan(
     diverted = tuple(mark for name, mark in answers if name in used)
     # What is carried already stays so, whatever the rules say now.
     used |= chains.carrying(shape)
-    accept = diverted if config.inbound.host_firewall == "allow" else ()
+    allowed = config.inbound.host_firewall == "allow"
+    through = (shape.marks.tun,) if allowed and shape.tun is not None else ()
+    accept = (*diverted, *through) if allowed else ()
     planned = [
         *chains.prerouting(shape, sets),
         *chains.output(shape),
         *policies,
         *chains.answers(shape, used, sets),
         *chains.redirects(shape),
-        *chains.refusals(shape, used | chains.REFUSED if shape.queue else used),
+        *chains.refusals(
+            shape,
+            used | chains.REFUSED if shape.queue else used,
+            through if backend is Backend.IPTABLES else (),
+        ),
         *(chains.accepted_input(accept) if backend is Backend.IPTABLES else ()),
     ]
     if backend is Backend.NFTABLES and depth(planned) > NFTABLES_DEPTH:
@@ -105,9 +112,7 @@ def build_plan(
         sysctls=routing.sysctls(config.lan, host),
         accept_input=accept,
         placements=tuple(
-            placements(
-                policy, config, Packets(not shape.lan, shape.families), shape.carried.protocols
-            )
+            placements(policy, config, Packets(not shape.lan, shape.families), shape.carried)
         ),
     )
 
@@ -148,6 +153,7 @@ def _shape(
         preserve_source=any(isinstance(o, DirectOutbound) and o.preserve_source for o in outbounds),
         programs=programs,
         otherwise=_otherwise(config, families),
+        tun=tun_shape(config, families),
     )
 
 
@@ -169,7 +175,7 @@ def _otherwise(config: Config, families: tuple[Family, ...]) -> dict[Family, tup
 
 
 def _policies(config: Config, policy: Policy, shape: Shape, sets: AddressSets) -> list[Chain]:
-    carried = shape.carried.protocols
+    carried = shape.carried
     lan = Answers(chains.DIVERT, chains.DIVERT, carried)
     if shape.queue is not None:
         lan = Answers(chains.DIVERT, chains.ASK, tuple(Protocol))

@@ -57,6 +57,7 @@ from gateway.plan.model import (
     Untracked,
 )
 from gateway.plan.policy_rules import REFUSE, REFUSE_ICMP, direct_chain
+from gateway.plan.tun import TunShape, arrivals, enter, kept
 
 DIVERT: Final = "divert"
 DIVERT_OWN: Final = "divert_own"
@@ -97,6 +98,7 @@ class Shape:
     ``queue``: the packet queues that decide what the kernel cannot. ``owner_marks``: what
     rules put on the packets of direct flows.
     ``otherwise``: sources in the LAN that do not follow ``fail_open`` but the contrary.
+    ``tun``: the device that takes some protocols instead of the listener.
     """
 
     marks: Marks
@@ -113,6 +115,7 @@ class Shape:
     owner_marks: tuple[Mark, ...] = ()
     queue: Queue | None = None
     otherwise: dict[Family, tuple[Network, ...]] = field(default_factory=dict)
+    tun: TunShape | None = None
 
     @property
     def shortcut(self) -> bool:
@@ -120,14 +123,30 @@ class Shape:
         return bool(self.lan) and (self.tproxy or self.preserve_source)
 
     @property
-    def carried(self) -> Transport:
+    def redirect(self) -> bool:
+        """Whether TCP reaches its listener by REDIRECT."""
+        return not self.tproxy and (self.tun is None or Protocol.TCP not in self.tun.protocols)
+
+    @property
+    def carried(self) -> tuple[Protocol, ...]:
+        """What is taken from the LAN, by listeners or the TUN."""
+        tun = () if self.tun is None else self.tun.protocols
+        return tuple(p for p in Protocol if p in tun or p in self._listened)
+
+    @property
+    def listened(self) -> Transport | None:
         """What listeners take."""
-        return Transport((Protocol.TCP, Protocol.UDP)) if self.udp else _TCP
+        return Transport(self._listened) if self._listened else None
 
     @property
     def by_tproxy(self) -> Transport | None:
         """What of it reaches them by TPROXY."""
-        return self.carried if self.tproxy else _UDP if self.udp else None
+        return self.listened if self.tproxy else _UDP if self.udp else None
+
+    @property
+    def _listened(self) -> tuple[Protocol, ...]:
+        tcp = (Protocol.TCP,) if self.tproxy or self.redirect else ()
+        return (*tcp, Protocol.UDP) if self.udp else tcp
 
 
 def alive_sets(shape: Shape) -> list[AddressSet]:
@@ -144,7 +163,10 @@ def prerouting(shape: Shape, sets: AddressSets) -> list[Chain]:
     """The way in for packets that arrive, with the chains that it needs besides ``decide``."""
     marks = shape.marks
     rules = [_routed(shape), NftRule("bypass", Accept(), (MarkIs(marks.bypass),))]
-    chains = []
+    chains: list[Chain] = []
+    if shape.tun is not None:
+        guard, chains = arrivals(shape.tun, marks)
+        rules += guard
     if shape.own and shape.by_tproxy:
         own: tuple[Match, ...] = (InInterface(("lo",)), MarkIs(marks.divert_own))
         if not shape.tproxy:
@@ -221,7 +243,7 @@ def redirects(shape: Shape) -> list[Chain]:
     Also where no rule leads here any more: without a nat chain at all, the kernel stops
     translating the flows that it redirected before.
     """
-    if shape.tproxy:
+    if not shape.redirect:
         return []
     ways: list[tuple[Literal["prerouting", "output"], bool, Mark]] = [
         ("prerouting", bool(shape.lan), shape.marks.divert),
@@ -239,8 +261,11 @@ def redirects(shape: Shape) -> list[Chain]:
     ]
 
 
-def refusals(shape: Shape, used: set[str]) -> list[Chain]:
-    """Answers to refused packets: REJECT works in forward and output only, so marks lead there."""
+def refusals(shape: Shape, used: set[str], through: Sequence[Mark] = ()) -> list[Chain]:
+    """Answers to refused packets: REJECT works in forward and output only, so marks lead there.
+
+    ``through``: forwarded past a host firewall in the same tables, as ``accepted_input``.
+    """
     rules = []
     if REFUSE in used:
         refused = MarkIs(shape.marks.refuse)
@@ -251,12 +276,13 @@ def refusals(shape: Shape, used: set[str]) -> list[Chain]:
     if REFUSE_ICMP in used:
         refused = MarkIs(shape.marks.refuse_icmp)
         rules.append(NftRule("icmp", Reject("icmp-admin-prohibited"), (refused,)))
-    points: list[Literal["forward", "output"]] = []
-    if rules and shape.lan:
-        points.append("forward")
+    forward = [NftRule("through", Accept(), (MarkIs(mark),)) for mark in through] + rules
+    points: list[tuple[Literal["forward", "output"], list[NftRule]]] = []
+    if forward and shape.lan:
+        points.append(("forward", forward))
     if rules and shape.own:
-        points.append("output")
-    return [_base(f"filter_{point}", point, "filter", rules) for point in points]
+        points.append(("output", rules))
+    return [_base(f"filter_{point}", point, "filter", inside) for point, inside in points]
 
 
 def accepted_input(marks: Sequence[Mark]) -> list[Chain]:
@@ -347,7 +373,9 @@ def _left_alone(shape: Shape, mark: Mark) -> list[NftRule]:
         carried = (_UDP, MarkIs(shape.marks.divert, "connection"))
         divert = DIVERT if mark == shape.marks.divert else DIVERT_OWN
         rules = [not_forwarded, NftRule("carried", Goto(divert), carried), reply]
-    if not shape.tproxy:
+    if shape.tun is not None:
+        rules = [*kept(shape.tun, shape.marks), *rules]
+    if shape.redirect:
         # Nor can one that is redirected be let go; the shortcut does this for TPROXY.
         redirected = (MarkIs(mark, "connection"),)
         rules.append(NftRule("redirected", SetMark(mark), redirected))
@@ -396,10 +424,13 @@ def _diverts(shape: Shape, mark: Mark, sets: AddressSets) -> list[Chain]:
 def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
     """Mark for the listener; protocols that are not carried leave at the end."""
     rules = _dead(shape)
+    if shape.tun is not None:
+        rules += enter(shape.tun, shape.marks)
     # The mark stands before tproxy: without a listener nft goes on with the next rule, and an
     # unmarked packet would be routed on to its destination, past the proxy.
-    rules.append(NftRule("mark", SetMark(mark), (shape.carried,)))
-    if not shape.tproxy:
+    if shape.listened is not None:
+        rules.append(NftRule("mark", SetMark(mark), (shape.listened,)))
+    if shape.redirect:
         rules.append(NftRule("keep", SetMark(mark, "connection"), (_TCP,)))
     if shape.queue is not None and shape.udp and name == DIVERT:
         # The listener's answer does this too, but until then each packet would be asked about.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 
 from gateway.config.schema import Lan
@@ -19,6 +19,7 @@ from gateway.marks import (
     PRIORITY_NEAR,
     PRIORITY_NOP,
     PRIORITY_SOURCE_END,
+    PRIORITY_TUN,
     PRIORITY_VALIDATE,
     TABLE_DEFAULT,
     TABLE_MAIN,
@@ -38,10 +39,11 @@ def ip_rules(shape: Shape, host: HostFacts) -> tuple[IpRule, ...]:
     as wg-quick does it, gets the first place of all (``fib_default_rule_pref`` of
     net/core/fib_rules.c), and would take diverted packets along into its tunnel.
     """
-    if not _needs_local_table(shape):
-        return ()
-    divert, own = shape.marks.divert, shape.marks.divert_own
     down = shift(host)
+    tun = tuple(_tun_rules(shape, PRIORITY_TUN - down))
+    if not _needs_local_table(shape):
+        return tun
+    divert, own = shape.marks.divert, shape.marks.divert_own
     end = PRIORITY_NOP - down
     rules = []
     for family in shape.families:
@@ -53,7 +55,22 @@ def ip_rules(shape: Shape, host: HostFacts) -> tuple[IpRule, ...]:
             priority = PRIORITY_DIVERT_OWN - down
             rules.append(IpRule(priority, family, "lookup", table=TABLE_TPROXY, mark=own, iif="lo"))
         rules.append(IpRule(end, family, "nop"))
-    return tuple(rules)
+    return (*rules, *tun)
+
+
+def _tun_rules(shape: Shape, priority: int) -> Iterator[IpRule]:
+    """By the interface that a packet came in on.
+
+    Packets that come out of the device carry the mark too, and reverse-path validation looks
+    up clients with it where another program sets ``src_valid_mark``: neither may end in there.
+    """
+    if shape.tun is None:
+        return
+    for name in (*shape.lan, *(("lo",) if shape.own else ())):
+        for family in shape.families:
+            yield IpRule(
+                priority, family, "lookup", table=TABLE_TUN, mark=shape.marks.tun, iif=name
+            )
 
 
 def shift(host: HostFacts) -> int:
@@ -65,10 +82,23 @@ def shift(host: HostFacts) -> int:
 
 
 def routes(shape: Shape) -> tuple[Route, ...]:
-    """Everything is local in our table: a diverted packet is delivered, not forwarded."""
+    """Everything is local in our table: a diverted packet is delivered, not forwarded.
+
+    And in the TUN's table, everything is behind the device, or nowhere.
+    """
+    tun: tuple[Route, ...] = ()
+    if shape.tun is not None:
+        # Who fails open is not marked once we are dead; who has the mark must not get past.
+        device, closed = shape.tun.device, not shape.fail_open or bool(shape.otherwise)
+        tun = tuple(
+            route
+            for family in shape.families
+            for route in capture_routes(family, device, "suppress", closed=closed)
+        )
     if not _needs_local_table(shape):
-        return ()
-    return tuple(Route(f, "local", EVERYTHING[f], "lo", TABLE_TPROXY) for f in shape.families)
+        return tun
+    local = tuple(Route(f, "local", EVERYTHING[f], "lo", TABLE_TPROXY) for f in shape.families)
+    return (*local, *tun)
 
 
 def capture_rules(

@@ -126,7 +126,7 @@ class _Walker:
             for chain in self._hooked(*way):
                 if self.end is None:
                     self._chain(chain)
-            if self._carries(marks.divert) or self._carries(marks.divert_own):
+            if any(map(self._carries, (marks.divert, marks.divert_own, marks.tun))):
                 self.end = self.end or Fate.DIVERTED
         fate = self.end
         if fate is None and self.connmark & marks.mask == marks.direct.value:

@@ -86,6 +86,13 @@ _EVERY_KEY = (
 
 SCENARIOS = {
     "lan": Scenario(_config()),
+    "lan_tun": Scenario(_config(*_EVERY_KEY[:2], inbound={"tcp": "tun"})),
+    "own_tun_open": Scenario(
+        _config(
+            lan={"interfaces": ["lan0"], "this_machine": True},
+            inbound={"tcp": "tun", "udp": "off", "on_failure": "open"},
+        )
+    ),
     "lan_redirect": Scenario(_config(inbound={"tcp": "redirect"})),
     "lan_open": Scenario(_config(inbound={"on_failure": "open"})),
     "lan_open_kids_closed": Scenario(

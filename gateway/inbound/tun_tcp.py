@@ -1,0 +1,162 @@
+"""TCP in the TUN, by the kernel's own stack: packets rewritten, flows accepted as usual.
+
+A packet costs two system calls and two slices, however long it is: super-packets pass whole,
+with what the kernel has left undone. See ``gateway.inbound.tun_nat`` for what is rewritten.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from ipaddress import IPv4Interface, IPv6Interface
+from socket import SocketType
+from time import monotonic
+from typing import Final
+
+from gateway.flow import Endpoint
+from gateway.inbound.tcp import Ends
+from gateway.inbound.tun import TunWriter
+from gateway.inbound.tun_nat import NatTable
+from gateway.wire.ip import (
+    ACK,
+    FIN,
+    NEEDS_CSUM,
+    RST,
+    SYN,
+    TCP,
+    V4_HEADER,
+    V6_HEADER,
+    VNET_BYTES,
+    IpPacket,
+    Malformed,
+    Vnet,
+    read_tcp,
+    tcp_reset,
+)
+
+#: Of a frame: the vnet header's flags, and of headers without options the version, IPv4's flags
+#: and offset, its protocol, its checksum, both ends, TCP's flags, TCP's checksum.
+_V4: Final = struct.Struct("!B9xB5xHxBH12s9xB2xH")
+_V6: Final = struct.Struct("!B15xBx36s9xB2xH")
+_PUT_V4: Final = struct.Struct("!H12s")
+_V4_CHECKSUM: Final = VNET_BYTES + 10
+_V4_TCP_CHECKSUM: Final = VNET_BYTES + V4_HEADER + 16
+_V6_ENDS: Final = slice(VNET_BYTES + 8, VNET_BYTES + 44)
+_V6_TCP_CHECKSUM: Final = VNET_BYTES + V6_HEADER + 16
+#: More fragments, or an offset.
+_FRAGMENT: Final = 0x3FFF
+_STATE: Final = FIN | SYN | RST
+#: IPv4's headers and the vnet header.
+_LEAST: Final = VNET_BYTES + V4_HEADER + 20
+
+
+class TunTcp:
+    """Rewrites the TCP packets of a device, of both families.
+
+    A ``PacketHandler``, a ``Rewriter``, and the ``Diversion`` of the listeners on ``port``.
+    """
+
+    def __init__(
+        self,
+        interfaces: tuple[IPv4Interface, IPv6Interface],
+        port: int,
+        writer: TunWriter,
+        counters: Counter[str],
+        *,
+        idle_s: float,
+    ) -> None:
+        """``interfaces``: the device's; ``idle_s``: longer than flows may be quiet (seconds)."""
+        self._writer = writer
+        self._counters = counters
+        self._tables: dict[int, NatTable] = {}
+        self._by_peer: dict[str, NatTable] = {}
+        self._own: set[bytes] = set()
+        for interface in interfaces:
+            own, peer = interface.ip, interface.ip + 1
+            table = NatTable(own.packed, peer.packed, port, idle_s=idle_s)
+            self._tables[interface.version] = self._by_peer[str(peer)] = table
+            self._own |= {own.packed, peer.packed}
+        self._v4, self._v6 = self._tables[4], self._tables[6]
+        self._known_v4, self._known_v6 = self._v4.known, self._v6.known
+
+    def rewrite(self, frame: bytearray, size: int) -> bool:
+        """See ``gateway.inbound.tun.Rewriter``."""
+        if size < _LEAST:
+            return False
+        if frame[VNET_BYTES] == 0x45:
+            undone, _, part, protocol, check, ends, flags, tcp_check = _V4.unpack_from(frame)
+            if protocol != TCP or part & _FRAGMENT:
+                return False
+            found = self._known_v4.get(ends)
+            if found is None:
+                return False
+            after, address_change, change, flow, side = found
+            if flags & _STATE and not self._v4.turn(flow, side, flags):
+                return False
+            check = (~check & 0xFFFF) + address_change
+            check = ~((check & 0xFFFF) + (check >> 16)) & 0xFFFF
+            _PUT_V4.pack_into(frame, _V4_CHECKSUM, check, after)
+            at = _V4_TCP_CHECKSUM
+        else:
+            undone, protocol, ends, flags, tcp_check = _V6.unpack_from(frame)
+            if protocol != TCP or frame[VNET_BYTES] >> 4 != 6:
+                return False
+            found = self._known_v6.get(ends)
+            if found is None:
+                return False
+            after, address_change, change, flow, side = found
+            if flags & _STATE and not self._v6.turn(flow, side, flags):
+                return False
+            frame[_V6_ENDS] = after
+            at = _V6_TCP_CHECKSUM
+        if undone & NEEDS_CSUM:
+            # There stands the pseudo header's sum, which has no ports in it, not inverted.
+            tcp_check += address_change
+            tcp_check = (tcp_check & 0xFFFF) + (tcp_check >> 16)
+        else:
+            tcp_check = (~tcp_check & 0xFFFF) + change
+            tcp_check = ~((tcp_check & 0xFFFF) + (tcp_check >> 16)) & 0xFFFF
+        frame[at] = tcp_check >> 8
+        frame[at + 1] = tcp_check & 0xFF
+        flow.active = True
+        return True
+
+    def take(self, ip: IpPacket, vnet: Vnet, packet: memoryview) -> str | None:
+        """Begin a flow, or answer what belongs to none. See ``PacketHandler``."""
+        tcp = read_tcp(packet, ip)
+        if isinstance(tcp, Malformed):
+            return tcp
+        table = self._tables[ip.family]
+        if ip.transport != (V4_HEADER if ip.family == 4 else V6_HEADER):
+            return "options"
+        ours = ip.source in self._own
+        if not ours and ip.destination in self._own:
+            return "own_address"
+        if ours or tcp.flags & (SYN | ACK | RST) != SYN:
+            # The listener's, of a flow that was forgotten, or the client's, of one before us.
+            answer = tcp_reset(ip, tcp)
+            if answer is not None:
+                self._writer.write(answer)
+            return "no_flow"
+        ends = ip.source + ip.destination + bytes(packet[ip.transport : ip.transport + 4])
+        if table.open(ends, monotonic()) is None:
+            return "no_number"
+        self._counters["tun_tcp_flows"] += 1
+        frame = bytearray(vnet.pack()) + packet[: ip.end]
+        self.rewrite(frame, len(frame))
+        self._writer.write(frame[VNET_BYTES:], vnet.pack())
+        return None
+
+    def expire(self, now: float) -> None:
+        """See ``PacketHandler``."""
+        for table in self._tables.values():
+            table.expire(now)
+
+    def close(self) -> None:
+        """See ``PacketHandler``. The listener's end of each flow is its own."""
+
+    def ends(self, client: SocketType, source: Endpoint) -> Ends | None:
+        """See ``gateway.inbound.tcp.Diversion``."""
+        del client
+        table = self._by_peer.get(source.host)
+        return None if table is None else table.accept(source.port)

@@ -1,0 +1,98 @@
+"""What a TUN asks of the kernel, where it takes packets of the LAN by their mark.
+
+The mark takes the place of TPROXY's: whoever decides a packet is the same, and so is what the
+kernel decides alone. A flow's connmark keeps it on its way whatever the rules say later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from gateway.config.schema import Config
+from gateway.flow import Protocol
+from gateway.marks import Marks
+from gateway.plan.model import (
+    Addresses,
+    Chain,
+    Drop,
+    Family,
+    Goto,
+    InInterface,
+    MarkIs,
+    Network,
+    NftRule,
+    Return,
+    SetMark,
+    Transport,
+)
+
+_GUARD: Final = "guard"
+_FROM_TUN: Final = "from_tun"
+
+
+@dataclass(frozen=True, slots=True)
+class TunShape:
+    """The device that takes ``protocols``; ``networks`` are those of its own addresses."""
+
+    device: str
+    protocols: tuple[Protocol, ...]
+    networks: dict[Family, Network]
+
+    @property
+    def taken(self) -> Transport:
+        """What it takes."""
+        return Transport(self.protocols)
+
+
+def tun_shape(config: Config, families: tuple[Family, ...]) -> TunShape | None:
+    """None where nothing goes into a TUN."""
+    protocols = tuple(p for p in Protocol if getattr(config.inbound, p) == "tun")
+    if not protocols:
+        return None
+    networks: dict[Family, Network] = {
+        Family.V4: config.tun.ipv4.network,
+        Family.V6: config.tun.ipv6.network,
+    }
+    return TunShape(config.tun.name, protocols, {f: networks[f] for f in families})
+
+
+def arrivals(tun: TunShape, marks: Marks) -> tuple[list[NftRule], list[Chain]]:
+    """The first rules for ``prerouting``, and their chains.
+
+    What comes out of the device belongs to flows that stay with it, even where the far end
+    speaks first. Nobody else may talk to the device's addresses, nor as one of them: to the
+    kernel, each address of this machine is as good as another, on whatever interface.
+    """
+    rules = [NftRule("from-tun", Goto(_FROM_TUN), (InInterface((tun.device,)),))]
+    sides: tuple[Literal["destination", "source"], ...] = ("destination", "source")
+    for family, network in tun.networks.items():
+        rules += [
+            NftRule(f"{side}-{family}", Goto(_GUARD), (Addresses(side, (network,)),), family)
+            for side in sides
+        ]
+    own = NftRule("own", Return(), (InInterface(("lo",)),))
+    # The packet's mark is for firewalls of others, which let it through by that.
+    mark = NftRule("mark", SetMark(marks.tun))
+    keep = NftRule("keep", SetMark(marks.tun, "connection"))
+    return rules, [
+        Chain(_FROM_TUN, "mangle", (mark, keep)),
+        Chain(_GUARD, "mangle", (own, NftRule("spoofed", Drop()))),
+    ]
+
+
+def kept(tun: TunShape, marks: Marks) -> list[NftRule]:
+    """Flows that are in the TUN stay there, be it a reply or not."""
+    match = (tun.taken, MarkIs(marks.tun, "connection"))
+    return [
+        NftRule("tunnelled", SetMark(marks.tun), match),
+        NftRule("keep-tunnelled", Return(), match),
+    ]
+
+
+def enter(tun: TunShape, marks: Marks) -> list[NftRule]:
+    """Mark a packet for the device, and its flow."""
+    return [
+        NftRule("tun", SetMark(marks.tun), (tun.taken,)),
+        NftRule("keep-tun", SetMark(marks.tun, "connection"), (tun.taken,)),
+    ]

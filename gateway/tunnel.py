@@ -1,0 +1,57 @@
+"""What carries the flows of a TUN: the device's reader, and who takes each protocol."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from gateway.blueprint import ListenOn
+from gateway.inbound.tcp import Acceptor, TcpListener, open_all
+from gateway.inbound.tun import PacketHandler, TunReader, TunWriter
+from gateway.inbound.tun_tcp import TunTcp
+from gateway.kernel.reactor import Reactor
+from gateway.kernel.tun import TunDevice, TunSettings
+from gateway.wire.ip import TCP
+
+#: Translations outlive the flows that they are of: a dispatcher's time-outs come first (s).
+IDLE_S = 2 * 7 * 86400.0
+
+
+class Tunnel:
+    """The TUN of one data plane: one alone reads the device, whatever workers there are.
+
+    A flow's packets would reach several queues, and so several processes: the kernel
+    spreads them by a hash of addresses, which translation changes.
+    """
+
+    def __init__(self, reactor: Reactor, where: ListenOn, acceptor: Acceptor) -> None:
+        """Raises ``CapabilityError`` where the device or its listeners cannot be had."""
+        assert where.tun is not None
+        self.settings: TunSettings = where.tun
+        self.counters: Counter[str] = Counter()
+        self._device = TunDevice(where.tun.name)
+        writer = TunWriter(self._device, self.counters)
+        handlers: dict[int, PacketHandler] = {}
+        self._listeners: tuple[TcpListener, ...] = ()
+        tcp = TunTcp(
+            (where.tun.ipv4, where.tun.ipv6), where.port, writer, self.counters, idle_s=IDLE_S
+        )
+        try:
+            if where.mode == "tun":
+                handlers[TCP] = tcp
+                hosts = [str(where.tun.ipv4.ip), *([str(where.tun.ipv6.ip)] if where.ipv6 else [])]
+                socks = open_all(hosts, where.port, transparent=False, congestion=where.congestion)
+                self._listeners = tuple(TcpListener(reactor, sock, tcp, acceptor) for sock in socks)
+        except BaseException:
+            self._device.close()
+            raise
+        self._reader = TunReader(reactor, self._device, writer, handlers, tcp, self.counters)
+
+    def expire(self, now: float) -> None:
+        """Forget what has been quiet for too long. ``now``: ``time.monotonic``."""
+        self._reader.expire(now)
+
+    def close(self) -> None:
+        """Listen no more, and leave the device."""
+        for listener in self._listeners:
+            listener.close()
+        self._reader.close()

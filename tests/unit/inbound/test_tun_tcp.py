@@ -1,0 +1,212 @@
+"""Packets as a TUN gives them: rewritten in place, begun, or refused; by their checksums."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.flow import Endpoint
+from gateway.inbound.tun import TunWriter
+from gateway.inbound.tun_tcp import TunTcp
+from gateway.kernel.tun import FRAME_BYTES, TunDevice
+from gateway.wire.ip import (
+    ACK,
+    FIN,
+    GSO_TCPV4,
+    NEEDS_CSUM,
+    PSH,
+    RST,
+    SYN,
+    TCP,
+    VNET_BYTES,
+    IpPacket,
+    TcpHeader,
+    Vnet,
+    fold,
+    ip_packet,
+    read_ip,
+    read_tcp,
+    transport_checksum,
+    words,
+)
+
+OWN = (IPv4Interface("172.29.88.1/30"), IPv6Interface("fd00:88::1/126"))
+PORT = 7895
+V4 = ("192.168.1.2", "203.0.113.9", *(str(i.ip) for i in (OWN[0], OWN[0] + 1)))
+V6 = ("2001:db8::2", "2001:db8:9::9", *(str(i.ip) for i in (OWN[1], OWN[1] + 1)))
+FAMILIES = pytest.mark.parametrize(("client", "remote", "own", "peer"), [V4, V6])
+
+
+class Written(TunWriter):
+    """What would be written."""
+
+    def __init__(self) -> None:
+        super().__init__(cast("TunDevice", None), Counter())
+        self.packets: list[bytes] = []
+
+    def write(self, packet: bytes, vnet: bytes = b"") -> bool:  # noqa: ARG002
+        self.packets.append(bytes(packet))
+        return True
+
+
+@pytest.fixture
+def written() -> Written:
+    return Written()
+
+
+@pytest.fixture
+def tcp(written: Written) -> TunTcp:
+    return TunTcp(OWN, PORT, written, Counter(), idle_s=7200)
+
+
+def packet(
+    source: str, destination: str, ports: tuple[int, int], flags: int, payload: bytes = b""
+) -> bytes:
+    ends = ip_address(source).packed, ip_address(destination).packed
+    segment = struct.pack("!HHIIBBHHH", *ports, 7, 9, 5 << 4, flags, 512, 0, 0) + payload
+    check = transport_checksum(*ends, TCP, segment)
+    return ip_packet(*ends, TCP, segment[:16] + check.to_bytes(2, "big") + segment[18:])
+
+
+def parsed(data: bytes) -> tuple[IpPacket, TcpHeader]:
+    ip = read_ip(data)  # which tests IPv4's checksum
+    assert isinstance(ip, IpPacket), ip
+    tcp = read_tcp(data, ip)
+    assert isinstance(tcp, TcpHeader)
+    return ip, tcp
+
+
+def ends_of(data: bytes) -> tuple[str, int, str, int]:
+    """The ends of a packet whose checksums are well."""
+    ip, tcp = parsed(data)
+    assert transport_checksum(ip.source, ip.destination, TCP, data[ip.transport :]) == 0
+    source, destination = ip_address(ip.source), ip_address(ip.destination)
+    return str(source), tcp.source, str(destination), tcp.destination
+
+
+def given_to(tcp: TunTcp, data: bytes) -> str | None:
+    """As the reader does it with what is not rewritten."""
+    ip, _ = parsed(data)
+    return tcp.take(ip, Vnet(), memoryview(data))
+
+
+def rewritten(tcp: TunTcp, data: bytes, vnet: Vnet = Vnet()) -> bytes | None:  # noqa: B008
+    frame = bytearray(FRAME_BYTES)
+    whole = vnet.pack() + data
+    frame[: len(whole)] = whole
+    if not tcp.rewrite(frame, len(whole)):
+        assert frame[: len(whole)] == whole, "what is not known is not touched"
+        return None
+    return bytes(frame[VNET_BYTES : len(whole)])
+
+
+def begin(tcp: TunTcp, written: Written, client: str, remote: str) -> int:
+    """A flow from port 50000 to 443; its number."""
+    assert given_to(tcp, packet(client, remote, (50000, 443), SYN)) is None
+    return parsed(written.packets.pop())[1].source
+
+
+@FAMILIES
+def test_a_flow_both_ways(
+    tcp: TunTcp, written: Written, client: str, remote: str, own: str, peer: str
+) -> None:
+    assert rewritten(tcp, packet(client, remote, (50000, 443), SYN)) is None
+    assert given_to(tcp, packet(client, remote, (50000, 443), SYN)) is None
+    source, number, destination, port = ends_of(written.packets.pop())
+    assert (source, destination, port) == (peer, own, PORT)
+
+    answer = rewritten(tcp, packet(own, peer, (PORT, number), SYN | ACK))
+    assert answer is not None
+    assert ends_of(answer) == (remote, 443, client, 50000)
+
+    data = rewritten(tcp, packet(client, remote, (50000, 443), ACK | PSH, b"odd"))
+    assert data is not None
+    assert ends_of(data) == (peer, number, own, PORT)
+    assert data.endswith(b"odd")
+
+    accepted = tcp.ends(None, Endpoint(peer, number))  # type: ignore[arg-type]
+    assert accepted == (Endpoint(client, 50000), Endpoint(remote, 443))
+    assert tcp.ends(None, Endpoint(client, number)) is None  # type: ignore[arg-type]
+
+
+@FAMILIES
+def test_a_checksum_that_the_kernel_will_make_is_begun_right(
+    tcp: TunTcp, written: Written, client: str, remote: str, own: str, peer: str
+) -> None:
+    """Of a super-packet: where its checksum belongs stands the pseudo header's sum (virtio)."""
+    begin(tcp, written, client, remote)
+    data = bytearray(packet(client, remote, (50000, 443), ACK, bytes(40000)))
+    ip, _ = parsed(bytes(data))
+
+    def pseudo(source: str, destination: str) -> int:
+        both = ip_address(source).packed + ip_address(destination).packed
+        return words(both + struct.pack("!II", ip.end - ip.transport, TCP))
+
+    at = ip.transport + 16
+    data[at : at + 2] = pseudo(client, remote).to_bytes(2, "big")
+    undone = Vnet(NEEDS_CSUM, GSO_TCPV4, ip.transport + 20, 1448, ip.transport, 16)
+    found = rewritten(tcp, bytes(data), undone)
+    assert found is not None
+    assert fold(int.from_bytes(found[at : at + 2], "big")) % 0xFFFF == pseudo(peer, own) % 0xFFFF
+
+
+@FAMILIES
+def test_what_belongs_to_no_flow_is_reset(
+    tcp: TunTcp, written: Written, client: str, remote: str, own: str, peer: str
+) -> None:
+    assert given_to(tcp, packet(client, remote, (50000, 443), ACK)) == "no_flow"
+    assert ends_of(written.packets.pop()) == (remote, 443, client, 50000)
+    assert given_to(tcp, packet(own, peer, (PORT, 20000), ACK)) == "no_flow"
+    assert ends_of(written.packets.pop()) == (peer, 20000, own, PORT)
+    assert given_to(tcp, packet(client, remote, (50000, 443), RST)) == "no_flow"
+    assert not written.packets
+
+
+@FAMILIES
+def test_nobody_talks_to_our_addresses(
+    tcp: TunTcp, written: Written, client: str, remote: str, own: str, peer: str
+) -> None:
+    del remote
+    for ours in (own, peer):
+        assert given_to(tcp, packet(client, ours, (50000, PORT), SYN)) == "own_address"
+    assert not written.packets
+
+
+def test_other_packets_with_the_same_ends_are_not_a_flow_s(tcp: TunTcp, written: Written) -> None:
+    client, remote = V4[:2]
+    begin(tcp, written, client, remote)
+    data = packet(client, remote, (50000, 443), ACK)
+    assert rewritten(tcp, data) is not None
+    assert rewritten(tcp, data[:9] + bytes((17,)) + data[10:]) is None  # UDP
+    assert rewritten(tcp, data[:6] + b"\x20\x00" + data[8:]) is None  # the first fragment
+    assert rewritten(tcp, data[:6] + b"\x00\x01" + data[8:]) is None  # a later one
+    assert rewritten(tcp, data[:39]) is None  # cut off
+
+
+def test_options_are_refused(tcp: TunTcp) -> None:
+    ends = ip_address(V6[0]).packed, ip_address(V6[1]).packed
+    segment = packet(V6[0], V6[1], (50000, 443), SYN)[40:]
+    data = ip_packet(*ends, 60, bytes((TCP, 0)) + bytes(6) + segment)
+    ip, _ = parsed(data)
+    assert tcp.take(ip, Vnet(), memoryview(data)) == "options"
+
+
+def test_a_flow_that_is_over_begins_anew(tcp: TunTcp, written: Written) -> None:
+    client, remote, own, peer = V4
+    number = begin(tcp, written, client, remote)
+    assert rewritten(tcp, packet(own, peer, (PORT, number), FIN | ACK)) is not None
+    assert rewritten(tcp, packet(client, remote, (50000, 443), FIN | ACK)) is not None
+    assert rewritten(tcp, packet(client, remote, (50000, 443), SYN)) is None
+    assert begin(tcp, written, client, remote) != number
+
+
+@given(st.binary(max_size=90), st.sampled_from([b"\x45", b"\x60", b""]))
+def test_any_frame_is_rewritten_or_left(data: bytes, start: bytes) -> None:
+    tcp = TunTcp(OWN, PORT, Written(), Counter(), idle_s=7200)
+    assert rewritten(tcp, start + data) is None
