@@ -216,6 +216,7 @@ class Gateway:
         async with self._changing:
             old = self._assembly
             fresh = await asyncio.to_thread(reassemble, old, self._unable)
+            await self._keep_device(blueprint(fresh, self._found, self._safety))
             report = await asyncio.to_thread(self._applier.apply, fresh.plan, old.plan)
             if report.steps:
                 log.warning("repaired", extra=logs.fields(steps="; ".join(report.steps)))

@@ -100,9 +100,12 @@ class DataPlane:
         for key in self._listeners.keys() - _listeners(plan.listen_on):
             for listener in self._listeners.pop(key):
                 listener.close()
-        if plan.listen_on.tun is None and self._tunnel is not None:
-            self._tunnel.close()
-            self._tunnel = None
+        if self._tunnel is not None:
+            if plan.listen_on.tun is None:
+                self._tunnel.close()
+                self._tunnel = None
+            else:
+                self._tunnel.recover()
 
     def _adopt_judgement(self, plan: Blueprint) -> None:
         wanted = self._queue_number(plan)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from gateway.clock import WeekClock
 from gateway.flow import Endpoint, FlowFacts, Protocol
 from gateway.kernel.lease_files import LeaseFiles
-from gateway.kernel.neighbours import Neighbours
+from gateway.kernel.neighbours import Neighbours, link_towards
 from gateway.kernel.owners import Owners
 from gateway.kernel.sockets import UNKNOWN_ARRIVAL, Arrival, arrival, interface_name
 from gateway.policy.engine import Needs
@@ -18,12 +18,14 @@ class FactSources(NamedTuple):
     """Where facts come from.
 
     ``time_zone`` None is this machine's own; without ``leases`` (paths), the usual places are
-    looked at; ``own``: the addresses of this machine.
+    looked at; ``own``: the addresses of this machine; ``tun``: the name of the device whose
+    flows come from a LAN interface in truth.
     """
 
     time_zone: str | None = None
     leases: tuple[str, ...] = ()
     own: frozenset[str] = frozenset()
+    tun: str = ""
 
 
 #: No rule asks for more than a socket tells, and this machine is where they are.
@@ -40,6 +42,7 @@ class FactFinder:
         self._anything = self._arrives or needs.hostname or needs.owner
         self._clock = WeekClock(sources.time_zone)
         self._own = sources.own
+        self._tun = sources.tun
         self._neighbours = Neighbours()
         self._leases = LeaseFiles(sources.leases)
         self._owners = Owners()
@@ -87,6 +90,8 @@ class FactFinder:
 
     def _with_needs(self, facts: FlowFacts, came: Arrival) -> FlowFacts:
         needs, host = self._needs, facts.source.host
+        if self._tun and self._arrives and self._name(came.interface) == self._tun:
+            came = came._replace(interface=0 if host in self._own else link_towards(host))
         mac = self._neighbours.mac(host, came.interface) if needs.mac else None
         return facts._replace(
             interface=interface_name(came.interface) if needs.interface else "",

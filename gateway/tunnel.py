@@ -28,8 +28,8 @@ class Tunnel:
         assert where.tun is not None
         self.settings: TunSettings = where.tun
         self.counters: Counter[str] = Counter()
-        self._device = TunDevice(where.tun.name)
-        writer = TunWriter(self._device, self.counters)
+        device = TunDevice(where.tun.name)
+        writer = TunWriter(device, self.counters)
         handlers: dict[int, PacketHandler] = {}
         self._listeners: tuple[TcpListener, ...] = ()
         tcp = TunTcp(
@@ -42,9 +42,14 @@ class Tunnel:
                 socks = open_all(hosts, where.port, transparent=False, congestion=where.congestion)
                 self._listeners = tuple(TcpListener(reactor, sock, tcp, acceptor) for sock in socks)
         except BaseException:
-            self._device.close()
+            device.close()
             raise
-        self._reader = TunReader(reactor, self._device, writer, handlers, tcp, self.counters)
+        self._reader = TunReader(reactor, writer, handlers, tcp, self.counters)
+
+    def recover(self) -> None:
+        """Where the device was removed and made again: go on with the new one, and all flows."""
+        if self._reader.lost:
+            self._reader.replace(TunDevice(self.settings.name))
 
     def expire(self, now: float) -> None:
         """Forget what has been quiet for too long. ``now``: ``time.monotonic``."""

@@ -49,7 +49,9 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
         detect_loops=safety.detect,
         log_level=config.log.level,
         log_format=config.log.format,
-        facts=FactSources(config.time_zone, _leases(assembly), assembly.host.addresses),
+        facts=FactSources(
+            config.time_zone, _leases(assembly), assembly.host.addresses, config.tun.name
+        ),
         capabilities=_capabilities(assembly),
     )
 

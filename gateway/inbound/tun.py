@@ -65,7 +65,7 @@ class TunWriter:
     """Writes packets into a device."""
 
     def __init__(self, device: TunDevice, counters: Counter[str]) -> None:
-        self._device = device
+        self.device = device
         self._counters = counters
 
     def write(self, packet: Buffer, vnet: Buffer = NO_OFFLOAD) -> bool:
@@ -74,7 +74,7 @@ class TunWriter:
         ``vnet``: what is left to the kernel, as ``Vnet.pack`` gives it.
         """
         try:
-            os.writev(self._device.fileno(), (vnet, packet))
+            os.writev(self.device.fileno(), (vnet, packet))
         except OSError as error:
             self.refused(error)
             return False
@@ -87,12 +87,14 @@ class TunWriter:
 
 
 class TunReader:
-    """One queue of a device in the reactor."""
+    """One queue of a device, the writer's, in the reactor.
+
+    ``lost``: somebody has removed the device.
+    """
 
     def __init__(
         self,
         reactor: Reactor,
-        device: TunDevice,
         writer: TunWriter,
         handlers: Mapping[int, PacketHandler],
         rewriter: Rewriter,
@@ -104,8 +106,8 @@ class TunReader:
         ``counters``: whose keys begin with ``tun_``; the writer's, too.
         """
         self._reactor = reactor
-        self._device = device
         self._writer = writer
+        self.lost = False
         self._handlers = handlers
         self._rewriter = rewriter
         self._counters = counters
@@ -114,7 +116,14 @@ class TunReader:
         self._frame = bytearray(FRAME_BYTES)
         self._buffers = (self._frame,)
         self._view = memoryview(self._frame)
-        reactor.watch(device.fileno(), self)
+        reactor.watch(writer.device.fileno(), self)
+
+    def replace(self, device: TunDevice) -> None:
+        """Go on with the device that was made in the place of one that was removed."""
+        self._reactor.close(self._writer.device)
+        self._writer.device = device
+        self.lost = False
+        self._reactor.watch(device.fileno(), self)
 
     def on_ready(self, fd: int, events: int) -> None:
         """Take what waits, up to a budget."""
@@ -127,8 +136,8 @@ class TunReader:
             except BlockingIOError:
                 return
             except OSError as error:
-                # EBADFD (the device was removed), EIO (it was taken down): not our doing, and
-                # the next event tells whether it is there again.
+                # EIO: it was taken down; the next event tells that it is up again.
+                self.lost = error.errno == errno.EBADFD
                 words = errno.errorcode.get(error.errno or 0, "unknown").lower()
                 self._counters[f"tun_read_{words}"] += 1
                 return
@@ -143,7 +152,7 @@ class TunReader:
 
     def abort(self) -> None:
         """Go on: what failed was one packet's fault, and the device must outlive it."""
-        self._reactor.again(self._device.fileno())
+        self._reactor.again(self._writer.device.fileno())
 
     def expire(self, now: float) -> None:
         """Have the handlers forget; ``now``: ``time.monotonic``."""
@@ -156,7 +165,7 @@ class TunReader:
         """Leave the device."""
         for handler in set(self._handlers.values()):
             handler.close()
-        self._reactor.close(self._device)
+        self._reactor.close(self._writer.device)
 
     def _take(self, size: int) -> None:
         dropped = self._handle(size)

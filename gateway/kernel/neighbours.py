@@ -1,13 +1,14 @@
-"""The MAC address of a host on one of our links, as the kernel's neighbour table has it.
+"""Where a host is: its MAC address on one of our links, and which link it is behind.
 
-A host that has connected through us is in the table: the kernel needed its address to
-answer. One behind another router is not, and has no MAC here.
+A host that has connected through us is in the kernel's neighbour table: it needed the address
+to answer. One behind another router is not, and has no MAC here.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -22,10 +23,15 @@ KEPT: Final = 4096
 #: <linux/netlink.h>, <linux/rtnetlink.h> and <linux/neighbour.h>.
 _HEADER = struct.Struct("=IHHII")
 _NEIGHBOUR = struct.Struct("=BBHiHBB")
+_ROUTE = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
 _NLM_F_REQUEST: Final = 1
 _RTM_NEWNEIGH: Final = 28
 _RTM_GETNEIGH: Final = 30
+_RTM_NEWROUTE: Final = 24
+_RTM_GETROUTE: Final = 26
+_RTA_DST: Final = 1
+_RTA_OIF: Final = 4
 _NDA_DST: Final = 1
 _NDA_LLADDR: Final = 2
 
@@ -62,6 +68,27 @@ def ask_kernel(host: str, interface: int) -> str | None:
     body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(address), _NDA_DST) + address
     header = _HEADER.pack(_HEADER.size + len(body), _RTM_GETNEIGH, _NLM_F_REQUEST, 1, 0)
     return hardware_address(netlink_request(socket.NETLINK_ROUTE, header + body))
+
+
+def link_towards(host: str) -> int:
+    """Index of the interface that packets to a host leave by (``RTM_GETROUTE``); 0 for none."""
+    family, address = family_of(host), socket.inet_pton(family_of(host), host)
+    body = _ROUTE.pack(family, 8 * len(address), 0, 0, 0, 0, 0, 0, 0)
+    body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(address), _RTA_DST) + address
+    header = _HEADER.pack(_HEADER.size + len(body), _RTM_GETROUTE, _NLM_F_REQUEST, 1, 0)
+    return outgoing_link(netlink_request(socket.NETLINK_ROUTE, header + body))
+
+
+def outgoing_link(answer: bytes) -> int:
+    """Index of the interface in a route message; 0 in any other message, or where it has none."""
+    if len(answer) < _HEADER.size + _ROUTE.size:
+        return 0
+    length, kind, *_ = _HEADER.unpack_from(answer)
+    if kind == _RTM_NEWROUTE:
+        for attribute, value in attributes(answer[:length], _HEADER.size + _ROUTE.size):
+            if attribute == _RTA_OIF and len(value) == 4:
+                return int.from_bytes(value, sys.byteorder)
+    return 0
 
 
 def hardware_address(answer: bytes) -> str | None:

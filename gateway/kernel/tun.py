@@ -81,13 +81,6 @@ class TunDevice:
         """The descriptor, not blocking; -1 once it is closed."""
         return self._fd
 
-    def reattach(self) -> None:
-        """Attach to the device that was made in this one's place. Raises as the first time."""
-        fd = _open(self.name)
-        self.close()
-        self._fd = fd
-        self.offloads = _set_offloads(fd)
-
     def close(self) -> None:
         """Leave the device."""
         if self._fd >= 0:

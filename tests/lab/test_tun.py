@@ -1,0 +1,341 @@
+"""TCP through the TUN: by real programs, both families, both firewalls; and how it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from traffic import (
+    FAMILIES,
+    TIMEOUT_S,
+    Family,
+    Witness,
+    address,
+    attempt,
+    command,
+    dial,
+    new_socket,
+    peer_seen,
+    read,
+    running,
+    target,
+    targets,
+    upstream,
+    wait_counter,
+    within,
+)
+
+from gateway.errors import GatewayError
+from gateway.lab import http_server, serve
+from gateway.lab.gateway_process import GatewayProcess
+from gateway.lab.lab import Lab
+from gateway.lab.process import LabError, wait_until
+from gateway.wire.ip import ICMPV6, SYN, TCP, UDP, ip_packet
+
+DEVICE = "gateway0"
+OWN = {4: "172.29.88.1", 6: "fd67:6174:6577:6179::1"}
+PEER = {4: "172.29.88.2", 6: "fd67:6174:6577:6179::2"}
+SIZE = 30_000_000
+SYN_SEGMENT = struct.pack("!HHIIBBHHH", 50000, 443, 7, 0, 5 << 4, SYN, 512, 0, 0)
+
+
+def config(lab: Lab, to: str = "home", **inbound: Any) -> dict[str, Any]:
+    """``web`` and all else by TUN to one outbound, ``mirror`` direct."""
+    rules = ({"destination": targets(lab, "mirror"), "to": "direct"}, {"to": to})
+    return lab.config(*rules) | {"inbound": {"tcp": "tun", "udp": "off"} | inbound}
+
+
+@pytest.fixture(scope="module")
+def gateway(module_lab: Lab, backend: str) -> Iterator[GatewayProcess]:
+    workers = 2 if backend == "nftables" else 1
+    with running(module_lab, config(module_lab), backend=backend, workers=workers) as it:
+        yield it
+
+
+def links(lab: Lab) -> list[str]:
+    return [link["ifname"] for link in json.loads(lab.router.run(["ip", "-j", "link"]).stdout)]
+
+
+def download(sock: socket.socket, size: int) -> str:
+    """Ask for so many bytes; the digest of what came."""
+    sock.sendall(f"GET /bytes/{size} HTTP/1.1\r\nHost: web\r\n\r\n".encode())
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += sock.recv(1 << 16)
+    body = data.partition(b"\r\n\r\n")[2]
+    return hashlib.sha256(body + read(sock, size - len(body))).hexdigest()
+
+
+def test_flows_reach_the_internet_by_the_proxy(
+    module_lab: Lab, gateway: GatewayProcess, family: Family
+) -> None:
+    """And are known by their own ends, not by the translated ones."""
+    lab, desk = module_lab, module_lab.client("desk")
+    before = gateway.counters().get("tun_tcp_flows", 0)
+    with dial(desk, target(lab, family), serve.HTTP_PORT) as sock:
+        assert download(sock, SIZE) == http_server.digest(SIZE)
+        (flow,) = (flow for flow in gateway.flows(0) if flow["state"] == "relaying")
+        assert flow["client"].rpartition(":")[0].strip("[]") == address(desk, family)
+        assert flow["destination"].rpartition(":")[0].strip("[]") == target(lab, family)
+    assert peer_seen(desk, target(lab, family)) in upstream(lab, "home")
+    assert gateway.counters()["tun_tcp_flows"] >= before + 2
+
+
+def test_both_directions_at_once(module_lab: Lab, gateway: GatewayProcess, family: Family) -> None:
+    """What is echoed is what was sent, with the end passed on."""
+    del gateway
+    data = bytes(range(256)) * 16_000
+    with dial(module_lab.client("kid"), target(module_lab, family), serve.ECHO_PORT) as sock:
+        back = b""
+        for start in range(0, len(data), 128_000):
+            sock.sendall(data[start : start + 128_000])
+            back += read(sock, 128_000)
+        sock.shutdown(socket.SHUT_WR)
+        assert back == data
+        assert sock.recv(1) == b""
+
+
+def test_what_the_kernel_decides_never_enters(
+    module_lab: Lab, gateway: GatewayProcess, family: Family
+) -> None:
+    desk = module_lab.client("desk")
+    before = gateway.counters().get("tun_tcp_flows", 0)
+    assert peer_seen(desk, target(module_lab, family, "mirror")) == address(desk, family)
+    assert gateway.counters().get("tun_tcp_flows", 0) == before
+
+
+def test_iperf3(module_lab: Lab, gateway: GatewayProcess, family: Family) -> None:
+    """Four streams each way."""
+    del gateway
+    lab = module_lab
+    server = lab.internet.start_listening("iperf3", ["iperf3", "-s", "-p", "5201"], "", 5201)
+    try:
+        for options in ((), ("-R",)):
+            done = lab.client("desk").run(
+                ["iperf3", "-c", target(lab, family), "-J", "-t", "1", "-P", "4", *options],
+                timeout_s=TIMEOUT_S,
+            )
+            assert json.loads(done.stdout)["end"]["sum_received"]["bytes"] > 1_000_000
+    finally:
+        server.stop()
+
+
+def test_a_refused_flow_is_reset(module_lab: Lab, gateway: GatewayProcess, family: Family) -> None:
+    """Nobody listens there: the client is told, at once."""
+    del gateway
+    _, end = attempt(module_lab.client("desk"), target(module_lab, family), 4)
+    assert isinstance(end, ConnectionError)
+
+
+def test_a_segment_of_no_flow_is_reset(
+    module_lab: Lab, gateway: GatewayProcess, family: Family
+) -> None:
+    """A flow that begun before us: its client learns that it is over."""
+    lab, desk = module_lab, module_lab.client("desk")
+    before = gateway.counters().get("tun_dropped_no_flow", 0)
+    with dial(desk, target(lab, family), serve.ECHO_PORT) as sock:
+        gateway.stop()
+        gateway.restart()
+        sock.sendall(b"x")
+        with pytest.raises(ConnectionError):
+            sock.recv(1)
+    assert before == 0
+    assert peer_seen(desk, target(lab, family)) in upstream(lab, "home")
+
+
+def test_nobody_in_the_lan_reaches_the_device(
+    module_lab: Lab, gateway: GatewayProcess, family: Family
+) -> None:
+    """Its addresses are this machine's, on whatever interface: the weak host model."""
+    lab, desk = module_lab, module_lab.client("desk")
+    router = address(lab.router, family, "office")
+    desk.run(["ip", "route", "replace", OWN[family], "via", router])
+    desk.run(["ip", "route", "replace", PEER[family], "via", router])
+    before = gateway.counters()
+    for host in (OWN[family], PEER[family]):
+        _, end = attempt(desk, host, 7895, timeout_s=0.5)
+        assert isinstance(end, TimeoutError), end
+    # Nor as one of them.
+    with new_socket(desk, PEER[family]) as sock:
+        sock.settimeout(0.5)
+        transparent = (socket.SOL_IP, 19) if family == 4 else (socket.IPPROTO_IPV6, 75)
+        sock.setsockopt(*transparent, 1)
+        sock.bind((PEER[family], 0))
+        with pytest.raises(TimeoutError):
+            sock.connect((target(lab, family), serve.HTTP_PORT))
+    after = gateway.counters()
+    assert after.get("flows_accepted", 0) == before.get("flows_accepted", 0)
+    assert after.get("refused_not-diverted", 0) == before.get("refused_not-diverted", 0)
+    assert drops(after) == drops(before)
+
+
+def drops(counters: dict[str, int]) -> dict[str, int]:
+    return {name: n for name, n in counters.items() if name.startswith("tun_dropped_")}
+
+
+#: What somebody may route into the device that is none of ours, and how it is counted.
+V4, V6 = ip_address("192.168.10.2").packed, ip_address("fd00:10::2").packed
+TO_V4, TO_V6 = ip_address("203.0.113.9").packed, ip_address("2001:db8::9").packed
+ODD: dict[str, tuple[bytes, ...]] = {
+    "checksum": (ip_packet(V4, TO_V4, TCP, bytes(20)).replace(TO_V4, bytes(4)),),
+    "length": (ip_packet(V4, TO_V4, TCP, bytes(20))[:-8], ip_packet(V6, TO_V6, TCP, b"12")[:-1]),
+    "extensions": (ip_packet(V6, TO_V6, 0, bytes((TCP, 9)) + bytes(6)),),
+    "transport": (ip_packet(V4, TO_V4, TCP, bytes(20)), ip_packet(V6, TO_V6, TCP, bytes(19))),
+    "options": (ip_packet(V6, TO_V6, 60, bytes((TCP, 0)) + bytes(6) + SYN_SEGMENT),),
+    "martian_source": (
+        ip_packet(ip_address("127.0.0.1").packed, TO_V4, TCP, SYN_SEGMENT),
+        ip_packet(ip_address("::1").packed, TO_V6, TCP, SYN_SEGMENT),
+    ),
+    "martian_destination": (ip_packet(V4, bytes((255,) * 4), TCP, SYN_SEGMENT),),
+    "multicast": (
+        ip_packet(V4, ip_address("224.0.0.251").packed, UDP, bytes(8)),
+        ip_packet(V6, ip_address("ff02::16").packed, ICMPV6, bytes(8)),
+    ),
+    "own_address": (
+        ip_packet(V4, ip_address(OWN[4]).packed, TCP, SYN_SEGMENT),
+        ip_packet(V6, ip_address(PEER[6]).packed, TCP, SYN_SEGMENT),
+    ),
+    "protocol": (ip_packet(V4, TO_V4, 2, bytes(8)), ip_packet(V6, TO_V6, 47, bytes(8))),
+}
+
+
+def test_packets_that_are_none_of_ours_are_counted_and_never_answered(
+    module_lab: Lab, gateway: GatewayProcess
+) -> None:
+    """Each as often as it came; and nothing is written that comes back (a storm)."""
+    lab = module_lab
+    before = gateway.counters()
+    with within(lab.router, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)) as sock:
+        for packets in ODD.values():
+            for packet in packets:
+                sock.sendto(packet, (DEVICE, 0x86DD if packet[0] >> 4 == 6 else 0x0800))
+    wait_counter(gateway, "tun_dropped_protocol", before.get("tun_dropped_protocol", 0) + 2)
+    after = gateway.counters()
+    counted = {
+        name: after.get(f"tun_dropped_{name}", 0) - before.get(f"tun_dropped_{name}", 0)
+        for name in ODD
+    }
+    assert counted == {name: len(packets) for name, packets in ODD.items()}
+    assert peer_seen(lab.client("desk"), target(lab, 4)) in upstream(lab, "home")
+
+
+def test_segments_fit_the_device(module_lab: Lab, backend: str, family: Family) -> None:
+    """Both directions, whatever the LAN takes: MTU 1280."""
+    lab, desk = module_lab, module_lab.client("desk")
+    small = config(lab) | {"tun": {"mtu": 1280}}
+    with running(lab, small, backend=backend), dial(desk, target(lab, family), 80) as sock:
+        assert download(sock, 1_000_000) == http_server.digest(1_000_000)
+        most = 1280 - (40 if family == 4 else 60)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= most
+        seen = lab.router.run(["ss", "-tiHn", "state", "established", "sport", "=", ":7895"])
+        sizes = [int(size) for size in re.findall(r"\bmss:(\d+)", seen.stdout)]
+        assert sizes
+        assert max(sizes) <= most
+
+
+def test_the_machine_s_own_flows(module_lab: Lab, backend: str, family: Family) -> None:
+    lab = module_lab
+    own = config(lab)
+    own["lan"]["this_machine"] = True
+    with running(lab, own, backend=backend):
+        assert peer_seen(lab.router, target(lab, family)) in upstream(lab, "home")
+        assert peer_seen(lab.client("desk"), target(lab, family)) in upstream(lab, "home")
+
+
+@pytest.mark.parametrize("rp_filter", ["0", "1", "2"])
+def test_the_machine_s_own_checks_of_sources(module_lab: Lab, rp_filter: str) -> None:
+    """What comes out of the device is from addresses that are routed elsewhere."""
+    lab = module_lab
+    before = lab.router.sysctl("net.ipv4.conf.all.rp_filter")
+    lab.router.sysctl("net.ipv4.conf.all.rp_filter", rp_filter)
+    try:
+        with running(lab, config(lab), backend="nftables"):
+            assert peer_seen(lab.client("desk"), target(lab, 4)) in upstream(lab, "home")
+    finally:
+        lab.router.sysctl("net.ipv4.conf.all.rp_filter", before)
+
+
+# --- the end of things ------------------------------------------------------------------------
+
+
+def test_flows_outlive_a_reload(module_lab: Lab, backend: str) -> None:
+    """Whatever the rules say then; and new ones obey them."""
+    lab, desk = module_lab, module_lab.client("desk")
+    with running(lab, config(lab), backend=backend) as gateway:
+        with (
+            dial(desk, target(lab, 4), serve.ECHO_PORT) as v4,
+            dial(desk, target(lab, 6), serve.ECHO_PORT) as v6,
+        ):
+            changed = config(lab, "direct") | {"tun": {"mtu": 1400}}
+            gateway.reload(changed)
+            for sock in (v4, v6):
+                sock.sendall(b"still there")
+                assert read(sock, 11) == b"still there"
+            for family in FAMILIES:
+                assert peer_seen(desk, target(lab, family)) == address(desk, family)
+        assert "mtu 1400" in lab.router.run(["ip", "link", "show", DEVICE]).stdout
+        with pytest.raises(GatewayError, match="cannot change while the device is in use"):
+            gateway.reload(config(lab) | {"tun": {"name": "other"}})
+
+
+def test_flows_outlive_the_device(module_lab: Lab, backend: str) -> None:
+    """Somebody removes it: it is made again, and what was in it goes on."""
+    lab, desk = module_lab, module_lab.client("desk")
+    with running(lab, config(lab), backend=backend, workers=2) as gateway:
+        with dial(desk, target(lab, 4), serve.ECHO_PORT) as sock:
+            lab.router.run(["ip", "link", "delete", DEVICE])
+            sock.sendall(b"still there")
+            assert read(sock, 11) == b"still there"
+        wait_until(lambda: any(" repaired " in line for line in gateway.log), "the repair")
+        for family in FAMILIES:
+            assert peer_seen(desk, target(lab, family)) in upstream(lab, "home")
+
+
+@pytest.mark.parametrize("on_failure", ["closed", "open"])
+def test_killed(module_lab: Lab, backend: str, on_failure: str) -> None:
+    """The device goes with us. What it took is refused, or routed on; `down` leaves nothing."""
+    lab, desk = module_lab, module_lab.client("desk")
+    with running(lab, config(lab, on_failure=on_failure), backend=backend) as gateway:
+        assert peer_seen(desk, target(lab, 4)) in upstream(lab, "home")
+        gateway.process.signal(signal.SIGKILL)
+        gateway.process.wait()
+        wait_until(lambda: DEVICE not in links(lab), "the device to go")
+        if on_failure == "open":
+            wait_until(lambda: directly(lab), "the kernel to route on")
+        else:
+            seen = Witness(lab.internet, *desk.spec.links[0].pair)
+            for family in FAMILIES:
+                _, end = attempt(desk, target(lab, family), serve.HTTP_PORT, timeout_s=0.5)
+                assert isinstance(end, OSError)
+            assert seen.packets == 0
+            for family in FAMILIES:
+                assert peer_seen(desk, target(lab, family, "mirror")) == address(desk, family)
+        command(lab, "down", "--run-dir", str(gateway.run_dir))
+
+
+def directly(lab: Lab) -> bool:
+    desk = lab.client("desk")
+    try:
+        return all(
+            peer_seen(desk, target(lab, family), timeout_s=0.5) == address(desk, family)
+            for family in FAMILIES
+        )
+    except LabError:
+        return False
+
+
+def test_a_device_of_somebody_else_is_left_alone(lab: Lab) -> None:
+    lab.router.run(["ip", "tuntap", "add", "dev", DEVICE, "mode", "tun"])
+    before = lab.router.snapshot()
+    process = lab.start_gateway(config(lab), wait=False).process
+    assert process.wait() == 1
+    assert "choose another `tun.name`" in "\n".join(process.log)
+    lab.router.assert_unchanged(before)
