@@ -115,6 +115,24 @@ def latency(**choices: Any) -> None:
 
 @bench.command()
 @_shared_options
+def tun(**choices: Any) -> None:
+    """TUN: TCP that is taken from a TUN device; throughput, CPU and new connections.
+
+    This gateway (`inbound.tcp: tun`), with all its workers and with one, beside sing-box's TUN
+    inbound with each of its stacks, plain forwarding, and this gateway without the device.
+
+    \b
+    Examples:
+      gateway bench tun
+      gateway bench tun --scenario upload --candidate gvisor
+    """
+    from gateway.lab.bench.tun import suite
+
+    _compare(suite(), **choices)
+
+
+@bench.command()
+@_shared_options
 def udp(**choices: Any) -> None:
     """UDP: CPU of a datagram, what is lost, and how long an answer takes.
 

@@ -71,7 +71,7 @@ class Applier:
                 failed.add_note(f"could not be put back: {failure}")
             raise failed from error
         dropped, left = _drop_sets(plan)
-        warnings = (*host_firewall.warnings(plan.accept_input), *left)
+        warnings = (*host_firewall.warnings(plan.accept_input, plan.accept_forward), *left)
         return Report((*made.descriptions, *dropped), warnings)
 
     def remove(self) -> Report:
@@ -121,7 +121,7 @@ class Applier:
         installed = routes.read()
         yield from _add(plan.routes, installed.routes)
         yield from _add(plan.ip_rules, installed.ip_rules)
-        yield from host_firewall.apply(plan.accept_input)
+        yield from host_firewall.apply(plan.accept_input, plan.accept_forward)
         yield nftables.apply(plan) if plan.backend is Backend.NFTABLES else iptables.apply(plan)
 
     def _withdrawals(
@@ -130,7 +130,7 @@ class Applier:
         """Take away what ``kept`` does not want; each part can fail without the others."""
         return (
             _withdraw_chains(kept),
-            host_firewall.apply(kept.accept_input if kept else ()),
+            host_firewall.apply(*((kept.accept_input, kept.accept_forward) if kept else ((),))),
             *(() if kept else (_withdraw_sets(),)),
             _withdraw_routing(tuple(plan for plan in (kept, spare) if plan)),
             self._withdraw_sysctls(kept),

@@ -1,9 +1,10 @@
-"""Diverted packets past this machine's own input firewall, where that is nftables.
+"""Diverted packets past this machine's own firewall, where that is nftables.
 
 A packet that is handed to our listener passes the input hook with a port that no rule of
-the owner's firewall was made for. An accept in a chain of ours ends that chain alone, so
-each foreign base chain that may refuse packets gets rules of ours at its top: our marks,
-accept, with our tag. ``iptables-nft`` (1.8.9) reads such a rule in its own tables as
+the owner's firewall was made for, and what goes into a TUN passes the forward hook towards an
+interface that none knows. An accept in a chain of ours ends that chain alone, so each foreign
+base chain that may refuse packets gets rules of ours at its top: our marks, accept, with our
+tag. ``iptables-nft`` (1.8.9) reads such a rule in its own tables as
 ``-m mark --mark V/M -m comment --comment TAG -j ACCEPT``.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gateway.errors import ApplyError, CapabilityError
 from gateway.kernel import libnftables
@@ -46,14 +47,15 @@ class OurRule(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class InputChain:
-    """A foreign base chain at the input hook.
+class ForeignChain:
+    """A foreign base chain at the input or the forward hook.
 
     ``may_refuse``: a packet may be dropped or rejected here, by the policy, by a rule, or
     in a chain that is jumped to.
     """
 
     name: ChainName
+    hook: Literal["input", "forward"]
     may_refuse: bool
     ours: tuple[OurRule, ...]
 
@@ -62,31 +64,35 @@ class InputChain:
         return [(rule.position, rule.mark) for rule in self.ours] == list(enumerate(marks))
 
 
-def apply(marks: Sequence[Mark]) -> Iterator[Step]:
-    """Let packets with these marks in; with none, take our rules away. Yields each change.
+def apply(marks: Sequence[Mark], forwarded: Sequence[Mark] = ()) -> Iterator[Step]:
+    """Let packets with these marks in, and through; with none, take our rules away.
+
+    Yields each change.
 
     A chain that nobody but its owner may change (``flags owner``) is passed over:
     ``warnings`` names it.
     """
     for chain in read():
         before = [rule.mark for rule in chain.ours if rule.mark]
-        if _bring(chain, marks if chain.may_refuse else ()):
+        wanted = marks if chain.hook == "input" else forwarded
+        if _bring(chain, wanted if chain.may_refuse else ()):
             undo = partial(_restore, chain.name, before)
             yield Step(f"host firewall: chain {chain.name} changed", undo)
 
 
-def warnings(marks: Sequence[Mark]) -> tuple[str, ...]:
+def warnings(marks: Sequence[Mark], forwarded: Sequence[Mark] = ()) -> tuple[str, ...]:
     """What stands in the way of packets with these marks now."""
+    wanted = {"input": marks, "forward": forwarded}
     return tuple(
         f"chain {chain.name} may refuse diverted packets, and has no rule that lets"
-        f" marks {', '.join(map(str, marks))} in"
+        f" marks {', '.join(map(str, wanted[chain.hook]))} pass"
         for chain in read()
-        if chain.may_refuse and not chain.accepts(marks)
+        if chain.may_refuse and not chain.accepts(wanted[chain.hook])
     )
 
 
-def read() -> tuple[InputChain, ...]:
-    """Every foreign base chain at the input hook; none on a machine without nftables.
+def read() -> tuple[ForeignChain, ...]:
+    """Every foreign base chain at those hooks; none on a machine without nftables.
 
     Chain by chain: nft 1.0.6 writes a table's flags to JSON from memory that is not theirs,
     so no listing that holds a table can be trusted.
@@ -99,18 +105,27 @@ def read() -> tuple[InputChain, ...]:
     return parse(chains, lambda name: libnftables.query(f"list chain {name}"))
 
 
-def parse(chains: _Objects, list_chain: Callable[[ChainName], _Objects]) -> tuple[InputChain, ...]:
+def parse(
+    chains: _Objects, list_chain: Callable[[ChainName], _Objects]
+) -> tuple[ForeignChain, ...]:
     """The same from listings (libnftables-json(5)): of all chains, and of one with its rules."""
     found = []
     for item in chains:
         match item:
-            case {"chain": {"hook": "input", "family": str(family), "table": str(table)} as chain}:
+            case {
+                "chain": {
+                    "hook": "input" | "forward" as hook,
+                    "family": str(family),
+                    "table": str(table),
+                } as chain
+            }:
                 name = ChainName(family, table, chain["name"])
                 if family in _FAMILIES and name[:2] != ("inet", NFT_TABLE):
                     drops = chain.get("policy") == "drop"
                     found.append(
-                        InputChain(
+                        ForeignChain(
                             name,
+                            hook,
                             may_refuse=drops or _may_refuse(name, list_chain, set()),
                             ours=_ours(_rules(list_chain(name))),
                         )
@@ -171,7 +186,7 @@ def _mark(rule: dict[str, Any]) -> Mark | None:
             return None
 
 
-def _bring(chain: InputChain, marks: Sequence[Mark]) -> bool:
+def _bring(chain: ForeignChain, marks: Sequence[Mark]) -> bool:
     """Make our rules in the chain so; False where nothing was changed."""
     if chain.accepts(marks):
         return False

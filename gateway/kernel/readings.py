@@ -158,7 +158,7 @@ def _nft_drops() -> list[ForeignDrop]:
     drops = [
         ForeignDrop(f"nft {chain.name}", "input")
         for chain in host_firewall.read()
-        if chain.may_refuse
+        if chain.may_refuse and chain.hook == "input"
     ]
     try:
         listing = libnftables.query("list chains")

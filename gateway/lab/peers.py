@@ -21,6 +21,8 @@ from gateway.lab.process import LabError, Process
 from gateway.lab.upstreams import sing_box_path
 
 PORT: Final = 7894
+#: The device of peers that have one.
+TUN: Final = "peer0"
 _MARK: Final = 1
 _TABLE: Final = 100
 
@@ -73,7 +75,7 @@ class Peer:
     name: str
     find: Callable[[], str | None]
     command: Callable[[str, Upstream, Path], list[str]]
-    diversion: Literal["tproxy", "redirect"]
+    diversion: Literal["tproxy", "redirect", "tun"]
     protocol: Literal["tcp", "udp"] = "tcp"
 
     def start(self, router: Machine, upstream: Upstream, directory: Path) -> Process:
@@ -85,6 +87,8 @@ class Peer:
         if program is None:
             raise LabError(f"{self.name} is not installed")
         command = self.command(program, upstream, directory)
+        if self.diversion == "tun":
+            return self._start_tun(router, command)
         if self.protocol == "tcp":
             process = router.start_listening(self.name, command, ("", PORT))
         else:
@@ -100,6 +104,19 @@ class Peer:
             router.run(["ip", "rule", "add", "fwmark", str(_MARK), "lookup", str(_TABLE)])
             route = ["local", "default", "dev", "lo", "table", str(_TABLE)]
             router.run(["ip", "route", "add", *route])
+        return process
+
+    def _start_tun(self, router: Machine, command: list[str]) -> Process:
+        """What comes in from the LAN is routed into the device that it makes."""
+        process = router.start(self.name, command)
+        process.wait_until(
+            lambda: TUN in router.run(["ip", "-br", "link"]).stdout, f"{self.name}'s device"
+        )
+        router.sysctl("net.ipv4.ip_forward", "1")
+        for link in router.spec.links:
+            if link.network != "wan":
+                router.run(["ip", "rule", "add", "iif", link.name, "lookup", str(_TABLE)])
+        router.run(["ip", "route", "add", "default", "dev", TUN, "table", str(_TABLE)])
         return process
 
 
@@ -124,6 +141,20 @@ def _sing_box(
     network: Literal["tcp", "udp"] = "tcp",
 ) -> list[str]:
     inbound = {"type": "tproxy", "listen": "127.0.0.1", "listen_port": PORT, "network": network}
+    outbound = {"type": "socks", "server": upstream.host, "server_port": upstream.port}
+    settings = {"log": {"level": "warn"}, "inbounds": [inbound], "outbounds": [outbound]}
+    config = _write_json(directory / "sing-box.json", settings)
+    return [program, "run", "-c", config, "-D", str(directory)]
+
+
+def _sing_box_tun(program: str, upstream: Upstream, directory: Path, stack: str) -> list[str]:
+    inbound = {
+        "type": "tun",
+        "interface_name": TUN,
+        "address": ["172.19.0.1/30"],
+        "auto_route": False,
+        "stack": stack,
+    }
     outbound = {"type": "socks", "server": upstream.host, "server_port": upstream.port}
     settings = {"log": {"level": "warn"}, "inbounds": [inbound], "outbounds": [outbound]}
     config = _write_json(directory / "sing-box.json", settings)
@@ -200,6 +231,14 @@ def udp() -> tuple[Peer, ...]:
     """Those that carry UDP to a SOCKS server."""
     sing_box = partial(_sing_box, network="udp")
     return (Peer("sing-box", _find_sing_box, sing_box, "tproxy", "udp"),)
+
+
+def tun() -> tuple[Peer, ...]:
+    """Those that take packets from a device: sing-box, with each of its stacks."""
+    return tuple(
+        Peer(f"sing-box ({stack})", _find_sing_box, partial(_sing_box_tun, stack=stack), "tun")
+        for stack in ("system", "gvisor", "mixed")
+    )
 
 
 def _output(command: list[str]) -> str:

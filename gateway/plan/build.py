@@ -15,7 +15,6 @@ from gateway.flow import Protocol
 from gateway.marks import Marks
 from gateway.plan import chains, routing
 from gateway.plan.address_sets import AddressSets, of_family
-from gateway.plan.chains import Shape
 from gateway.plan.conditions import Packets
 from gateway.plan.depth import NFTABLES_DEPTH, depth
 from gateway.plan.egress import Egress, egresses, entries, server_addresses
@@ -37,6 +36,7 @@ from gateway.plan.model import (
 )
 from gateway.plan.placement import placements
 from gateway.plan.policy_rules import Answers, policy_chains
+from gateway.plan.shape import Shape
 from gateway.plan.tun import tun_shape
 from gateway.policy.engine import Policy
 
@@ -111,6 +111,7 @@ def build_plan(
         ),
         sysctls=routing.sysctls(config.lan, host),
         accept_input=accept,
+        accept_forward=through,
         placements=tuple(
             placements(policy, config, Packets(not shape.lan, shape.families), shape.carried)
         ),

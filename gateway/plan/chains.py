@@ -18,12 +18,12 @@ machine still sees it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Literal
 
 from gateway.flow import Protocol
-from gateway.marks import SET_PREFIX, Mark, Marks
+from gateway.marks import SET_PREFIX, Mark
 from gateway.plan.address_sets import AddressSets
 from gateway.plan.model import (
     Accept,
@@ -35,7 +35,6 @@ from gateway.plan.model import (
     Family,
     Goto,
     Hook,
-    InControlGroup,
     InInterface,
     InSet,
     Jump,
@@ -43,9 +42,7 @@ from gateway.plan.model import (
     Match,
     Network,
     NftRule,
-    OwnedBy,
     Ports,
-    Queue,
     Redirect,
     Reject,
     ReplyDirection,
@@ -57,7 +54,8 @@ from gateway.plan.model import (
     Untracked,
 )
 from gateway.plan.policy_rules import REFUSE, REFUSE_ICMP, direct_chain
-from gateway.plan.tun import TunShape, arrivals, enter, kept
+from gateway.plan.shape import Shape
+from gateway.plan.tun import arrivals, enter, kept
 
 DIVERT: Final = "divert"
 DIVERT_OWN: Final = "divert_own"
@@ -85,68 +83,6 @@ _TCP: Final = Transport((Protocol.TCP,))
 _UDP: Final = Transport((Protocol.UDP,))
 _ICMP: Final = Transport((Protocol.ICMP,))
 _NOT_FORWARDED: Final = DestinationType(("local", "broadcast", "multicast"))
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The choices that shape the chains.
-
-    ``lan``: interfaces whose traffic is diverted; ``own``: this machine's too.
-    ``upstreams``: SOCKS servers that live in the LAN, by family. ``preserve_source``: some
-    outbound uses its client's address, so replies to it must come to our sockets.
-    ``programs``: whose own traffic is left alone, proxies on this machine that we use.
-    ``queue``: the packet queues that decide what the kernel cannot. ``owner_marks``: what
-    rules put on the packets of direct flows.
-    ``otherwise``: sources in the LAN that do not follow ``fail_open`` but the contrary.
-    ``tun``: the device that takes some protocols instead of the listener.
-    """
-
-    marks: Marks
-    port: int
-    tproxy: bool
-    fail_open: bool
-    lan: tuple[str, ...]
-    own: bool
-    families: tuple[Family, ...]
-    upstreams: dict[Family, tuple[Network, ...]]
-    preserve_source: bool = False
-    udp: bool = False
-    programs: tuple[OwnedBy | InControlGroup, ...] = ()
-    owner_marks: tuple[Mark, ...] = ()
-    queue: Queue | None = None
-    otherwise: dict[Family, tuple[Network, ...]] = field(default_factory=dict)
-    tun: TunShape | None = None
-
-    @property
-    def shortcut(self) -> bool:
-        """Whether packets of established transparent sockets are looked for."""
-        return bool(self.lan) and (self.tproxy or self.preserve_source)
-
-    @property
-    def redirect(self) -> bool:
-        """Whether TCP reaches its listener by REDIRECT."""
-        return not self.tproxy and (self.tun is None or Protocol.TCP not in self.tun.protocols)
-
-    @property
-    def carried(self) -> tuple[Protocol, ...]:
-        """What is taken from the LAN, by listeners or the TUN."""
-        tun = () if self.tun is None else self.tun.protocols
-        return tuple(p for p in Protocol if p in tun or p in self._listened)
-
-    @property
-    def listened(self) -> Transport | None:
-        """What listeners take."""
-        return Transport(self._listened) if self._listened else None
-
-    @property
-    def by_tproxy(self) -> Transport | None:
-        """What of it reaches them by TPROXY."""
-        return self.listened if self.tproxy else _UDP if self.udp else None
-
-    @property
-    def _listened(self) -> tuple[Protocol, ...]:
-        tcp = (Protocol.TCP,) if self.tproxy or self.redirect else ()
-        return (*tcp, Protocol.UDP) if self.udp else tcp
 
 
 def alive_sets(shape: Shape) -> list[AddressSet]:

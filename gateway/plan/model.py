@@ -394,7 +394,8 @@ class RulePlacement:
 class Plan:
     """All kernel state that is ours.
 
-    ``accept_input``: packets with these marks must pass this machine's own input firewall.
+    ``accept_input``: packets with these marks must pass this machine's own input firewall;
+    ``accept_forward``: and with these, what it forwards.
     How to get them through another program's chains is the backend's matter.
     """
 
@@ -405,6 +406,7 @@ class Plan:
     routes: tuple[Route, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     accept_input: tuple[Mark, ...] = ()
+    accept_forward: tuple[Mark, ...] = ()
     placements: tuple[RulePlacement, ...] = field(default=(), compare=False)
 
 

@@ -27,9 +27,10 @@ from gateway.marks import (
     TABLE_TUN,
     Marks,
 )
-from gateway.plan.chains import EVERYTHING, Shape
+from gateway.plan.chains import EVERYTHING
 from gateway.plan.host import HostFacts
 from gateway.plan.model import Family, IpRule, Network, Route, Sysctl
+from gateway.plan.shape import Shape
 
 
 def ip_rules(shape: Shape, host: HostFacts) -> tuple[IpRule, ...]:

@@ -69,6 +69,8 @@ def _up(plan: Plan) -> Iterator[str]:
             yield from _fed(f"{_legacy(family)}-restore --noflush", render_iptables(plan, family))
     for mark in plan.accept_input:
         yield f"    # An input firewall on this machine has to accept packets with mark {mark}."
+    for mark in plan.accept_forward:
+        yield f"    # A forward firewall on this machine has to accept packets with mark {mark}."
 
 
 def _down(plan: Plan) -> Iterator[str]:

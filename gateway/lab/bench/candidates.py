@@ -57,7 +57,7 @@ def forwarding(*, tracked: bool = False) -> Candidate:
 
 
 def this_gateway(
-    mode: Literal["tproxy", "redirect"] = "tproxy",
+    mode: Literal["tproxy", "redirect", "tun"] = "tproxy",
     handshake: Literal["auto", "pipelined", "strict"] = "auto",
     pool: Literal["auto", "off"] = "auto",
     workers: int | None = None,
