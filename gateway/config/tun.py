@@ -14,18 +14,34 @@ _CURE = "write it as the first address of a small network, such as 172.29.88.1/3
 
 
 def _read_interface(value: object) -> IPv4Interface | IPv6Interface:
-    if isinstance(value, IPv4Interface | IPv6Interface):
-        return value
     try:
         interface = ip_interface(value if isinstance(value, str) and "/" in value else "")
     except ValueError:
         raise refuse("not an address with a prefix length", _CURE) from None
-    network, peer = interface.network, interface.ip + 1
+    network = interface.network
     taken = (network.network_address, network.broadcast_address)
-    if network.num_addresses < 4 or interface.ip in taken or peer in taken or peer not in network:
+    if network.num_addresses < 4 or interface.ip in taken or interface.ip + 1 in taken:
         raise refuse("its network has no room for the next address, which we need too", _CURE)
     if interface.is_loopback or interface.is_multicast or interface.is_link_local:
         raise refuse("nothing can be routed there", _CURE)
+    return interface
+
+
+def _read_v4(value: object) -> IPv4Interface:
+    if isinstance(value, IPv4Interface):
+        return value
+    interface = _read_interface(value)
+    if not isinstance(interface, IPv4Interface):
+        raise refuse("not an address of IPv4", _CURE)
+    return interface
+
+
+def _read_v6(value: object) -> IPv6Interface:
+    if isinstance(value, IPv6Interface):
+        return value
+    interface = _read_interface(value)
+    if not isinstance(interface, IPv6Interface):
+        raise refuse("not an address of IPv6", _CURE)
     return interface
 
 
@@ -40,11 +56,11 @@ class Tun(Model):
             " here and the LAN's hosts"
         ),
     )
-    ipv4: Annotated[IPv4Interface, BeforeValidator(_read_interface)] = Field(
+    ipv4: Annotated[IPv4Interface, BeforeValidator(_read_v4)] = Field(
         default=IPv4Interface("172.29.88.1/30"),
         description="its address; nobody else may use the network",
     )
-    ipv6: Annotated[IPv6Interface, BeforeValidator(_read_interface)] = Field(
+    ipv6: Annotated[IPv6Interface, BeforeValidator(_read_v6)] = Field(
         default=IPv6Interface("fd67:6174:6577:6179::1/126"), description="the same, of IPv6"
     )
     capture: Literal["lan"] = Field(

@@ -72,6 +72,17 @@ def fetched(**settings: str) -> dict[str, Any]:
 
 
 ILLEGAL: list[tuple[dict[str, Any], str, str, str]] = [
+    (
+        {"inbound": {"tcp": "tun"}, "tun": {"name": "eth1"}},
+        "tun.name", "an interface of the LAN", "a name that nobody has",
+    ),
+    (
+        {
+            "inbound": {"tcp": "tun"},
+            "lan": {"interfaces": ["eth1"], "subnets": {"a": ["172.16.0.0/12"]}},
+        },
+        "tun.ipv4", "172.29.88.0/30 overlaps the subnet a", "nobody else uses",
+    ),
     ({"lan": {}}, "lan.interfaces", "nobody's traffic", "this_machine: true"),
     ({"lan": {"interfaces": ["e"], "subnets": {"a": []}}}, "lan.subnets.a", "empty", "CIDRs"),
     (rules({"source": [], "to": "home"}), "rules[0].source", "empty list", "leave the key out"),

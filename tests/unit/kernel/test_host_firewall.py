@@ -13,7 +13,7 @@ INPUT = ChainName("inet", "fw", "in")
 def chains(policy: str = "accept") -> list[dict[str, Any]]:
     base = {"family": "inet", "table": "fw", "name": "in", "hook": "input", "policy": policy}
     ours = {"family": "inet", "table": "gateway", "name": "in", "hook": "input", "policy": "drop"}
-    return [{"chain": base}, {"chain": ours}, {"chain": base | {"name": "x", "hook": "forward"}}]
+    return [{"chain": base}, {"chain": ours}, {"chain": base | {"name": "x", "hook": "output"}}]
 
 
 def listed(**rules: list[Any]) -> Any:
@@ -81,3 +81,12 @@ def test_our_rules_are_known_by_their_tag_and_read_back() -> None:
     # Somebody put a rule above ours.
     (chain,) = parse(chains(), lambda _: listing[::-1])
     assert not chain.accepts([mark])
+
+
+def test_chains_at_the_forward_hook_are_told_apart() -> None:
+    forward = {"chain": {**chains("drop")[0]["chain"], "name": "fwd", "hook": "forward"}}
+    found = parse([*chains(), forward], listed(**{"in": [], "fwd": []}))
+    assert [(chain.hook, chain.may_refuse) for chain in found] == [
+        ("input", False),
+        ("forward", True),
+    ]
