@@ -35,6 +35,10 @@ MANY_TIMEOUT_S: Final = 180.0
 PINGS: Final = 9
 #: A connection's port is spent for a minute after its end (tcp(7)); a run makes many.
 PORT_RANGE: Final = "1024 65535"
+#: A machine's default may pace what it sends (bbr), by a timer for each burst: in a virtual
+#: machine, those cost more than all the rest. Of what is not paced, as Linux's usual ``cubic``
+#: is not, only this may be chosen in every namespace (``tcp_set_default_congestion_control``).
+CONGESTION_CONTROL: Final = "reno"
 
 Kind = Literal["download", "upload", "exchange", "idle", "active"]
 
@@ -147,6 +151,7 @@ class Rig:
         self._lab.internet.sysctl("net.core.somaxconn", str(server.BACKLOG))
         for machine in self._lab.machines.values():
             machine.sysctl("net.ipv4.ip_local_port_range", PORT_RANGE)
+            machine.sysctl("net.ipv4.tcp_congestion_control", CONGESTION_CONTROL)
         upstream = self._lab.topology.upstreams[UPSTREAM]
         for number in range(self._servers):
             path = self._lab.directory / f"server{number}.counters"
