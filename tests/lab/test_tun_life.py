@@ -1,0 +1,175 @@
+"""TUN mode: its device, what is around it, and how it ends."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+
+import pytest
+from test_tun import DEVICE, config, download, links
+from traffic import (
+    FAMILIES,
+    Witness,
+    address,
+    attempt,
+    command,
+    dial,
+    peer_seen,
+    read,
+    running,
+    target,
+    upstream,
+)
+
+from gateway.errors import GatewayError
+from gateway.lab import http_server, serve
+from gateway.lab.lab import Lab
+from gateway.lab.process import LabError, wait_until
+from gateway.marks import DEFAULT_TCP_PORT
+
+_STRICT = """
+table inet strict {
+    chain input {
+        type filter hook input priority filter; policy drop;
+        ct state established,related accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+    }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+    }
+}
+"""
+
+
+def test_segments_fit_the_device(module_lab: Lab, backend: str) -> None:
+    """Both directions, whatever the LAN takes: MTU 1280."""
+    lab, desk = module_lab, module_lab.client("desk")
+    with running(lab, config(lab) | {"tun": {"mtu": 1280}}, backend=backend):
+        for family, most in ((4, 1280 - 40), (6, 1280 - 60)):
+            with dial(desk, target(lab, family), serve.HTTP_PORT) as sock:
+                assert download(sock, 1_000_000) == http_server.digest(1_000_000)
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= most
+                shown = lab.router.run(["ss", "-tiHn", "sport", "=", f":{DEFAULT_TCP_PORT}"])
+                sizes = [int(size) for size in re.findall(r"\bmss:(\d+)", shown.stdout)]
+                assert sizes
+                assert max(sizes) <= most
+
+
+def test_the_machine_s_own_flows(module_lab: Lab, backend: str) -> None:
+    lab = module_lab
+    own = config(lab)
+    own["lan"]["this_machine"] = True
+    with running(lab, own, backend=backend):
+        for machine in (lab.router, lab.client("desk")):
+            for family in FAMILIES:
+                assert peer_seen(machine, target(lab, family)) in upstream(lab, "home")
+
+
+def test_a_firewall_that_drops_what_it_does_not_know(module_lab: Lab) -> None:
+    """Of input and forward: what goes through the device is let through, and no more."""
+    lab = module_lab
+    lab.router.run(["nft", "-f", "-"], stdin=_STRICT)
+    try:
+        with running(lab, config(lab), backend="nftables"):
+            for family in FAMILIES:
+                seen = peer_seen(lab.client("desk"), target(lab, family))
+                assert seen in upstream(lab, "home")
+                _, end = attempt(
+                    lab.client("desk"), target(lab, family, "mirror"), 80, timeout_s=0.5
+                )
+                assert isinstance(end, TimeoutError)
+    finally:
+        lab.router.run(["nft", "delete", "table", "inet", "strict"])
+
+
+@pytest.mark.parametrize("rp_filter", ["0", "1", "2"])
+def test_the_machine_s_own_checks_of_sources(module_lab: Lab, rp_filter: str) -> None:
+    """What comes out of the device is from addresses that are routed elsewhere."""
+    lab = module_lab
+    before = lab.router.sysctl("net.ipv4.conf.all.rp_filter")
+    lab.router.sysctl("net.ipv4.conf.all.rp_filter", rp_filter)
+    try:
+        with running(lab, config(lab), backend="nftables"):
+            assert peer_seen(lab.client("desk"), target(lab, 4)) in upstream(lab, "home")
+    finally:
+        lab.router.sysctl("net.ipv4.conf.all.rp_filter", before)
+
+
+# --- the end of things ------------------------------------------------------------------------
+
+
+def test_flows_outlive_a_reload(module_lab: Lab, backend: str) -> None:
+    """Whatever the rules say then; and new ones obey them."""
+    lab, desk = module_lab, module_lab.client("desk")
+    with running(lab, config(lab), backend=backend) as gateway:
+        with (
+            dial(desk, target(lab, 4), serve.ECHO_PORT) as v4,
+            dial(desk, target(lab, 6), serve.ECHO_PORT) as v6,
+        ):
+            changed = config(lab, "direct") | {"tun": {"mtu": 1400}}
+            gateway.reload(changed)
+            for sock in (v4, v6):
+                sock.sendall(b"still there")
+                assert read(sock, 11) == b"still there"
+            for family in FAMILIES:
+                assert peer_seen(desk, target(lab, family)) == address(desk, family)
+        assert "mtu 1400" in lab.router.run(["ip", "link", "show", DEVICE]).stdout
+        with pytest.raises(GatewayError, match="cannot change while the device is in use"):
+            gateway.reload(config(lab) | {"tun": {"name": "other"}})
+
+
+def test_flows_outlive_the_device(module_lab: Lab, backend: str) -> None:
+    """Somebody removes it: it is made again, and what was in it goes on."""
+    lab, desk = module_lab, module_lab.client("desk")
+    with running(lab, config(lab), backend=backend, workers=2) as gateway:
+        with dial(desk, target(lab, 4), serve.ECHO_PORT) as sock:
+            lab.router.run(["ip", "link", "delete", DEVICE])
+            sock.sendall(b"still there")
+            assert read(sock, 11) == b"still there"
+        wait_until(lambda: any(" repaired " in line for line in gateway.log), "the repair")
+        for family in FAMILIES:
+            assert peer_seen(desk, target(lab, family)) in upstream(lab, "home")
+
+
+@pytest.mark.parametrize("on_failure", ["closed", "open"])
+def test_killed(module_lab: Lab, backend: str, on_failure: str) -> None:
+    """The device goes with us. What it took is refused, or routed on; `down` leaves nothing."""
+    lab, desk = module_lab, module_lab.client("desk")
+    with running(lab, config(lab, on_failure=on_failure), backend=backend) as gateway:
+        assert peer_seen(desk, target(lab, 4)) in upstream(lab, "home")
+        gateway.process.signal(signal.SIGKILL)
+        gateway.process.wait()
+        wait_until(lambda: DEVICE not in links(lab), "the device to go")
+        if on_failure == "open":
+            wait_until(lambda: directly(lab), "the kernel to route on")
+        else:
+            seen = Witness(lab.internet, *desk.spec.links[0].pair)
+            for family in FAMILIES:
+                _, end = attempt(desk, target(lab, family), serve.HTTP_PORT, timeout_s=0.5)
+                assert isinstance(end, OSError)
+            assert seen.packets == 0
+            for family in FAMILIES:
+                assert peer_seen(desk, target(lab, family, "mirror")) == address(desk, family)
+        command(lab, "down", "--run-dir", str(gateway.run_dir))
+
+
+def directly(lab: Lab) -> bool:
+    desk = lab.client("desk")
+    try:
+        return all(
+            peer_seen(desk, target(lab, family), timeout_s=0.5) == address(desk, family)
+            for family in FAMILIES
+        )
+    except LabError:
+        return False
+
+
+def test_a_device_of_somebody_else_is_left_alone(lab: Lab) -> None:
+    lab.router.run(["ip", "tuntap", "add", "dev", DEVICE, "mode", "tun"])
+    before = lab.router.snapshot()
+    process = lab.start_gateway(config(lab), wait=False).process
+    assert process.wait() == 1
+    assert "choose another `tun.name`" in "\n".join(process.log)
+    lab.router.assert_unchanged(before)
