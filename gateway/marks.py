@@ -136,3 +136,13 @@ class Marks:
     def refuse_icmp(self) -> Mark:
         """Packets that rules reject with an ICMP error, TCP included."""
         return self._mark(7)
+
+    @property
+    def undecided(self) -> Mark:
+        """Packets on their way through rules that take several chains."""
+        return self._mark(8)
+
+    @property
+    def held(self) -> Mark:
+        """The same, where the conditions of the rule that is tried hold."""
+        return self._mark(9)

@@ -7,16 +7,12 @@ from ipaddress import ip_network
 from itertools import cycle, product
 
 import hypothesis.strategies as st
-from hypothesis import reject
 
 from gateway.config.schema import Config
-from gateway.errors import CapabilityError
 from gateway.flow import Endpoint, FlowFacts, Owner, Protocol
 from gateway.plan.address_sets import AddressSets
-from gateway.plan.build import build_plan
 from gateway.plan.conditions import Packets, doubts, split
-from gateway.plan.host import HostFacts
-from gateway.plan.model import Backend, Family, Plan
+from gateway.plan.model import Family
 from gateway.policy.engine import Policy
 from gateway.policy.names import NamePatterns
 from gateway.policy.prefixes import Network, PrefixSet
@@ -210,11 +206,3 @@ def all_flows() -> list[FlowFacts]:
         else flow._replace(dscp=dscp, owner=Owner(uid, GID))
         for flow, (mac, dscp, uid) in zip(bare, details, strict=False)
     ]
-
-
-def planned(config: Config, policy: Policy, host: HostFacts, backend: Backend) -> Plan:
-    """The plan, of policies that do not nest too deep for the backend: those are refused."""
-    try:
-        return build_plan(config, policy, host, backend)
-    except CapabilityError:
-        reject()

@@ -10,13 +10,11 @@ from typing import Final
 
 from gateway.config.outbounds import DirectOutbound, Socks5Outbound
 from gateway.config.schema import Config
-from gateway.errors import CapabilityError
 from gateway.flow import Protocol
 from gateway.marks import Marks
 from gateway.plan import chains, routing
 from gateway.plan.address_sets import AddressSets, of_family
 from gateway.plan.conditions import Packets
-from gateway.plan.depth import NFTABLES_DEPTH, depth
 from gateway.plan.egress import Egress, egresses, entries, server_addresses
 from gateway.plan.host import HostFacts
 from gateway.plan.model import (
@@ -35,7 +33,7 @@ from gateway.plan.model import (
     Route,
 )
 from gateway.plan.placement import placements
-from gateway.plan.policy_rules import Answers, policy_chains
+from gateway.plan.policy_rules import Answers, PolicyChains, policy_chains
 from gateway.plan.shape import Shape
 from gateway.plan.tun import tun_shape
 from gateway.policy.engine import Policy
@@ -56,8 +54,7 @@ def build_plan(
 
     ``upstream_addresses``: what the names of SOCKS servers resolve to, by outbound; servers
     given by address need no entry. ``workers``: processes that carry
-    flows. IPv6 is planned only where the host has it. Raises ``CapabilityError`` where the rules
-    nest deeper than nftables takes.
+    flows. IPv6 is planned only where the host has it.
     """
     ways = egresses(config, host, upstream_addresses)
     needed = entries(ways)
@@ -65,7 +62,10 @@ def build_plan(
     if config.inbound.classify == "nfqueue":
         shape = replace(shape, queue=_queue(config, workers))
     sets = AddressSets()
-    policies = _policies(config, policy, shape, sets)
+    written = _policies(config, policy, shape, sets)
+    policies = [chain for each in written for chain in each.chains]
+    shape = replace(shape, marking=any(each.marking for each in written))
+    handed_over = frozenset[str]().union(*(each.handed_over for each in written))
     used = {r.verdict.chain for c in policies for r in c.rules if isinstance(r.verdict, Goto)}
     if chains.ASK in used:
         used |= chains.ANSWERED
@@ -91,12 +91,6 @@ def build_plan(
         ),
         *(chains.accepted_input(accept) if backend is Backend.IPTABLES else ()),
     ]
-    if backend is Backend.NFTABLES and depth(planned) > NFTABLES_DEPTH:
-        raise CapabilityError(
-            f"the rules lead through {depth(planned)} chains one into another, and nftables"
-            f" takes {NFTABLES_DEPTH}",
-            "use fewer rules with any, all, not or goto one below another, or backend: iptables",
-        )
     return Plan(
         backend=backend,
         chains=tuple(_for_families(chain, shape.families) for chain in planned),
@@ -113,7 +107,13 @@ def build_plan(
         accept_input=accept,
         accept_forward=through,
         placements=tuple(
-            placements(policy, config, Packets(not shape.lan, shape.families), shape.carried)
+            placements(
+                policy,
+                config,
+                Packets(not shape.lan, shape.families),
+                shape.carried,
+                handed_over,
+            )
         ),
     )
 
@@ -175,7 +175,9 @@ def _otherwise(config: Config, families: tuple[Family, ...]) -> dict[Family, tup
     return {f: members for f in families if (members := of_family(networks, f))}
 
 
-def _policies(config: Config, policy: Policy, shape: Shape, sets: AddressSets) -> list[Chain]:
+def _policies(
+    config: Config, policy: Policy, shape: Shape, sets: AddressSets
+) -> list[PolicyChains]:
     carried = shape.carried
     lan = Answers(chains.DIVERT, chains.DIVERT, carried)
     if shape.queue is not None:
@@ -183,17 +185,9 @@ def _policies(config: Config, policy: Policy, shape: Shape, sets: AddressSets) -
     own = Answers(chains.DIVERT_OWN, chains.DIVERT_OWN, carried)
     ways = ((shape.lan, "decide", False, lan), (shape.own, "decide_own", True, own))
     return [
-        chain
+        policy_chains(name, policy, config, Packets(is_own, shape.families), answers, sets)
         for wanted, name, is_own, answers in ways
         if wanted
-        for chain in policy_chains(
-            name,
-            policy,
-            config,
-            Packets(is_own, shape.families),
-            answers,
-            sets,
-        )
     ]
 
 

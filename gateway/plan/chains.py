@@ -271,7 +271,7 @@ def _answered(shape: Shape) -> list[NftRule]:
 
 def _ask(shape: Shape) -> Chain:
     """Into the packet queue, as long as the gateway lives."""
-    rules = _dead(shape)
+    rules = [*_clear(shape), *_dead(shape)]
     if shape.queue is not None:
         rules.append(NftRule("queue", shape.queue))
     return Chain(ASK, "mangle", tuple(rules))
@@ -336,7 +336,7 @@ def _routed_marks(shape: Shape) -> list[Chain]:
 
 def _direct(shape: Shape, mark: Mark | None) -> Chain:
     """Remember that the flow is direct, and the owner's mark beside it."""
-    rules = [NftRule("keep", SetMark(shape.marks.direct, "connection"))]
+    rules = [*_clear(shape), NftRule("keep", SetMark(shape.marks.direct, "connection"))]
     if mark is not None:
         rules.append(NftRule("mark", SetMark(mark)))
         rules.append(NftRule("keep-mark", SetMark(mark, "connection")))
@@ -359,7 +359,7 @@ def _diverts(shape: Shape, mark: Mark, sets: AddressSets) -> list[Chain]:
 
 def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
     """Mark for the listener; protocols that are not carried leave at the end."""
-    rules = _dead(shape)
+    rules = [*_clear(shape), *_dead(shape)]
     if shape.tun is not None:
         rules += enter(shape.tun, shape.marks)
     # The mark stands before tproxy: without a listener nft goes on with the next rule, and an
@@ -378,6 +378,13 @@ def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
         else:
             rules.append(NftRule("no-listener", Drop(), (shape.by_tproxy,)))
     return Chain(name, "mangle", tuple(rules))
+
+
+def _clear(shape: Shape) -> list[NftRule]:
+    """A decided packet is as it came, wherever it leaves to."""
+    if not shape.marking:
+        return []
+    return [NftRule("clear", SetMark(Mark(0, shape.marks.mask)))]
 
 
 def _dead(shape: Shape) -> list[NftRule]:

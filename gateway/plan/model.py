@@ -103,6 +103,7 @@ class MarkIs:
 
     mark: Mark
     of: Literal["packet", "connection"] = "packet"
+    negate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

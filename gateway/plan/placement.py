@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal
 
 from gateway.config.outbounds import DirectOutbound, RejectOutbound
@@ -20,23 +20,35 @@ _PLAIN_DIRECT: Final = DirectOutbound(type="direct")
 
 
 def placements(
-    policy: Policy, config: Config, packets: Packets, carried: tuple[Protocol, ...]
+    policy: Policy,
+    config: Config,
+    packets: Packets,
+    carried: tuple[Protocol, ...],
+    handed_over: Collection[str],
 ) -> Iterator[RulePlacement]:
     """Every rule in the order of the file, those of lists behind the others.
 
-    ``carried``: the protocols that listeners take.
+    ``carried``: the protocols that listeners take. ``handed_over``: texts of the rules that
+    nest too deep for the kernel.
     """
     for rules in (policy.rules, *policy.lists.values()):
-        yield from _List(config, packets, carried).placements(rules)
+        yield from _List(config, packets, carried, handed_over).placements(rules)
 
 
 class _List:
     """One list of rules, read from its start; remembers what has left the kernel on the way."""
 
-    def __init__(self, config: Config, packets: Packets, carried: tuple[Protocol, ...]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        packets: Packets,
+        carried: tuple[Protocol, ...],
+        too_deep: Collection[str],
+    ) -> None:
         self._config = config
         self._packets = packets
         self._carried = carried
+        self._too_deep = too_deep
         self._handed_over: dict[Protocol, str] = {}
 
     def placements(self, rules: Sequence[CompiledRule]) -> Iterator[RulePlacement]:
@@ -55,19 +67,20 @@ class _List:
                 f"all that it may match is handed over by {self._handed_over[its[0]]}",
             )
         keys = doubts(others)
-        if not keys:
+        too_deep = rule.text in self._too_deep
+        if not keys and not too_deep:
             return self._known(rule, left)
         handed = tuple(protocol for protocol in left if protocol in self._carried)
         passing = tuple(protocol for protocol in left if protocol not in self._carried)
         reason = f"the kernel cannot know {_and(keys)}: it hands over what may match"
+        if too_deep:
+            reason = "nested too deep for the kernel: it hands over what may match"
         if passing:
             reason += f"; {_upper(passing)}: not asked, goes on to the next rule"
         if not handed:
-            return (
-                "kernel",
-                f"the kernel cannot know {_and(keys)}, and carries no {_upper(passing)}",
-            )
-        if _asks_protocols_alone(test) and len(others.parts) == 1:
+            why = "nested too deep" if too_deep else f"the kernel cannot know {_and(keys)}"
+            return "kernel", f"{why}, and carries no {_upper(passing)}"
+        if _asks_protocols_alone(test) and len(others.parts) == 1 and keys:
             name = rule.text.partition(" ")[0]
             self._handed_over |= dict.fromkeys(handed, name)
             return "listener", reason

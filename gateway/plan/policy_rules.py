@@ -1,9 +1,13 @@
 """The owner's rules as netfilter rules, in the order of the file; first match wins.
 
 A rule that the kernel can judge becomes netfilter rules in the chain of its list. One that
-asks for more than that, alternatives or negations, becomes chains of its own: each tests one
-thing and goes on to one of two others, as in a flow chart. Nothing ever comes back from a
-chain, so whatever is decided ends where it is decided.
+asks for more than one test, alternatives or negations, has a chain of its own, which finds out
+whether they hold and comes back; a list that rules lead to is a chain that comes back as well.
+So neither the number of rules nor that of lists makes chains deeper, only what stands inside
+one rule.
+
+What a chain has found out is in the packet's mark: ``undecided`` on the way, ``held`` where the
+conditions of a rule do; whatever carries out a decision puts its own in the place of these.
 
 Where the kernel cannot know whether a rule matches, packets for which it may match go to
 those who can (``Answers.ask``): they ask the whole policy, from its first rule.
@@ -13,28 +17,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.config.outbounds import DirectOutbound, RejectOutbound
 from gateway.config.schema import Config
 from gateway.flow import Protocol
-from gateway.marks import Mark
+from gateway.marks import Mark, Marks
 from gateway.plan.address_sets import AddressSets
 from gateway.plan.conditions import (
     ALWAYS,
     NEVER,
     All,
     AnyOf,
-    Doubt,
     Expression,
     Not,
     Packets,
     Test,
     Variant,
-    doubts,
     split,
 )
-from gateway.plan.model import Chain, Drop, Goto, Log, NftRule, Transport, Verdict
+from gateway.plan.model import (
+    Chain,
+    Drop,
+    Goto,
+    Jump,
+    Log,
+    MarkIs,
+    NftRule,
+    Return,
+    SetMark,
+    Transport,
+    Verdict,
+)
+from gateway.plan.normal_form import all_of, normal_form
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
 
@@ -43,9 +58,11 @@ DIRECT: Final = "direct"
 REFUSE: Final = "refuse"
 REFUSE_ICMP: Final = "refuse_icmp"
 
-#: A list stands once for each rule that leads to it. Where that makes more rules than this in
-#: all, rules that lead to lists are left to those who are asked.
-RULES_LIMIT: Final = 4096
+#: nftables takes 16 chains one inside another (NFT_JUMP_STACK_SIZE, include/net/netfilter/
+#: nf_tables.h). Of these, ``prerouting``, ``lan`` and ``decide`` stand before the rules' own,
+#: and behind them one that logs, ``divert`` and ``divert_otherwise``. Rules that nest deeper
+#: are left to those who are asked.
+NESTING: Final = 16 - 3 - 3
 _LOG_PREFIX: Final = 28
 
 _PLAIN_DIRECT = DirectOutbound(type="direct")
@@ -64,6 +81,18 @@ class Answers:
     asked: tuple[Protocol, ...]
 
 
+class PolicyChains(NamedTuple):
+    """The chains of a policy.
+
+    ``handed_over``: texts of the rules that nest too deep. ``marking``: packets carry a mark
+    on their way through the chains.
+    """
+
+    chains: tuple[Chain, ...]
+    handed_over: frozenset[str]
+    marking: bool
+
+
 def direct_chain(mark: Mark | None) -> str:
     """The chain for direct flows whose packets carry a mark of the owner."""
     return DIRECT if mark is None else f"{DIRECT}_{mark.value:x}_{mark.mask:x}"
@@ -76,14 +105,19 @@ def policy_chains(
     packets: Packets,
     answers: Answers,
     sets: AddressSets,
-) -> list[Chain]:
+) -> PolicyChains:
     """All rules, from the chain ``name`` on; adds the sets that they refer to."""
     return _Writer(name, policy.lists, config, packets, answers, sets).write(policy.rules)
 
 
-class _Writer:
-    """Writes a list from its end, since every rule must know where it goes on."""
+class _Subchain(NamedTuple):
+    """A chain to jump into, and how many chains stand one inside another from there on."""
 
+    name: str
+    height: int
+
+
+class _Writer:
     def __init__(
         self,
         name: str,
@@ -99,100 +133,130 @@ class _Writer:
         self._packets = packets
         self._answers = answers
         self._sets = sets
+        marks = Marks(config.marks.base)
+        self._undecided = SetMark(marks.undecided)
+        self._still_undecided = MarkIs(marks.undecided)
+        self._hold = SetMark(marks.held)
+        self._held = MarkIs(marks.held)
         self._chains: list[Chain] = []
-        self._doubts: dict[Verdict, Verdict] = {}
-        self._starts: dict[tuple[str, Verdict], Verdict] = {}
-        self._written = 0
+        self._starts: dict[str, _Subchain] = {}
+        self._handed_over: set[str] = set()
 
-    def write(self, rules: Sequence[CompiledRule]) -> list[Chain]:
+    def write(self, rules: Sequence[CompiledRule]) -> PolicyChains:
         """The chain of the list, and those that it leads to."""
-        first = Chain(self._name, "mangle", tuple(self._list(rules, [])))
-        return [first, *reversed(self._chains)]
+        written, height = self._list(rules)
+        if height:
+            written.insert(0, NftRule("undecided", self._undecided))
+        chains = (Chain(self._name, "mangle", tuple(written)), *self._chains)
+        return PolicyChains(chains, frozenset(self._handed_over), bool(height))
 
-    def _list(self, rules: Sequence[CompiledRule], behind: list[NftRule]) -> list[NftRule]:
-        self._written += len(rules)
-        for rule in reversed(rules):
-            behind = self._rule(rule, behind)
-        return behind
+    def _list(self, rules: Sequence[CompiledRule]) -> tuple[list[NftRule], int]:
+        """The rules, and how many chains stand one inside another below them."""
+        written: list[NftRule] = []
+        deepest = 0
+        for rule in rules:
+            its, height = self._rule(rule)
+            written += its
+            deepest = max(deepest, height)
+        return written, deepest
 
-    def _rule(self, rule: CompiledRule, behind: list[NftRule]) -> list[NftRule]:
-        """The rule, with all that stands behind it in its list."""
+    def _rule(self, rule: CompiledRule) -> tuple[list[NftRule], int]:
         test, others = split(rule, self._packets, self._sets)
         if test == NEVER:
-            return behind
+            return [], 0
         name = f"rule-{rule.index}-{rule.part}" if rule.part else f"rule-{rule.index}"
-        if not others.parts and not rule.goto:
-            return [*_each(name, test, self._verdict(rule)), *behind]
-        if all(isinstance(part, Doubt) for part in others.parts) and not rule.goto:
-            return [*_each(name, self._asked(test), Goto(self._answers.ask)), *behind]
-        after = self._chain(behind)
-        matched = self._enter_list(rule.goto, after) if rule.goto else self._verdict(rule)
-        verdict = self._enter(others, matched, after, after)
-        otherwise = [] if test == ALWAYS else [NftRule(f"{name}-else", after)]
-        return [*_each(name, test, verdict), *otherwise]
+        certain = normal_form(others, doubts=False)
+        possible = normal_form(others, doubts=True)
+        inner = self._start(rule.goto) if rule.goto and certain != NEVER else None
+        height = max(_height(certain), _height(possible), inner.height if inner else 0)
+        if height > NESTING:
+            self._handed_over.add(rule.text)
+            return [*_each(name, self._asked(test), Goto(self._answers.ask))], 0
+        written: list[NftRule] = []
+        if certain != NEVER:
+            verdict = Jump(inner.name) if inner else self._verdict(rule)
+            written += self._when(name, test, certain, verdict)
+        if inner:
+            decided = replace(self._still_undecided, negate=True)
+            written.append(NftRule(f"decided-{rule.index}", Return(), (decided,)))
+            # What comes back from the list goes on with the next rule: it is not in doubt.
+            contrary = normal_form(others, doubts=True, negate=True)
+            possible = NEVER if certain == possible else all_of((possible, contrary))
+        if certain != possible:
+            asked = f"{name}-ask" if written else name
+            ask = Goto(self._answers.ask)
+            written += self._when(asked, self._asked(test), possible, ask)
+        return written, height
 
-    def _doubt(self, after: Verdict) -> Verdict:
-        """Ask, or go on with the next rule where nobody may be asked."""
-        if after not in self._doubts:
-            ask = _each("ask", self._asked(ALWAYS), Goto(self._answers.ask))
-            self._doubts[after] = self._chain([*ask, NftRule("else", after)])
-        return self._doubts[after]
+    def _when(
+        self, name: str, test: Test, expression: Expression, verdict: Verdict
+    ) -> Iterator[NftRule]:
+        """The verdict, for packets for which the test and the expression hold."""
+        if expression == ALWAYS:
+            yield from _each(name, test, verdict)
+        elif expression != NEVER and test != NEVER:
+            yield from _each(name, test, Jump(self._condition(expression)))
+            yield NftRule(f"{name}-holds", verdict, (self._held,))
 
-    def _enter(self, asked: Expression, yes: Verdict, no: Verdict, after: Verdict) -> Verdict:
-        """What to do with a packet in order to go on by whether the expression holds.
+    def _condition(self, expression: Expression) -> str:
+        """A chain from which an undecided packet comes back ``held`` where this holds."""
+        return self._chain(list(self._found_out(expression)))
 
-        ``after`` leads to the next rule. Chains are made from the last to the first, and what
-        is in doubt is asked last.
-        """
-        if yes == no:
-            return yes
-        match asked:
-            case Doubt():
-                return self._doubt(after)
-            case Not(inner):
-                return self._enter(inner, no, yes, after)
-            case All(parts):
-                for part in sorted(parts, key=_is_doubtful, reverse=True):
-                    yes = self._enter(part, yes, no, after)
-                return yes
-            case AnyOf(choices):
-                for choice in sorted(choices, key=_is_doubtful, reverse=True):
-                    no = self._enter(choice, yes, no, after)
-                return no
+    def _found_out(self, expression: Expression) -> Iterator[NftRule]:
+        match expression:
             case Test():
-                if asked in (ALWAYS, NEVER):
-                    return yes if asked == ALWAYS else no
-                return self._chain([*_each("if", asked, yes), NftRule("else", no)])
+                yield from _each("if", expression, self._hold)
+            case Not(Test() as contrary):
+                yield from _each("unless", contrary, Return())
+                yield NftRule("else", self._hold)
+            case AnyOf(choices):
+                yield from self._any_of(sorted(choices, key=_is_nested))
+            case All(parts):
+                yield from self._all_of(sorted(parts, key=_is_not_contrary))
 
-    def _enter_list(self, name: str, after: Verdict) -> Verdict:
-        """The first rule of a list, at whose end it goes on with ``after``."""
-        if self._written + len(self._lists[name]) > RULES_LIMIT:
-            return self._doubt(after)
-        key = (name, after)
-        if key not in self._starts:
-            self._starts[key] = self._chain(self._list(self._lists[name], [NftRule("end", after)]))
-        return self._starts[key]
+    def _any_of(self, choices: Sequence[Expression]) -> Iterator[NftRule]:
+        for number, choice in enumerate(choices):
+            if isinstance(choice, Test):
+                yield from _each(f"if-{number}", choice, self._hold)
+                continue
+            yield NftRule(f"held-{number}", Return(), (self._held,))
+            yield NftRule(f"try-{number}", Jump(self._condition(choice)))
+
+    def _all_of(self, parts: Sequence[Expression]) -> Iterator[NftRule]:
+        *before, last = parts
+        for number, part in enumerate(before):
+            if isinstance(part, Not) and isinstance(part.inner, Test):
+                yield from _each(f"unless-{number}", part.inner, Return())
+                continue
+            yield NftRule(f"try-{number}", Jump(self._condition(part)))
+            yield NftRule(f"missed-{number}", Return(), (self._still_undecided,))
+            yield NftRule(f"next-{number}", self._undecided)
+        yield from self._found_out(last)
+
+    def _start(self, name: str) -> _Subchain:
+        """The chain of a list; what no rule of it decides comes back undecided."""
+        if name not in self._starts:
+            written, height = self._list(self._lists[name])
+            chain = self._chain([NftRule("undecided", self._undecided), *written])
+            self._starts[name] = _Subchain(chain, height + 1)
+        return self._starts[name]
 
     def _asked(self, test: Test) -> Test:
         """The same test, of packets that may be asked about."""
         limited = (_of_protocols(variant, self._answers.asked) for variant in test.variants)
         return Test(tuple(variant for variant in limited if variant is not None))
 
-    def _chain(self, rules: list[NftRule]) -> Verdict:
-        """Into a chain with these rules; a lone rule for all packets needs none."""
-        first = rules[0]
-        if not first.matches and first.family is None and not isinstance(first.verdict, Log):
-            return first.verdict
+    def _chain(self, rules: Sequence[NftRule]) -> str:
         name = f"{self._name}_{len(self._chains) + 2}"
         self._chains.append(Chain(name, "mangle", tuple(rules)))
-        return Goto(name)
+        return name
 
     def _verdict(self, rule: CompiledRule) -> Verdict:
         verdict = self._answer(rule)
         if rule.log and verdict != Goto(self._answers.divert):
             text = rule.text.partition(" ")[0]
             log = Log(f"gateway {text}"[: _LOG_PREFIX - 2] + ": ")
-            return self._chain([NftRule("log", log), NftRule("then", verdict)])
+            return Goto(self._chain([NftRule("log", log), NftRule("then", verdict)]))
         return verdict
 
     def _answer(self, rule: CompiledRule) -> Verdict:
@@ -213,8 +277,21 @@ def _each(name: str, test: Test, verdict: Verdict) -> Iterator[NftRule]:
         yield NftRule(f"{name}-{family}" if family else name, verdict, matches, family)
 
 
-def _is_doubtful(expression: Expression) -> bool:
-    return bool(doubts(expression))
+def _height(expression: Expression) -> int:
+    """How many chains stand one inside another to find out whether it holds, at most."""
+    match expression:
+        case All(parts) | AnyOf(parts):
+            return 1 + max(map(_height, parts))
+        case _:
+            return 0 if expression in (ALWAYS, NEVER) else 1
+
+
+def _is_nested(expression: Expression) -> bool:
+    return not isinstance(expression, Test)
+
+
+def _is_not_contrary(expression: Expression) -> bool:
+    return not isinstance(expression, Not)
 
 
 def _of_protocols(variant: Variant, asked: tuple[Protocol, ...]) -> Variant | None:

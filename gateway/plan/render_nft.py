@@ -139,8 +139,9 @@ def _match(match: Match, family: Family | None) -> str:  # noqa: C901 - a case a
             return f"{_keyword(family)} dscp {_any_of(map(str, values))}"
         case OwnedBy(kind, ids):
             return f"meta sk{kind} {_any_of(map(str, ids))}"
-        case MarkIs(mark, of):
-            return f"{_mark(of)} & {mark.mask:#010x} == {mark.value:#010x}"
+        case MarkIs(mark, of, negate):
+            equals = "!=" if negate else "=="
+            return f"{_mark(of)} & {mark.mask:#010x} {equals} {mark.value:#010x}"
         case DestinationType(types):
             return f"fib daddr type {_any_of(types)}"
         case ReplyDirection():

@@ -22,7 +22,8 @@ class Shape:
     outbound uses its client's address, so replies to it must come to our sockets.
     ``programs``: whose own traffic is left alone, proxies on this machine that we use.
     ``queue``: the packet queues that decide what the kernel cannot. ``owner_marks``: what
-    rules put on the packets of direct flows.
+    rules put on the packets of direct flows. ``marking``: packets carry a mark on their way
+    through the rules, which ends where they are decided.
     ``otherwise``: sources in the LAN that do not follow ``fail_open`` but the contrary.
     ``tun``: the device that takes some protocols instead of the listener.
     """
@@ -40,6 +41,7 @@ class Shape:
     programs: tuple[OwnedBy | InControlGroup, ...] = ()
     owner_marks: tuple[Mark, ...] = ()
     queue: Queue | None = None
+    marking: bool = False
     otherwise: dict[Family, tuple[Network, ...]] = field(default_factory=dict)
     tun: TunShape | None = None
 

@@ -202,9 +202,9 @@ class _Walker:
                 return self._in_set(side, name) != negate
             case Ports(side, ranges):
                 return any(low <= self._end(side).port <= high for low, high in ranges)
-            case MarkIs(mark, of):
+            case MarkIs(mark, of, negate):
                 value = self.mark if of == "packet" else self.connmark
-                return value & mark.mask == mark.value
+                return (value & mark.mask == mark.value) != negate
             case DestinationType(types):
                 return self.destination_type in types
             case ReplyDirection() | TransparentSocket():
@@ -246,7 +246,7 @@ class _Walker:
 
 
 def _is_owners(name: str) -> bool:
-    return name.startswith("rule-") and not name.endswith("-else")
+    return name.startswith("rule-")
 
 
 def _inside(endpoint: Endpoint, prefixes: Sequence[Network]) -> bool:

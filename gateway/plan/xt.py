@@ -213,8 +213,9 @@ def _alternatives(match: Match, family: Family) -> list[_Part]:  # noqa: C901 - 
             return [_extension("dscp", "dscp", f"{value:#04x}") for value in values]
         case OwnedBy(kind, ids):
             return [_extension("owner", f"{kind}-owner", str(number)) for number in ids]
-        case MarkIs(mark, of):
-            return [_extension("mark" if of == "packet" else "connmark", "mark", str(mark))]
+        case MarkIs(mark, of, negate):
+            name = "mark" if of == "packet" else "connmark"
+            return [_extension(name, "mark", str(mark), negate=negate)]
         case DestinationType(types):
             return _destination_types(types, family)
         case ReplyDirection():

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policies import CONFIG, all_flows, planned, policies
+from policies import CONFIG, PORTS, all_flows, policies
 
 from gateway.decision import Decision, Undecided
 from gateway.flow import FlowFacts, Protocol
 from gateway.kernel.applier import Applier
 from gateway.kernel.probe import probe_host
 from gateway.plan.backend import QUEUE_NEEDS
+from gateway.plan.build import build_plan
 from gateway.plan.host import Feature, HostFacts
 from gateway.plan.model import Backend
 from gateway.policy.engine import Policy
+from gateway.policy.rule import CompiledRule, Condition
 
 from .answering import Answering
 from .witness import Router
@@ -70,7 +73,7 @@ def test_packets_meet_what_the_engine_decides(
 ) -> None:
     inbound = CONFIG.inbound.model_copy(update={"tcp": mode, "udp": "off"})
     config = CONFIG.model_copy(update={"inbound": inbound})
-    router.ns.call(applier.apply, planned(config, policy, HOST, backend))
+    router.ns.call(applier.apply, build_plan(config, policy, HOST, backend))
     flows = all_flows()[start::EVERY]
     wanted = [fate(policy.settle(flow).outbound, flow) for flow in flows]
     found = router.fates(flows)
@@ -80,6 +83,47 @@ def test_packets_meet_what_the_engine_decides(
         if here != there
     ]
     assert not wrong, policy.rules
+
+
+def nested() -> Policy:
+    """Forty rules of several tests each, and as many pages, which lead to one more."""
+    ports = [Condition(protocols=("tcp", "udp"), ports=((port, port),)) for port in PORTS]
+    lan0, often = Condition(interfaces=("lan0",)), Condition(dscps=(0, 46))
+    tests = [
+        {"any_of": (ports[n % 6],), "none_of": (Condition(any_of=(lan0, often)),)}
+        for n in range(40)
+    ]
+    tests += [
+        {"any_of": (Condition(none_of=(often,), all_of=(ports[n % 5],)), ports[5]), "dscps": dscps}
+        for n, dscps in zip(range(40), cycle([(46,), (0,), (10,)]), strict=False)
+    ]
+    targets = ["direct", "silent", "icmp", "home"]
+    rules = [
+        CompiledRule(
+            **test,
+            index=index,
+            text=f"rules[{index}]",
+            outbound="" if index % 2 else targets[index // 2 % 4],
+            goto=f"page{index}" if index % 2 else "",
+        )
+        for index, test in enumerate(tests)
+    ]
+    to_shared = CompiledRule(index=0, text="on", outbound="", goto="shared", none_of=(ports[0],))
+    shared = [CompiledRule(index=0, text="shared", outbound="icmp", any_of=(ports[1], ports[4]))]
+    pages = {rule.goto: [to_shared] for rule in rules if rule.goto}
+    last = CompiledRule(index=len(rules), text="last", outbound="home")
+    return Policy([*rules, last], {**pages, "shared": shared})
+
+
+def test_many_rules_of_several_tests_and_many_lists(
+    router: Router, applier: Applier, backend: Backend
+) -> None:
+    policy = nested()
+    inbound = CONFIG.inbound.model_copy(update={"udp": "off"})
+    config = CONFIG.model_copy(update={"inbound": inbound})
+    router.ns.call(applier.apply, build_plan(config, policy, HOST, backend))
+    flows = all_flows()[::EVERY]
+    assert router.fates(flows) == [fate(policy.settle(flow).outbound, flow) for flow in flows]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +153,7 @@ def test_the_queue_decides_what_the_kernel_cannot(
     inbound = CONFIG.inbound.model_copy(update={"classify": "nfqueue", "udp": "off"})
     config = CONFIG.model_copy(update={"inbound": inbound})
     answering.decide_by(policy)
-    router.ns.call(applier.apply, planned(config, policy, HOST, backend))
+    router.ns.call(applier.apply, build_plan(config, policy, HOST, backend))
     flows = [flow for flow in all_flows() if flow.interface][start::EVERY]
     wanted = []
     for flow in flows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 
 from gateway.flow import FlowFacts, Protocol
@@ -15,12 +16,16 @@ from gateway.plan.model import (
     Goto,
     InInterface,
     InSet,
+    Jump,
     Log,
+    MarkIs,
     Match,
     Network,
     NftRule,
     OwnedBy,
     Ports,
+    Return,
+    SetMark,
     Transport,
     WithDscp,
 )
@@ -33,44 +38,99 @@ def family_of(packet: FlowFacts) -> Family:
     return Family.V6 if ":" in packet.source.host else Family.V4
 
 
+@dataclass
+class Walker:
+    """One packet on its way: the chain of an answer that it is sent to ends it, or ``drop``."""
+
+    packet: FlowFacts
+    sets: Sets
+    mark: int = 0
+    end: str = ""
+
+    def chain(self, chains: Mapping[str, Sequence[NftRule]], name: str) -> None:
+        if name not in chains:
+            self.end = name
+            return None
+        for rule in chains[name]:
+            if self.end or not self._matches(rule):
+                continue
+            match rule.verdict:
+                case Goto(to):
+                    return self.chain(chains, to)
+                case Jump(to):
+                    self.chain(chains, to)
+                case Return():
+                    return None
+                case SetMark(mark):
+                    self.mark = self.mark & mark.keep | mark.value
+                case Log():
+                    pass
+                case other:
+                    assert isinstance(other, Drop)
+                    self.end = "drop"
+        return None
+
+    def _matches(self, rule: NftRule) -> bool:
+        return rule.family in (None, family_of(self.packet)) and all(
+            (self.mark & match.mark.mask == match.mark.value) != match.negate
+            if isinstance(match, MarkIs)
+            else _holds(match, self.packet, self.sets)
+            for match in rule.matches
+        )
+
+    def xt_chain(self, chains: Mapping[str, Sequence[XtRule]], name: str) -> None:
+        if name not in chains:
+            self.end = name.removeprefix("GATEWAY_").lower()
+            return None
+        for rule in chains[name]:
+            if self.end or not self._xt_matches(rule):
+                continue
+            if rule.goto:
+                return self.xt_chain(chains, rule.target.name)
+            match rule.target.name:
+                case "RETURN":
+                    return None
+                case "MARK":
+                    value, mask = _numbers(rule.target)
+                    self.mark = self.mark & ~mask | value
+                case "LOG":
+                    pass
+                case "DROP":
+                    self.end = "drop"
+                case to:
+                    assert to in chains
+                    self.xt_chain(chains, to)
+        return None
+
+    def _xt_matches(self, rule: XtRule) -> bool:
+        marks = [match for match in rule.matches if match.name == "mark"]
+        others = tuple(match for match in rule.matches if match.name != "mark")
+        for match in marks:
+            value, mask = _numbers(match)
+            if (self.mark & mask == value) == match.options[0].negate:
+                return False
+        return _xt_holds(replace(rule, matches=others), self.packet, self.sets)
+
+
+def _numbers(extension: XtExtension) -> list[int]:
+    """Value and mask of an option."""
+    return [int(number, 16) for number in extension.options[0].values[0].split("/")]
+
+
 def walk(chains: Iterable[Chain], start: str, packet: FlowFacts, sets: Sets) -> str:
     """The chain of an answer that the packet is sent to, or ``drop``."""
-    by_name = {chain.name: chain.rules for chain in chains if chain.name.startswith(start)}
-    chain = start
-    while chain in by_name:
-        chain = _walk_one(by_name[chain], packet, sets)
-    return chain
-
-
-def _walk_one(rules: Iterable[NftRule], packet: FlowFacts, sets: Sets) -> str:
-    for rule in rules:
-        if rule.family in (None, family_of(packet)) and all(
-            _holds(match, packet, sets) for match in rule.matches
-        ):
-            if isinstance(rule.verdict, Goto):
-                return rule.verdict.chain
-            if not isinstance(rule.verdict, Log):
-                assert isinstance(rule.verdict, Drop)
-                return "drop"
-    raise AssertionError("the packet fell through")
+    walker = Walker(packet, sets)
+    walker.chain({c.name: c.rules for c in chains if c.name.startswith(start)}, start)
+    assert walker.end, "the packet fell through"
+    return walker.end
 
 
 def walk_xt(chains: Iterable[XtChain], start: str, packet: FlowFacts, sets: Sets) -> str:
     """The same for xtables' rules."""
-    by_name = {chain.name: chain.rules for chain in chains if chain.name.startswith(start)}
-    chain = start
-    while chain in by_name:
-        chain = _walk_one_xt(by_name[chain], packet, sets)
-    return chain.removeprefix("GATEWAY_").lower()
-
-
-def _walk_one_xt(rules: Iterable[XtRule], packet: FlowFacts, sets: Sets) -> str:
-    for rule in rules:
-        if _xt_holds(rule, packet, sets) and rule.target.name != "LOG":
-            if not rule.goto:
-                assert rule.target.name == "DROP"
-            return rule.target.name
-    raise AssertionError("the packet fell through")
+    walker = Walker(packet, sets)
+    walker.xt_chain({c.name: c.rules for c in chains if c.name.startswith(start)}, start)
+    assert walker.end, "the packet fell through"
+    return walker.end
 
 
 def _holds(match: Match, packet: FlowFacts, sets: Sets) -> bool:

@@ -6,9 +6,10 @@ from itertools import product
 
 import hypothesis.strategies as st
 from hypothesis import given
-from policies import CONFIG, NAME, all_flows, in_doubt, planned, policies
+from policies import CONFIG, NAME, all_flows, in_doubt, policies
 
 from gateway.flow import FlowFacts, Protocol
+from gateway.plan.build import build_plan
 from gateway.plan.model import Backend, Plan
 from gateway.plan.xt import chain_name, xt_tables
 from gateway.policy.engine import Policy
@@ -51,7 +52,7 @@ def _fate(plan: Plan, packet: FlowFacts) -> str:
 @given(policies(), st.integers(0, EVERY - 1), st.sampled_from(Backend))
 def test_kernel_agrees_with_engine(policy: Policy, start: int, backend: Backend) -> None:
     """Where no rule asks for more than the kernel knows."""
-    plan = planned(CONFIG, policy, ROUTER, backend)
+    plan = build_plan(CONFIG, policy, ROUTER, backend)
     for packet in FLOWS[start::EVERY]:
         assert _fate(plan, packet) == ANSWER[policy.settle(packet).outbound]
 
@@ -61,7 +62,7 @@ def test_what_the_kernel_decides_nothing_that_is_learnt_would_change(
     policy: Policy, start: int
 ) -> None:
     """And it asks about no flow that meets its rule before one that is in doubt."""
-    plan = planned(CONFIG, policy, ROUTER, Backend.NFTABLES)
+    plan = build_plan(CONFIG, policy, ROUTER, Backend.NFTABLES)
     for packet in TCP[start::EVERY]:
         fate = _fate(plan, packet)
         hostnames = (None, "tv") if packet.interface else (None,)

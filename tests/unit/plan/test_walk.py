@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from policies import CONFIG, planned, policies
+from policies import CONFIG, policies
 
 from gateway.flow import Endpoint, FlowFacts, Protocol
 from gateway.marks import Marks
+from gateway.plan.build import build_plan
 from gateway.plan.model import Backend
 from gateway.plan.walk import AddressType, Fate, Walk, walk
 from gateway.policy.engine import Policy
@@ -27,7 +28,7 @@ FATES = {
 
 @given(policies(), st.integers(0, EVERY - 1), st.sampled_from(Backend))
 def test_the_fate_is_the_engines_decision(policy: Policy, start: int, backend: Backend) -> None:
-    plan = planned(CONFIG, policy, ROUTER, backend)
+    plan = build_plan(CONFIG, policy, ROUTER, backend)
     for packet in FLOWS[start::EVERY]:
         wanted = FATES[policy.settle(packet).outbound]
         if wanted is Fate.DIVERTED and packet.protocol is Protocol.ICMP:

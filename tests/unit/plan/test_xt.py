@@ -30,6 +30,7 @@ from gateway.plan.model import (
     Redirect,
     Reject,
     ReplyDirection,
+    Return,
     SetMark,
     Tproxy,
     TransparentSocket,
@@ -97,6 +98,12 @@ def _lines(matches: tuple[Match, ...], verdict: Verdict, family: Family) -> list
             ["-m set --match-set gw_x dst -m set ! --match-set gw_y src -j ACCEPT"],
         ),
         ((MarkIs(MARK),), Accept(), V4, ["-m mark --mark 0x01000000/0x0f000000 -j ACCEPT"]),
+        (
+            (MarkIs(MARK, negate=True),),
+            Return(),
+            V4,
+            ["-m mark ! --mark 0x01000000/0x0f000000 -j RETURN"],
+        ),
         (
             (MarkIs(MARK, "connection"),),
             Accept(),
