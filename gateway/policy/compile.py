@@ -18,10 +18,10 @@ from gateway.config.rules import Match, Rule
 from gateway.config.scalars import port_range
 from gateway.config.schema import Config
 from gateway.flow import Protocol
-from gateway.policy.demands import Geography
 from gateway.policy.engine import Policy
 from gateway.policy.names import NamePatterns
 from gateway.policy.prefixes import Network, PrefixSet
+from gateway.policy.question import Geography
 from gateway.policy.rule import WEEK, CompiledRule, Condition, Destinations, LargeSet, PortRanges
 from gateway.policy.rulesets import RuleSetData
 

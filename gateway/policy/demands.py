@@ -10,89 +10,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from typing import Protocol as Interface
 
 from gateway.config.rule_values import DAY, WEEKDAYS
-from gateway.flow import FlowFacts, Owner, Protocol
+from gateway.flow import Owner, Protocol
 from gateway.policy.names import NamePatterns
 from gateway.policy.prefixes import Network, PrefixSet, address_number
-from gateway.policy.rule import Condition, Destinations, LargeSet, PortRanges
-
-
-class Geography(Interface):
-    """Where addresses are (MMDB files, as the owner configured them)."""
-
-    def country(self, host: str) -> str:
-        """ISO 3166 code in upper case; empty where unknown."""
-
-    def asn(self, host: str) -> int:
-        """Number of the autonomous system; 0 where unknown."""
-
-
-class Question:
-    """One flow while it is decided; remembers what large sets have answered."""
-
-    __slots__ = ("_in_set", "facts", "geography", "now")
-
-    def __init__(self, facts: FlowFacts, now: int, geography: Geography | None) -> None:
-        self.facts = facts
-        self.now = now
-        self.geography = geography
-        self._in_set: dict[str, bool | None] = {}
-
-    def without_sniffing(self) -> Question:
-        """The same flow for a rule that takes facts not yet learnt for nothing."""
-        facts = self.facts
-        name, sniffed = facts.name or "", facts.sniffed or ""
-        return Question(facts._replace(name=name, sniffed=sniffed), self.now, self.geography)
-
-    @property
-    def need(self) -> Literal["name", "sniffed"]:
-        """The fact to learn next, once an answer was None."""
-        return "name" if self.facts.name is None else "sniffed"
-
-    def is_in(self, asked: LargeSet) -> bool | None:
-        """Whether the destination is in a set, by address or by name."""
-        known = self._in_set
-        if asked.name not in known:
-            known[asked.name] = self._look_up(asked)
-        return known[asked.name]
-
-    def _look_up(self, asked: LargeSet) -> bool | None:
-        facts = self.facts
-        number = address_number(facts.destination.host)
-        if asked.prefixes is not None and asked.prefixes.contains(number):
-            return True
-        if asked.domains is None:
-            return False
-        if facts.name is None and facts.protocol is not Protocol.ICMP:
-            return None
-        return bool(facts.name) and asked.domains.matches(facts.name or "")
-
-
-class Demand(Interface):
-    """One key of a rule."""
-
-    @property
-    def key(self) -> str:
-        """The key, as it is written in the file."""
-
-    def holds(self, question: Question) -> bool | None:
-        """Whether the flow is as asked; None while a fact is missing."""
-
-    def seen(self, question: Question) -> str:
-        """What the flow has instead, for people."""
-
-
-def all_hold(demands: Sequence[Demand], question: Question) -> bool | None:
-    """Whether every demand holds; None only where nothing but a missing fact is in the way."""
-    unknown = False
-    for demand in demands:
-        held = demand.holds(question)
-        if held is False:
-            return False
-        unknown = unknown or held is None
-    return None if unknown else True
+from gateway.policy.question import Demand, Question, all_hold
+from gateway.policy.rule import Condition, Destinations, PortRanges
 
 
 def demands_of(condition: Condition) -> tuple[Demand, ...]:
@@ -135,9 +59,9 @@ def _to_learn(asked: Condition) -> Iterator[Demand]:
     for group in asked.destinations:
         yield SetDemand(group, _bounds(group.networks))
     if asked.countries:
-        yield CountryDemand(frozenset(asked.countries))
+        yield PlaceDemand("country", frozenset(asked.countries))
     if asked.asns:
-        yield AsnDemand(frozenset(asked.asns))
+        yield PlaceDemand("asn", frozenset(asked.asns))
     if asked.sniffed:
         yield SniffedDemand(frozenset(asked.sniffed))
     if asked.names is not None:
@@ -306,43 +230,25 @@ def week_time(minute: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class CountryDemand:
-    """``country`` of the destination."""
+class PlaceDemand:
+    """``country`` and ``asn`` of the destination, by the database of that name."""
 
-    wanted: frozenset[str]
-    key: str = "country"
-
-    def holds(self, question: Question) -> bool:
-        """Whether it is one of the countries."""
-        return self._country(question) in self.wanted
-
-    def seen(self, question: Question) -> str:
-        """The country."""
-        return self._country(question) or "unknown"
-
-    def _country(self, question: Question) -> str:
-        assert question.geography is not None
-        return question.geography.country(question.facts.destination.host)
-
-
-@dataclass(frozen=True, slots=True)
-class AsnDemand:
-    """``asn`` of the destination."""
-
-    wanted: frozenset[int]
-    key: str = "asn"
+    key: Literal["country", "asn"]
+    wanted: frozenset[str] | frozenset[int]
 
     def holds(self, question: Question) -> bool:
-        """Whether it is one of the autonomous systems."""
-        return self._asn(question) in self.wanted
+        """Whether it is one of these."""
+        return self._place(question) in self.wanted
 
     def seen(self, question: Question) -> str:
-        """The number."""
-        return str(self._asn(question) or "unknown")
+        """The country, or the number of the autonomous system."""
+        return str(self._place(question) or "unknown")
 
-    def _asn(self, question: Question) -> int:
+    def _place(self, question: Question) -> str | int:
         assert question.geography is not None
-        return question.geography.asn(question.facts.destination.host)
+        look_up = getattr(question.geography, self.key)
+        place: str | int = look_up(question.facts.destination.host)
+        return place
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gateway.decision import Decision, Undecided
 from gateway.flow import FlowFacts
-from gateway.policy.demands import Geography, Question, all_hold
+from gateway.policy.question import Geography, Question, all_hold
 from gateway.policy.rule import WEEK, CompiledRule, Condition
 from gateway.policy.table import Table
 

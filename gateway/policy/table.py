@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gateway.decision import Decision
 from gateway.flow import FlowFacts
-from gateway.policy.demands import Demand, demands_of
+from gateway.policy.demands import SetDemand, demands_of
 from gateway.policy.matchers import Axis, Bounds, Names, Words, mask_of
 from gateway.policy.prefixes import Network, PrefixSet, address_number
-from gateway.policy.rule import CompiledRule, PortRanges
+from gateway.policy.question import Demand, is_member
+from gateway.policy.rule import CompiledRule, Destinations, LargeSet, PortRanges
 
 #: Keys of demands that the bit vectors answer for good.
 _VECTORED = frozenset(
@@ -34,6 +35,7 @@ class Table:
         "_protocols",
         "_rest",
         "_rest_and_names",
+        "_sets",
         "_source_ports",
         "_sources",
         "_times",
@@ -60,6 +62,7 @@ class Table:
         self._to_check = mask_of(
             bool(rule.goto or rest) for rule, rest in zip(rules, self._rest, strict=True)
         )
+        self._sets = _only_sets(rules, self._rest)
         self._sources = Axis.of([_address_bounds(rule.source) for rule in rules])
         self._destinations = Axis.of([_address_bounds(rule.destination) for rule in rules])
         self._ports = Axis.of([_port_bounds(rule.ports) for rule in rules])
@@ -80,9 +83,10 @@ class Table:
         protocol, (source, source_port), (destination, port), interface, mac, _, _, _, name, _ = (
             facts
         )
+        number = address_number(destination)
         matching = (
             self._sources.rules_at(address_number(source))
-            & self._destinations.rules_at(address_number(destination))
+            & self._destinations.rules_at(number)
             & self._ports.rules_at(port)
             & self._protocols.rules_at(protocol)
         )
@@ -94,12 +98,25 @@ class Table:
             matching &= self._macs.rules_at(mac)
         if self._times is not None:
             matching &= self._times.rules_at(now)
+        to_check = self._to_check
         if self._named:
-            name = facts.name
             if name is None:
-                return matching, self._to_check | self._named
-            matching &= self._names.rules_at(name)
-        return matching, self._to_check
+                to_check |= self._named
+            else:
+                matching &= self._names.rules_at(name)
+        # A large set that is all that a rule still asks for is looked up here: it is what most
+        # flows meet first that the vectors leave open.
+        first = matching & -matching
+        while first & to_check and (asked := self._sets.get(first)) is not None:
+            large, others = asked
+            inside = is_member(large, facts, number)
+            if inside is None:
+                break
+            if inside:
+                return matching, to_check ^ first
+            matching &= others
+            first = matching & -matching
+        return matching, to_check
 
     def to_ask(self, index: int, facts: FlowFacts) -> tuple[Demand, ...]:
         """What ``ask`` has left open of a rule, when it was asked about these facts."""
@@ -114,6 +131,26 @@ def _unvectored(rule: CompiledRule, demands: Iterable[Demand]) -> Iterable[Deman
 
 def _nameless(demands: Iterable[Demand]) -> tuple[Demand, ...]:
     return tuple(demand for demand in demands if demand.key != "domain")
+
+
+def _only_sets(
+    rules: Sequence[CompiledRule], rests: Sequence[tuple[Demand, ...]]
+) -> dict[int, tuple[LargeSet, int]]:
+    """By the bit of a rule that still asks for one large set alone: the set, and the other rules.
+
+    The others are those that may match though the destination is not in the set.
+    """
+    sets: dict[int, LargeSet] = {}
+    for index, (rule, rest) in enumerate(zip(rules, rests, strict=True)):
+        match rest:
+            case (SetDemand(Destinations(networks=(), sets=(large,))),) if (
+                not rule.goto and rule.names is None and (rule.sniff or large.domains is None)
+            ):
+                sets[1 << index] = large
+    asking: dict[str, int] = {}
+    for bit, large in sets.items():
+        asking[large.name] = asking.get(large.name, 0) | bit
+    return {bit: (large, ~asking[large.name]) for bit, large in sets.items()}
 
 
 def _words(asked: list[tuple[str, ...]]) -> Words | None:

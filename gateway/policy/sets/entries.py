@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from ipaddress import ip_network
+from ipaddress import IPv6Address
 from typing import NamedTuple
 
 from gateway.config.domains import (
@@ -17,7 +17,7 @@ from gateway.config.domains import (
     wildcard,
 )
 from gateway.policy.prefixes import IPV6_START, Network, interval
-from gateway.policy.sets.names import trie_key
+from gateway.policy.sets.names import plain_key, trie_key
 
 #: Longest piece of an entry that a report shows.
 SHOWN_CHARACTERS = 60
@@ -25,6 +25,7 @@ SHOWN_CHARACTERS = 60
 _OCTET = r"(0|[1-9][0-9]{0,2})"
 _IPV4 = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}(?:/([0-9]{{1,2}}))?")
 _ADDRESS_LIKE = re.compile(r"[0-9./]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(?:/[0-9]*)?")
+_LENGTH = re.compile("[0-9]{1,3}")
 _MAPPED_START = IPV6_START + (0xFFFF << 32)
 _IPV4_SIZE = 1 << 32
 
@@ -95,6 +96,18 @@ class Entries:
         else:
             self.keys.append(trie_key(DomainPattern(kind, name)))
 
+    def plain(self, text: str) -> bool:
+        """A name or pattern, or an IPv4 CIDR, as most are written; False for all else."""
+        if text[0].isdigit():
+            found = _ipv4_interval(text)
+            if found is not None:
+                self.intervals.append(found)
+                return True
+        key = plain_key(text)
+        if key is not None:
+            self.keys.append(key)
+        return key is not None
+
     def keyword(self, text: str, line: int = 0) -> None:
         """Every name with this in it."""
         self._try(keyword, text, line)
@@ -121,6 +134,8 @@ class Entries:
 
     def either(self, text: str, line: int = 0) -> None:
         """A network where it looks like one, a name or pattern else."""
+        if self.plain(text):
+            return
         if _ADDRESS_LIKE.fullmatch(text):
             self.network(text, line)
         else:
@@ -142,26 +157,40 @@ class Entries:
 
 def read_interval(text: str) -> tuple[int, int] | None:
     """Place of a CIDR or an address on the number line; None for anything else."""
+    return _ipv4_interval(text) or _ipv6_interval(text)
+
+
+def _ipv4_interval(text: str) -> tuple[int, int] | None:
     matched = _IPV4.fullmatch(text)
     if matched is None:
-        return _other_interval(text)
+        return None
     one, two, three, four, length = matched.groups()
-    octets = (int(one), int(two), int(three), int(four))
+    try:
+        start = int.from_bytes((int(one), int(two), int(three), int(four)), "big")
+    except ValueError:
+        return None  # an octet above 255
     bits = 32 if length is None else int(length)
-    if max(octets) > 255 or bits > 32:
+    if bits > 32:
         return None
     size = 1 << (32 - bits)
-    start = (octets[0] << 24 | octets[1] << 16 | octets[2] << 8 | octets[3]) & -size
+    start &= -size
     return start, start + size
 
 
-def _other_interval(text: str) -> tuple[int, int] | None:
-    if ":" not in text or "%" in text:
+def _ipv6_interval(text: str) -> tuple[int, int] | None:
+    address, slash, length = text.partition("/")
+    if ":" not in address or "%" in address or (slash and not _LENGTH.fullmatch(length)):
         return None
+    bits = int(length) if slash else 128
     try:
-        start, behind = interval(ip_network(text, strict=False))
+        number = int(IPv6Address(address))
     except ValueError:
         return None
+    if bits > 128:
+        return None
+    size = 1 << (128 - bits)
+    start = IPV6_START + (number & -size)
+    behind = start + size
     if start >= _MAPPED_START and behind <= _MAPPED_START + _IPV4_SIZE:
         return start - _MAPPED_START, behind - _MAPPED_START
     return start, behind

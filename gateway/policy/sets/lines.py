@@ -57,6 +57,8 @@ def without_comment(entry: str) -> str:
 
 def text_line(entries: Entries, entry: str, line: int) -> None:
     """A CIDR, a name or a pattern; a rule of Clash's classical lists; v2fly's ``full:`` forms."""
+    if entries.plain(entry):
+        return
     entry = without_comment(entry).strip("'\"")
     sign, colon, rest = entry.partition(":")
     if colon and sign in _V2FLY:

@@ -21,6 +21,32 @@ _CHILD = "*"
 _ALONE = "="
 
 
+#: A sign, and a name as it stands in a key but for the order: nothing to fold, convert or refuse.
+_PLAIN = re.compile(
+    r"(\+?\.|\*\.)?((?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?)"
+)
+_LONGEST_NAME = 253
+
+
+def plain_key(text: str) -> str | None:
+    """The key of a pattern written as most are; None for what takes ``domain_pattern``.
+
+    Lists have a million of these: this takes a third of the time.
+    """
+    found = _PLAIN.fullmatch(text)
+    if found is None or len(text) > _LONGEST_NAME:
+        return None
+    sign, name = found.groups()
+    labels = name.split(".")
+    labels.reverse()
+    key = ".".join(labels) + "."
+    if sign is None:
+        return key + _ALONE
+    if sign == "+.":
+        return key
+    return _BELOW + key if sign == "." else f"{_CHILD}{key}{_ALONE}"
+
+
 def trie_key(pattern: DomainPattern) -> str:
     """The key of a pattern of a kind that can be looked up."""
     key = ".".join(pattern.text.split(".")[::-1]) + "."
@@ -71,9 +97,8 @@ class NameSet:
         cls, keys: Iterable[str], keywords: Iterable[str] = (), regexes: Iterable[str] = ()
     ) -> NameSet:
         """In memory, from keys as ``trie_key`` makes them, in any order."""
-        unique = set(keys)
-        trie = marisa_trie.Trie(unique)
-        by_parent = any(key[0] in (_BELOW, _CHILD) for key in unique)
+        trie = marisa_trie.Trie(keys)
+        by_parent = any(True for sign in (_BELOW, _CHILD) for _ in trie.iterkeys(sign))
         return cls(trie, dict.fromkeys(keywords), dict.fromkeys(regexes), by_parent=by_parent)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -97,9 +122,9 @@ class NameSet:
             parent = ".".join(labels[:-1]) + "."
             if self._trie.prefixes(_BELOW + parent) or _CHILD + parent + _ALONE in self._trie:
                 return True
-        return any(word in name for word in self.keywords) or any(
-            pattern.search(name) for pattern in self._patterns
-        )
+        if self.keywords and any(word in name for word in self.keywords):
+            return True
+        return bool(self._patterns) and any(pattern.search(name) for pattern in self._patterns)
 
     def match(self, name: str) -> DomainPattern | None:
         """The entry by which a name is in the set, the longest of several."""

@@ -112,6 +112,14 @@ NESTED = st.fixed_dictionaries(
 RULES = st.tuples(CONDITIONS, st.just({}) | NESTED, st.booleans() | st.just(True)).map(
     lambda parts: {**parts[0], **parts[1], "sniff": parts[2]}
 )
+#: Of most rules in life that name a large set it is all that they ask for.
+OF_SETS = st.fixed_dictionaries(
+    {
+        "destinations": st.sampled_from([(Destinations((), (each,)),) for each in SETS]),
+        "ports": RANGES,
+        "sniff": st.booleans(),
+    }
+)
 ENDPOINTS = st.builds(Endpoint, st.sampled_from(HOSTS), st.sampled_from(PORTS))
 FLOWS = st.builds(
     FlowFacts,
@@ -135,7 +143,7 @@ def policies(draw: st.DrawFn) -> Policy:
 
     def rules(title: str, leads_to: tuple[str, ...], most: int) -> list[CompiledRule]:
         made = []
-        for index, keys in enumerate(draw(st.lists(RULES, max_size=most))):
+        for index, keys in enumerate(draw(st.lists(RULES | OF_SETS, max_size=most))):
             goto = draw(st.sampled_from(["", "", *leads_to]))
             to = "" if goto else f"{title}{index}"
             made.append(CompiledRule(index, f"{title}[{index}]", to, goto, **keys))

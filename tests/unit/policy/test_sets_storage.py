@@ -18,7 +18,7 @@ from gateway.policy.rulesets import RuleSetData
 from gateway.policy.sets.entries import Entries, read_interval
 from gateway.policy.sets.formats import Contents
 from gateway.policy.sets.intervals import IntervalSet
-from gateway.policy.sets.names import NameSet, pattern_of, trie_key
+from gateway.policy.sets.names import NameSet, pattern_of, plain_key, trie_key
 from gateway.policy.sets.stored import open_stored, pack
 
 networks = st.one_of(
@@ -105,6 +105,27 @@ def test_patterns_are_read_as_they_are_written(pattern: DomainPattern) -> None:
     assert domain_pattern(str(pattern)) == pattern
     if pattern.kind not in (DomainKind.KEYWORD, DomainKind.REGEX):
         assert pattern_of(trie_key(pattern)) == pattern
+
+
+@given(
+    st.builds(
+        "{}{}".format,
+        st.sampled_from(["", "+.", ".", "*.", "*", "+", "..", "keyword:"]),
+        st.text(st.sampled_from("ab1_-.A/: é"), max_size=12) | names,
+    )
+)
+def test_the_short_way_reads_no_pattern_otherwise(text: str) -> None:
+    key = plain_key(text)
+    assert key is None or key == trie_key(domain_pattern(text))
+
+
+@pytest.mark.parametrize("text", ["a.example", "+.a1.b-c.example", ".example", "*.a_b.example"])
+def test_the_short_way_reads_what_most_lists_have(text: str) -> None:
+    assert plain_key(text) is not None
+
+
+def test_the_short_way_refuses_names_that_are_too_long() -> None:
+    assert plain_key(".".join(["a" * 63] * 4)) is None
 
 
 @pytest.mark.parametrize(
