@@ -29,8 +29,8 @@ from gateway.plan.model import Backend, Plan
 from gateway.policy.assertions import require_assertions
 from gateway.policy.compile import compile_policy
 from gateway.policy.engine import Policy
-from gateway.policy.geo import open_geography
 from gateway.policy.udp_fallback import without_udp
+from gateway.rulesets.geo import open_geography
 from gateway.rulesets.store import RuleSetStore
 
 
@@ -88,7 +88,7 @@ def assemble(
     loaded = load(path)
     config = loaded.config
     store = RuleSetStore(loaded)
-    policy = compile_policy(config, store.load(), open_geography(loaded))
+    policy = compile_policy(config, store.load(), open_geography(store))
     require_assertions(loaded, policy)
     wanted = backend or config.inbound.backend
     nfqueue = config.inbound.classify == "nfqueue"

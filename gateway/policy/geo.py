@@ -1,18 +1,14 @@
 """Where addresses are, by the owner's MMDB files.
 
 The readers map the files, so that processes share their pages; pickled, they are their paths.
+The library does not survive every damaged file: ``rulesets.geo`` opens those that are whole.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import maxminddb
-
-from gateway.config.findings import Finding
-from gateway.config.load import Loaded
-from gateway.errors import ConfigError
 
 #: Answers that are remembered: flows repeat their destinations.
 REMEMBERED = 8192
@@ -83,37 +79,3 @@ def asn_in(record: object) -> int:
         if isinstance(found, int) and 0 < found < 1 << 32:
             return found
     return 0
-
-
-def open_geography(loaded: Loaded) -> MmdbGeography | None:
-    """The databases of a configuration; None where it names none.
-
-    Paths are relative to the configuration file. Raises ``ConfigError`` with the problems of
-    all files.
-    """
-    geo = loaded.config.geo
-    if not geo.country and not geo.asn:
-        return None
-    folder = Path(loaded.source.file).parent
-    paths, problems = [], []
-    for key, path in (("country", geo.country), ("asn", geo.asn)):
-        paths.append(str((folder / path).resolve()) if path else "")
-        problem = _problem(paths[-1])
-        if problem:
-            finding = Finding(("geo", key), *problem)
-            problems.append(loaded.source.problem(finding))
-    if problems:
-        raise ConfigError(tuple(problems))
-    return MmdbGeography(*paths)
-
-
-def _problem(path: str) -> tuple[str, str] | None:
-    """What is wrong with a file, and the cure."""
-    try:
-        _reader(path)
-    except maxminddb.InvalidDatabaseError:
-        return f"{path} is not an MMDB file", "name a database in MaxMind's format, unpacked"
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        return f"{path} cannot be read: {reason}", "check the path, and the file's permissions"
-    return None

@@ -1,6 +1,6 @@
 """Compile one list, in a process of its own: its memory goes when it is done.
 
-It is told what to do on its command line, and answers on standard output with a line of
+The child is told what to do on its command line, and answers on standard output with a line of
 JSON each time that there is progress, and one at the end.
 """
 
@@ -20,7 +20,7 @@ from gateway.policy.sets.formats import ListSource, read_list
 from gateway.policy.sets.stored import pack
 
 #: The lowest priority that still runs on a busy machine: flows come first (nice(2)).
-_NICENESS: Final = 10
+NICENESS: Final = 10
 #: Of the time that a big list takes, so much is reading it; the rest sorts and writes it.
 _READING: Final = 0.6
 
@@ -43,10 +43,20 @@ class Compiler:
 
         Blocks. Raises as ``read_list``, and ``GatewayError`` where the child is lost.
         """
-        command = [sys.executable, "-m", "gateway.rulesets.build"]
         arguments = [str(source.path), source.format, source.select, source.named, str(target)]
+        self._run("gateway.rulesets.build", arguments, progress)
+
+    def verify(self, source: Path, target: Path) -> None:
+        """Copy an MMDB file to ``target`` if all of it can be read.
+
+        Blocks. Raises ``GatewayError``.
+        """
+        self._run("gateway.rulesets.verify", [str(source), str(target)], lambda _done: None)
+
+    def _run(self, module: str, arguments: list[str], progress: Callable[[float], None]) -> None:
+        command = [sys.executable, "-m", module, *arguments]
         with subprocess.Popen(
-            [*command, *arguments], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
         ) as child:
             self._children.add(child)
             if self._closed:
@@ -66,34 +76,36 @@ class Compiler:
         if status != 0:
             cause = f"signal {-status}" if status < 0 else f"status {status}"
             raise GatewayError(
-                f"{source.path}: the process that reads it ended with {cause}",
+                f"{arguments[0]}: the process that reads it ended with {cause}",
                 "the file is damaged, or memory ran out: get it anew, or take a smaller list",
             )
 
 
 def main(path: str, form: str, select: str, named: str, target: str) -> int:
     """Entry point: ``python -m gateway.rulesets.build PATH FORMAT SELECT NAMED TARGET``."""
-    os.nice(_NICENESS)
+    os.nice(NICENESS)
     try:
         source = ListSource(Path(path), form, select, named)
-        contents = read_list(source, lambda done: _say(progress=done * _READING))
-        _say(progress=_READING)
-        _replace(Path(target), pack(contents))
+        contents = read_list(source, lambda done: say(progress=done * _READING))
+        say(progress=_READING)
+        replace_file(Path(target), pack(contents))
     except ConfigError as error:
-        _say(problems=[asdict(problem) for problem in error.problems])
+        say(problems=[asdict(problem) for problem in error.problems])
         return 1
     except GatewayError as error:
-        _say(error=str(error), hint=error.hint)
+        say(error=str(error), hint=error.hint)
         return 1
-    _say(progress=1)
+    say(progress=1)
     return 0
 
 
-def _say(**message: object) -> None:
+def say(**message: object) -> None:
+    """A line for the process that waits."""
     print(json.dumps(message), flush=True)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises ``GatewayError``."""
     fresh = path.with_suffix(f".{os.getpid()}")
     try:
         fresh.write_bytes(data)

@@ -71,6 +71,7 @@ class RuleSetStore:
         self._compiler = Compiler()
         self._known: dict[str, tuple[Stamp, RuleSetData]] = {}
         self._seen: dict[str, Stamp] = {}
+        self._databases: set[Path] = set()
 
     @property
     def config(self) -> Config:
@@ -154,7 +155,7 @@ class RuleSetStore:
     def forget_old(self) -> None:
         """Remove compiled sets that no gateway has opened for long."""
         oldest = time.time() - KEPT_S
-        used = {
+        used = self._databases | {
             data.prefixes.place.path
             for _, data in self._known.values()
             if isinstance(data.prefixes, StoredPrefixes)
@@ -225,6 +226,25 @@ class RuleSetStore:
             log.info("compiling rule set %s", name)
             self._compiler.compile(source, path, lambda done: self._progress(name, done))
             return open_stored(path, name)
+
+    def database(self, path: Path) -> Path:
+        """A copy of an MMDB file that a child process has read whole, and did not die of.
+
+        Nobody writes to the copy, while a file that is cut short under its readers kills them.
+        Raises ``GatewayError`` where it is missing or damaged.
+        """
+        key = _key(ListSource(path, "mmdb", named="database"))
+        copy = self._compiled_directory() / f"{key}.mmdb"
+        self._databases.add(copy)
+        try:
+            whole = _key(ListSource(copy, "mmdb", named="database")) == key
+        except GatewayError:
+            whole = False
+        if not whole:
+            log.info("verifying %s", path)
+            self._compiler.verify(path, copy)
+        os.utime(copy)  # it is in use
+        return copy
 
     def _compiled_directory(self) -> Path:
         if self._cache is None:

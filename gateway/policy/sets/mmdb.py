@@ -14,6 +14,7 @@ from gateway.policy.sets.entries import Entries
 from gateway.policy.sets.lines import Progress
 
 _PERIOD: Final = 1 << 14
+_CURE: Final = "get it anew: a database in MaxMind's format, unpacked"
 #: What the library's readers let through where a file says what it cannot mean.
 _DAMAGED: Final = (
     maxminddb.InvalidDatabaseError, ValueError, TypeError, ArithmeticError, LookupError,
@@ -49,9 +50,19 @@ def read_mmdb(
                 if not number % _PERIOD:
                     progress(min(number / nodes, 1))
     except _DAMAGED as error:
-        raise GatewayError(f"not an MMDB file, or a damaged one: {error}", "get it anew") from error
+        raise GatewayError(f"not an MMDB file, or a damaged one: {error}", _CURE) from error
     if not found:
         raise GatewayError(f"has nothing for {select!r}", "check `select:`")
+
+
+def read_whole(path: Path) -> None:
+    """Read every record. Raises ``GatewayError`` where one cannot be read; see ``read_mmdb``."""
+    try:
+        with maxminddb.open_database(path, Mode.AUTO) as database:
+            for _ in database:
+                pass
+    except _DAMAGED as error:
+        raise GatewayError(f"not an MMDB file, or a damaged one: {error}", _CURE) from error
 
 
 def _is_meant(record: Any, kind: str, wanted: str) -> bool:

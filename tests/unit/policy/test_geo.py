@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
-from gateway.config.load import Loaded, parse
-from gateway.errors import ConfigError
-from gateway.policy.geo import MmdbGeography, asn_in, country_in, open_geography
+from gateway.policy.geo import MmdbGeography, asn_in, country_in
 
 
 def database(path: Path, records: dict[str, Any]) -> str:
@@ -80,26 +78,3 @@ def test_records_of_several_publishers(record: object, country: str, asn: int) -
 def test_any_record(record: object) -> None:
     assert len(country_in(record)) in (0, 2)
     assert 0 <= asn_in(record) < 1 << 32
-
-
-def loaded(folder: Path, **geo: str) -> Loaded:
-    text = f"lan: {{interfaces: eth1}}\ngeo: {geo}\nrules: [{{to: direct}}]\n"
-    return parse(text, str(folder / "gateway.yaml"), resolve_secret=lambda *_: "")
-
-
-def test_files_are_beside_the_configuration(tmp_path: Path) -> None:
-    database(tmp_path / "c.mmdb", {"192.0.2.0/24": {"country": "NL"}})
-    geography = open_geography(loaded(tmp_path, country="c.mmdb"))
-    assert geography is not None
-    assert geography.country("192.0.2.1") == "NL"
-    assert open_geography(loaded(tmp_path)) is None
-
-
-def test_bad_files_are_named_with_their_lines(tmp_path: Path) -> None:
-    (tmp_path / "text.mmdb").write_text("country: NL")
-    with pytest.raises(ConfigError) as raised:
-        open_geography(loaded(tmp_path, country="text.mmdb", asn="missing.mmdb"))
-    bad, missing = raised.value.problems
-    assert (bad.line, bad.path) == (2, "geo.country")
-    assert "is not an MMDB file" in bad.message
-    assert (missing.path, "No such file" in missing.message) == ("geo.asn", True)
