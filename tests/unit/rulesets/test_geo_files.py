@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 
 import pytest
@@ -93,13 +92,13 @@ def test_bad_files_are_named_with_their_lines(tmp_path: Path) -> None:
     assert (missing.path, "No such file" in missing.message) == ("geo.asn", True)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_damage_is_an_error_and_never_ends_this_process(tmp_path: Path, seed: int) -> None:
-    """Of some of these the library's reader dies: by an assertion or an address out of bounds."""
+@pytest.mark.parametrize(("place", "value"), [(6675, 34), (6313, 145), (1619, 11), (326, 13)])
+def test_damage_is_an_error_and_never_ends_this_process(
+    tmp_path: Path, place: int, value: int
+) -> None:
+    """Of these the library's reader dies: by a bad address, and by an assertion."""
     data = bytearray(database(tmp_path / "c.mmdb"))
-    chance = random.Random(seed)
-    for _ in range(40):
-        data[chance.randrange(len(data) // 2)] = chance.randrange(256)
+    data[place] = value
     (tmp_path / "c.mmdb").write_bytes(data)
     with pytest.raises(ConfigError, match=r"c\.mmdb: "):
         country(tmp_path)
