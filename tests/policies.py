@@ -62,6 +62,9 @@ class Listed:
     def __init__(self, networks: Iterable[Network]) -> None:
         self._set = PrefixSet.from_networks(networks)
 
+    def __len__(self) -> int:
+        return len(self._set.intervals)
+
     def contains(self, number: int) -> bool:
         return any(first <= number < behind for first, behind in self._set.intervals)
 

@@ -190,8 +190,10 @@ def _others(asked: Condition, packets: Packets, sets: AddressSets) -> Iterator[E
 
 def _in_group(group: Destinations, packets: Packets, sets: AddressSets) -> Expression:
     """The destination is in one of these prefixes or sets; a set may hold names too."""
-    networks = _networks(group)
     doubt = Doubt(("rule_set",))
+    if any(each.prefixes and len(each.prefixes) > SET_LIMIT for each in group.sets):
+        return doubt  # before any of them is written out
+    networks = _networks(group)
     if len(networks) > SET_LIMIT:
         return doubt
     members = ((family, of_family(networks, family)) for family in packets.families)

@@ -21,6 +21,9 @@ WEEK = 7 * 24 * 60
 class Prefixes(Interface):
     """The prefixes of a rule set, of any number; asked at most once for a flow."""
 
+    def __len__(self) -> int:
+        """How many stretches of addresses."""
+
     def contains(self, number: int) -> bool:
         """Whether an address, as ``prefixes.address_number`` counts it, is in the set."""
 

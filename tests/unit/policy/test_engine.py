@@ -46,6 +46,9 @@ class Listed:
 
     members: frozenset[str]
 
+    def __len__(self) -> int:
+        return len(self.intervals())
+
     def contains(self, number: int) -> bool:
         return any(address_number(host) == number for host in self.members & set(HOSTS))
 
