@@ -172,6 +172,48 @@ def direct(**choices: Any) -> None:
 
 
 @bench.command()
+@_shared_options
+def queue(**choices: Any) -> None:
+    """New flows a second that one worker decides by their first packet (`classify: nfqueue`).
+
+    Every datagram begins a flow that goes direct: by what its packet tells, or because the name
+    that a rule asks for is not in it. Beside it, flows that the kernel decides by itself, and
+    plain forwarding, which is all that the client can send. CPU is the gateway's: what the
+    kernel does with a packet after the answer is in it, as that happens in the worker's call.
+
+    \b
+    Examples:
+      gateway bench queue
+      gateway bench queue --rounds 5 --output queue.json
+    """
+    from gateway.lab.bench.queue import suite
+
+    _compare(suite(), **choices)
+
+
+@bench.command()
+@click.option(
+    "--prefixes", type=click.IntRange(1000, 5_000_000), default=500_000, show_default=True
+)
+@_shared_options
+def reload(prefixes: int, **choices: Any) -> None:
+    """How long a flow waits while a large rule set changes on disk.
+
+    A client asks and waits through the gateway, another beside it by a rule that the kernel
+    decides: what that one waits for is the machine's own doing. The list is compiled, loaded and
+    put in force meanwhile, with one process that does all, and with workers of its own.
+
+    \b
+    Examples:
+      gateway bench reload
+      gateway bench reload --prefixes 100000 --output reload.json
+    """
+    from gateway.lab.bench.reload import suite
+
+    _compare(suite(prefixes), **choices)
+
+
+@bench.command()
 @click.option(
     "--flows",
     type=click.IntRange(20, 100_000),
