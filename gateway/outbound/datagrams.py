@@ -6,6 +6,7 @@ mapping (RFC 4787 section 4.1): whoever learns the leg's address may answer.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from socket import SocketType
 from typing import Final, Protocol
 
@@ -53,7 +54,7 @@ class LegOwner(Protocol):
         """A datagram was left out. ``why`` is a counter's name."""
 
 
-class Leg:
+class Leg(ABC):
     """Base of all legs. ``sock`` is None until datagrams can be sent.
 
     A subclass sets ``sock`` by ``_open_for_use`` and says in ``_deliver`` whose a datagram is.
@@ -72,9 +73,9 @@ class Leg:
         self.routes: dict[bytes, Route] = {}
         self.sock: SocketType | None = None
 
+    @abstractmethod
     def way(self, target: Endpoint, route: Route) -> Way:
         """How to address ``target``, whose answers take ``route``."""
-        raise NotImplementedError
 
     def forget(self, route: Route) -> None:
         """Let nothing take that route any more."""
@@ -139,9 +140,9 @@ class Leg:
         self.close()
         self._owner.leg_failed(failure, detail)
 
+    @abstractmethod
     def _deliver(self, count: int) -> None:
         """Hand the ``count`` slots of the batch to their routes."""
-        raise NotImplementedError
 
     def _read_errors(self, sock: SocketType) -> None:
         for report in read_errors(sock):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from socket import SocketType
 from typing import Protocol
@@ -57,7 +58,7 @@ class ReplySockets:
             reply.sock.close()
 
 
-class Conversation:
+class Conversation(ABC):
     """One client socket and one far end.
 
     ``mute`` is called, once, where no socket can speak as the far end.
@@ -111,9 +112,9 @@ class Conversation:
         if reply is not None and batch.send(reply.sock, data, self.client):
             self.bytes_down += len(data)
 
+    @abstractmethod
     def mute(self, error: OSError) -> None:
         """There is no way to speak as the far end."""
-        raise NotImplementedError
 
     def _lease(self) -> Reply | None:
         try:
