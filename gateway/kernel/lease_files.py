@@ -16,7 +16,9 @@ USUAL_PLACES: Final = (
     "/var/lib/dnsmasq/dnsmasq.leases",
     "/tmp/dhcp.leases",  # noqa: S108 - there OpenWrt has it
     "/var/lib/dhcp/dhcpd.leases",
+    "/var/lib/dhcp/dhcpd6.leases",
     "/var/lib/dhcpd/dhcpd.leases",
+    "/var/lib/dhcpd/dhcpd6.leases",
     "/var/lib/kea/kea-leases4.csv",
     "/var/lib/kea/kea-leases6.csv",
 )

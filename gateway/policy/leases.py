@@ -4,7 +4,8 @@ Three formats, told apart by what is in them:
 
 * dnsmasq (dnsmasq(8), ``--dhcp-leasefile``): a line is expiry, MAC, address, name, client id;
   of IPv6 leases: expiry, IAID, address, name, DUID
-* ISC dhcpd (dhcpd.leases(5)): ``lease ADDRESS { … }``, where the last block of an address holds
+* ISC dhcpd (dhcpd.leases(5)): ``lease ADDRESS { … }``, where the last block of an address holds;
+  of IPv6 ``ia-na "IAID DUID" { iaaddr ADDRESS { … } }``, with a name where dhcpd updates DNS
 * Kea's memfile (Kea ARM, "Memfile - Basic Storage for Leases"): CSV, where the last line holds
 
 What cannot be read in a file is passed over: servers write while we read.
@@ -28,6 +29,20 @@ _ISC_ENDS = re.compile(
     re.MULTILINE,
 )
 _ISC_STATE = re.compile(r"^\s*binding\s+state\s+(\w+)\s*;", re.MULTILINE)
+#: An association of a client's, by its IAID and DUID as a text with escapes, and its addresses.
+_ISC_ASSOCIATION = re.compile(
+    r'^ia-[nt]a\s+"((?:\\[0-7]{3}|\\.|[^"\\\n])*)"\s*\{(.*?)^\}', re.MULTILINE | re.DOTALL
+)
+_ISC_ADDRESS = re.compile(
+    r"^\s+iaaddr\s+([0-9a-fA-F:.]+)\s*\{(.*?)^\s+\}", re.MULTILINE | re.DOTALL
+)
+_ISC_DNS_NAME = re.compile(
+    r'^\s*set\s+ddns-(?:client-fqdn|fwd-name)\s*=\s*"([^"\n]*)"\s*;', re.MULTILINE
+)
+_ISC_ESCAPE = re.compile(rb"\\([0-7]{3}|.)", re.DOTALL)
+_IAID_BYTES = 4
+#: DUID-LLT and DUID-LL of Ethernet (RFC 8415 sections 11.2 and 11.4): what is before the MAC.
+_DUID_BEFORE_MAC = {b"\0\1\0\1": 8, b"\0\3\0\1": 4}
 #: Kea's ``state`` of a lease in use.
 _KEA_ASSIGNED = "0"
 
@@ -51,6 +66,8 @@ def read_leases(text: str) -> dict[str, Lease]:
         found = _kea(text)
     elif _ISC_LEASE.search(text):
         found = _isc(text)
+    elif _ISC_ASSOCIATION.search(text):
+        found = _isc_v6(text)
     else:
         found = _dnsmasq(text)
     return {lease.address: lease for lease in found}
@@ -68,13 +85,36 @@ def _dnsmasq(text: str) -> Iterator[Lease]:
 
 def _isc(text: str) -> Iterator[Lease]:
     for address, block in _ISC_LEASE.findall(text):
-        state = _ISC_STATE.search(block)
         mac, name = _ISC_MAC.search(block), _ISC_NAME.search(block)
-        until = _isc_end(block) if state is None or state[1] == "active" else 0.0
-        yield from _lease(address, mac[1] if mac else "", name[1] if name else "", until)
+        yield from _lease(address, mac[1] if mac else "", name[1] if name else "", _isc_end(block))
+
+
+def _isc_v6(text: str) -> Iterator[Lease]:
+    for identity, association in _ISC_ASSOCIATION.findall(text):
+        mac = _mac_of_duid(_unescaped(identity)[_IAID_BYTES:])
+        for address, block in _ISC_ADDRESS.findall(association):
+            name = _ISC_DNS_NAME.search(block)
+            yield from _lease(address, mac, name[1] if name else "", _isc_end(block))
+
+
+def _unescaped(text: str) -> bytes:
+    """What dhcpd has written as printable characters and octal escapes."""
+    return _ISC_ESCAPE.sub(
+        lambda found: bytes((int(found[1], 8) & 0xFF,)) if len(found[1]) == 3 else found[1],
+        text.encode(errors="replace"),
+    )
+
+
+def _mac_of_duid(duid: bytes) -> str:
+    before = _DUID_BEFORE_MAC.get(duid[:4])
+    return "" if before is None or len(duid) != before + 6 else duid[before:].hex(":")
 
 
 def _isc_end(block: str) -> float:
+    """When a lease ends; 0 where it is not in use."""
+    state = _ISC_STATE.search(block)
+    if state is not None and state[1] != "active":
+        return 0.0
     ends = _ISC_ENDS.search(block)
     if ends is None or ends[1]:
         return math.inf

@@ -50,6 +50,41 @@ lease 192.168.20.7 {
   client-hostname "gone";
 }
 """
+#: An IAID of four bytes and a DUID-LLT, a DUID-LL, and a DUID-EN, as dhcpd 4.4 writes them.
+ISC6 = r"""# The format of this file is documented in the dhcpd.leases(5) manual page.
+server-duid "\000\001\000\001+\216\362\000\002\000^\000S\377";
+
+ia-na "S\000\000\001\000\001\000\001+\"\\\000\002\000^\000S\001" {
+  cltt 6 2026/11/21 12:00:00;
+  iaaddr fd00:20::5 {
+    binding state active;
+    preferred-life 3600;
+    max-life 7200;
+    ends 6 2026/11/21 14:00:00;
+    set ddns-fwd-name = "tv-set.";
+  }
+}
+
+ia-na "S\000\000\002\000\003\000\001\002\000^\000S\002" {
+  cltt 6 2026/11/21 12:00:00;
+  iaaddr fd00:20::6 {
+    binding state active;
+    ends never;
+  }
+  iaaddr fd00:20::7 {
+    binding state expired;
+    ends 6 2026/11/21 14:00:00;
+    set ddns-client-fqdn = "gone";
+  }
+}
+
+ia-ta "S\000\000\003\000\002\000\000\000\011abc" {
+  iaaddr FD00:20::8 {
+    binding state active;
+    ends never;
+  }
+}
+"""
 KEA4 = """\
 address,hwaddr,client_id,valid_lifetime,expire,subnet_id,fqdn_fwd,fqdn_rev,hostname,state,user_context,pool_id
 192.168.20.5,02:00:5e:00:53:09,,3600,1794000000,1,0,0,old,0,,0
@@ -83,6 +118,15 @@ TV = "02:00:5e:00:53:01"
             ],
         ),
         (
+            ISC6,
+            [
+                Lease("fd00:20::5", TV, "tv-set", 1795269600),
+                Lease("fd00:20::6", "02:00:5e:00:53:02", "", math.inf),
+                Lease("fd00:20::7", "02:00:5e:00:53:02", "gone", 0),
+                Lease("fd00:20::8", "", "", math.inf),
+            ],
+        ),
+        (
             KEA4,
             [
                 Lease("192.168.20.5", TV, "tv-set", 1795000000),
@@ -93,13 +137,15 @@ TV = "02:00:5e:00:53:01"
         ("", []),
         ("address,x\n1,2\n", []),
     ],
-    ids=["dnsmasq", "isc", "kea4", "kea6", "empty", "strange"],
+    ids=["dnsmasq", "isc", "isc6", "kea4", "kea6", "empty", "strange"],
 )
 def test_formats(text: str, leases: list[Lease]) -> None:
     assert list(read_leases(text).values()) == leases
 
 
-@pytest.mark.parametrize("text", [DNSMASQ, ISC, KEA4, KEA6], ids=["dnsmasq", "isc", "kea4", "kea6"])
+@pytest.mark.parametrize(
+    "text", [DNSMASQ, ISC, ISC6, KEA4, KEA6], ids=["dnsmasq", "isc", "isc6", "kea4", "kea6"]
+)
 @given(data=st.data())
 def test_a_file_that_is_being_written(text: str, data: st.DataObject) -> None:
     """Cut anywhere, or with a piece of it replaced: what is read has the shape of a lease."""
@@ -114,7 +160,7 @@ def test_a_file_that_is_being_written(text: str, data: st.DataObject) -> None:
 
 @given(st.text(max_size=200))
 def test_any_text(text: str) -> None:
-    for start in ("", "address,hwaddr,hostname,expire,state\n", "lease 10.0.0.1 {\n"):
+    for start in ("", "address,hwaddr,hostname,expire,state\n", "lease 10.0.0.1 {\n", 'ia-na "'):
         read_leases(start + text)
 
 
