@@ -10,12 +10,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
+from gateway.config import findings as config_findings
 from gateway.config.load import load
 from gateway.config.outbounds import DirectOutbound, Socks5Outbound
 from gateway.config.schema import Config
-from gateway.errors import LoopError
+from gateway.config.subject import Subject
+from gateway.errors import ConfigError, LoopError, Problem
 from gateway.kernel import accounts, congestion
 from gateway.kernel.guard import Finding, Outcome, prove
 from gateway.kernel.probe import probe_host
@@ -27,7 +29,7 @@ from gateway.plan.egress import Egress, egresses
 from gateway.plan.host import HostFacts
 from gateway.plan.model import Backend, Plan
 from gateway.policy.assertions import require_assertions
-from gateway.policy.compile import compile_policy
+from gateway.policy.compile import Accounts, compile_policy
 from gateway.policy.engine import Policy
 from gateway.policy.udp_fallback import without_udp
 from gateway.rulesets.geo import open_geography
@@ -88,7 +90,7 @@ def assemble(
     loaded = load(path)
     config = loaded.config
     store = RuleSetStore(loaded)
-    policy = compile_policy(config, store.load(), open_geography(store))
+    policy = compile_policy(config, store.load(), open_geography(store), named_accounts(store))
     require_assertions(loaded, policy)
     wanted = backend or config.inbound.backend
     nfqueue = config.inbound.classify == "nfqueue"
@@ -123,10 +125,38 @@ def reassemble(old: Assembly, unable: frozenset[str]) -> Assembly:
 
 def with_fresh_sets(old: Assembly) -> Assembly:
     """The same configuration on the same machine, with the rule sets as their lists are now."""
-    policy = compile_policy(old.config, old.store.refresh(), old.policy.geography)
+    store = old.store
+    policy = compile_policy(
+        old.config, store.refresh(), old.policy.geography, named_accounts(store)
+    )
     return _assembly(
         old.path, old.store, policy, old.unable, old.host, old.backend, old.backend_reason
     )
+
+
+def named_accounts(store: RuleSetStore) -> Accounts:
+    """Those that rules name. Raises ``ConfigError`` for any that is not there."""
+    asked = list(Subject(store.config, frozenset()).matches)
+    users = accounts.users(each for _, match in asked for each in match.uid if _is_name(each))
+    groups = accounts.groups(each for _, match in asked for each in match.gid if _is_name(each))
+    problems: list[Problem] = []
+    for path, match in asked:
+        for key, names, known in (("uid", match.uid, users), ("gid", match.gid, groups)):
+            for name in filter(_is_name, names):
+                if name not in known:
+                    what, database = {"uid": ("user", "passwd"), "gid": ("group", "group")}[key]
+                    message = f"there is no {what} {name} on this machine"
+                    finding = config_findings.Finding(
+                        (*path, key), message, f"see `getent {database}`"
+                    )
+                    problems.append(store.loaded.source.problem(finding))
+    if problems:
+        raise ConfigError(tuple(problems))
+    return Accounts(users, groups)
+
+
+def _is_name(account: int | str) -> TypeGuard[str]:
+    return isinstance(account, str)
 
 
 def _assembly(

@@ -28,6 +28,7 @@ from gateway.config.values import (
     Networks,
     OneOrMore,
     PortRanges,
+    User,
 )
 
 #: A CIDR, an address, or the name of a rule set.
@@ -48,8 +49,7 @@ Asns = Annotated[tuple[Annotated[int, BeforeValidator(read_asn)], ...], OneOrMor
 Times = Annotated[tuple[Annotated[str, BeforeValidator(read_time)], ...], OneOrMore()]
 Weekdays = Annotated[tuple[Annotated[str, BeforeValidator(read_weekdays)], ...], OneOrMore()]
 Cgroups = Annotated[tuple[ControlGroup, ...], OneOrMore()]
-Id = Annotated[int, Field(ge=0, lt=(1 << 32) - 1, strict=True)]
-Ids = Annotated[tuple[Id, ...], OneOrMore()]
+Accounts = Annotated[tuple[User, ...], OneOrMore()]
 SniffedProtocols = Annotated[tuple[Sniffed, ...], OneOrMore()]
 #: Nested conditions; a single one is a list of one.
 Matches = Annotated["tuple[Match, ...]", OneOrMore()]
@@ -116,8 +116,12 @@ class Match(Model):
         ),
     )
     weekday: Weekdays = Field(default=(), description="`mon` to `sun`, or a range as `mon-fri`")
-    uid: Ids = Field(default=(), description="user id, of this machine's own flows")
-    gid: Ids = Field(default=(), description="group id, of this machine's own flows")
+    uid: Accounts = Field(
+        default=(), description="user, by number or name, of this machine's own flows"
+    )
+    gid: Accounts = Field(
+        default=(), description="group, by number or name, of this machine's own flows"
+    )
     cgroup: Cgroups = Field(
         default=(),
         description="cgroup path, of this machine's own flows; what is below it is meant too",

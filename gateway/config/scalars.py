@@ -176,9 +176,11 @@ def port_range(value: int | str) -> tuple[int, int]:
 
 
 def read_user(value: object) -> int | str:
-    """A user's number or name."""
+    """A user's number or name, or a group's."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _INVALID_UID:
         return value
     if isinstance(value, str) and _USER.fullmatch(value):
         return value
-    raise refuse("not a user of this machine", "write a name or a number, such as `uid: proxy`")
+    raise refuse(
+        "not a user or group of this machine", "write a name or a number, such as `uid: proxy`"
+    )

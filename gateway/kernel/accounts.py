@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import pwd
 import socket
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,17 @@ def users(names: Iterable[str]) -> dict[str, int]:
     for name in names:
         try:
             found[name] = pwd.getpwnam(name).pw_uid
+        except KeyError:
+            continue
+    return found
+
+
+def groups(names: Iterable[str]) -> dict[str, int]:
+    """The same of groups."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = grp.getgrnam(name).gr_gid
         except KeyError:
             continue
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from gateway.config.rule_values import (
     DAY,
@@ -36,19 +37,34 @@ _FAMILIES = {4: PrefixSet.from_networks([ip_network("0.0.0.0/0")])}
 _FAMILIES |= {6: PrefixSet.from_networks([ip_network("::/0")])}
 
 
+class Accounts(NamedTuple):
+    """The numbers of users and groups of this machine, by the names that rules have for them."""
+
+    users: Mapping[str, int] = MappingProxyType({})
+    groups: Mapping[str, int] = MappingProxyType({})
+
+
+NO_ACCOUNTS = Accounts()
+
+
 def compile_policy(
-    config: Config, rule_sets: Mapping[str, RuleSetData], geography: Geography | None = None
+    config: Config,
+    rule_sets: Mapping[str, RuleSetData],
+    geography: Geography | None = None,
+    accounts: Accounts = NO_ACCOUNTS,
 ) -> Policy:
     """The policy of a configuration that ``config.load`` has found legal.
 
     ``rule_sets`` has every set that a rule names (``load_rule_sets``); ``geography`` may be
-    None where no rule asks for a country or an autonomous system. Raises ``KeyError`` for a
-    missing set, ``ValueError`` where the last rule does not match everything.
+    None where no rule asks for a country or an autonomous system; ``accounts`` has every user and
+    group that a rule names. Raises ``KeyError`` for a name that is missing, ``ValueError`` where
+    the last rule does not match everything.
     """
     names = _Names(
         config,
         {name: PrefixSet.from_networks(its) for name, its in config.lan.subnets.items()},
         {name: _named_set(data) for name, data in rule_sets.items()},
+        accounts,
     )
     lists = {
         name: [names.rule(f"lists.{name}[{index}]", index, rule) for index, rule in enumerate(its)]
@@ -65,6 +81,7 @@ class _Names:
     config: Config
     subnets: Mapping[str, PrefixSet]
     rule_sets: Mapping[str, PrefixSet | LargeSet]
+    accounts: Accounts
 
     def rule(self, title: str, index: int, rule: Rule) -> CompiledRule:
         return CompiledRule(
@@ -97,8 +114,8 @@ class _Names:
             "macs": macs,
             "hostnames": hostnames,
             "dscps": match.dscp,
-            "uids": match.uid,
-            "gids": match.gid,
+            "uids": _numbers(match.uid, self.accounts.users),
+            "gids": _numbers(match.gid, self.accounts.groups),
             "cgroups": match.cgroup,
             "names": NamePatterns.of(match.domain) if match.domain else None,
             "sniffed": match.sniffed,
@@ -178,6 +195,10 @@ def _all_of(*asked: PrefixSet | None) -> tuple[Network, ...] | None:
         if each is not None:
             both = each if both is None else both & each
     return None if both is None else both.networks
+
+
+def _numbers(asked: Iterable[int | str], known: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(known[each] if isinstance(each, str) else each for each in asked))
 
 
 def _merged(ranges: Iterable[int | str]) -> PortRanges:

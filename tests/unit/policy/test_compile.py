@@ -11,7 +11,7 @@ from gateway.config.schema import Config
 from gateway.decision import Decision
 from gateway.flow import Endpoint, FlowFacts, Protocol
 from gateway.marks import Mark
-from gateway.policy.compile import compile_policy
+from gateway.policy.compile import Accounts, compile_policy
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
 from gateway.policy.rulesets import RuleSetData
@@ -164,6 +164,16 @@ def test_rules_lead_to_lists_and_back() -> None:
     assert policy.rules[0].text == "rules[0] -> goto page"
     elsewhere = FACTS._replace(destination=Endpoint("10.0.0.1", 3))
     assert policy.decide(elsewhere) == Decision("direct", 1, "rules[1] -> direct")
+
+
+def test_users_and_groups_by_name() -> None:
+    rules = [{"uid": ["proxy", 7], "gid": "staff", "to": "reject"}, {"to": "direct"}]
+    config = Config.model_validate({"lan": {"this_machine": True}, "rules": rules})
+    policy = compile_policy(config, {}, accounts=Accounts({"proxy": 13}, {"staff": 50}))
+    assert (policy.rules[0].uids, policy.rules[0].gids) == ((13, 7), (50,))
+    assert policy.rules[0].text == "rules[0] uid=proxy,7 gid=staff -> reject"
+    with pytest.raises(KeyError, match="proxy"):
+        compile_policy(config, {})
 
 
 def test_a_policy_needs_its_rule_sets() -> None:
