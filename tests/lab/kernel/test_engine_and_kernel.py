@@ -87,7 +87,9 @@ def test_packets_meet_what_the_engine_decides(
 
 def nested() -> Policy:
     """Forty rules of several tests each, and as many pages, which lead to one more."""
-    ports = [Condition(protocols=("tcp", "udp"), ports=((port, port),)) for port in PORTS]
+    ports = [
+        Condition(protocols=(Protocol.TCP, Protocol.UDP), ports=((port, port),)) for port in PORTS
+    ]
     lan0, often = Condition(interfaces=("lan0",)), Condition(dscps=(0, 46))
     tests = [
         {"any_of": (ports[n % 6],), "none_of": (Condition(any_of=(lan0, often)),)}
