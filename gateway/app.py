@@ -25,11 +25,11 @@ from gateway.assembly import (
 from gateway.blueprint import GUARDED, Blueprint, Safety
 from gateway.changes import changes
 from gateway.control.api import ControlServer
+from gateway.control.health import outbounds_health, summary
 from gateway.control.lock import run_lock
 from gateway.control.running import (
     FlowRecord,
     Health,
-    OutboundHealth,
     PlanReport,
     ReloadReport,
 )
@@ -38,6 +38,8 @@ from gateway.errands import connector
 from gateway.errors import GatewayError
 from gateway.explain.answer import Explanation, explain, question
 from gateway.explain.shadow import ShadowReport, shadow
+from gateway.groups.report import GroupRecord
+from gateway.keeper import GroupKeeper, choices_of
 from gateway.kernel import deadman, limits
 from gateway.kernel.applier import Applier
 from gateway.kernel.guard import Finding
@@ -45,6 +47,7 @@ from gateway.kernel.tun import TunKeeper
 from gateway.kernel.watch import watch
 from gateway.plan.diff import diff
 from gateway.plan.render import render
+from gateway.rulesets.fetch import Connect
 from gateway.rulesets.store import RuleSetStore
 from gateway.rulesets.updates import Updates, fetched_sets
 from gateway.version import VERSION
@@ -89,6 +92,7 @@ class Gateway:
         self._updates = Updates()
         self._unable: frozenset[str] = frozenset()
         # Set by ``serve`` before anything may ask for them.
+        self._keeper: GroupKeeper
         self._assembly: Assembly
         self._found: tuple[Finding, ...]
         self._plane: Plane
@@ -104,6 +108,7 @@ class Gateway:
         with run_lock(self._run_dir):
             self._assembly = await asyncio.to_thread(assemble, self._path)
             self._found = await asyncio.to_thread(findings, self._assembly)
+            self._keeper = GroupKeeper(choices_of(self._assembly.config, self._path))
             require_loop_free(self._found)
             logs.configure(self._assembly.config.log.level, self._assembly.config.log.format)
             limits.raise_descriptor_limit()
@@ -120,12 +125,16 @@ class Gateway:
                 tasks.create_task(self._every(LISTS_S, self._fetch_lists), name="fetching"),
                 tasks.create_task(self._every(UDP_S, self._watch_udp), name="udp"),
                 tasks.create_task(self._plane.run(), name="data plane"),
+                tasks.create_task(
+                    self._keeper.run(self._plane, lambda: self._assembly.config, self._connector),
+                    name="groups",
+                ),
                 tasks.create_task(self._reload_on_hang_up(), name="reload"),
             ]
             if any(way.entries for way in self._assembly.ways):
                 await self._attempt(self._adopt)  # what was foreseen stands in the kernel now
             self._state = "running"
-            log.info("ready", extra=logs.fields(**self._summary()))
+            log.info("ready", extra=logs.fields(**summary(self._assembly)))
             await self._stop.wait()
             self._state = "stopping"
             self._assembly.store.close()
@@ -150,7 +159,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _data_plane(self) -> AsyncIterator[None]:
-        plan = blueprint(self._assembly, self._found, self._safety)
+        plan = self._blueprint(self._assembly, self._found)
         require_free(plan.listen_on)
         self._plane = data_plane(plan, self._assembly.workers)
         await self._plane.start()
@@ -248,8 +257,7 @@ class Gateway:
         await asyncio.gather(*(self._fetch_list(name, store) for name in due))
 
     async def _fetch_list(self, name: str, store: RuleSetStore) -> None:
-        plan = blueprint(self._assembly, self._found, self._safety)
-        connect = connector(plan, store.config, fetched_sets(store)[name].via)
+        connect = self._connector(fetched_sets(store)[name].via)
         try:
             changed = await self._updates.update(name, store, connect)
         except GatewayError as error:
@@ -272,7 +280,16 @@ class Gateway:
                     ),
                 )
         self._assembly, self._found = fresh, found
-        await self._plane.adopt(blueprint(fresh, found, self._safety))
+        await self._plane.adopt(self._blueprint(fresh, found))
+
+    def _blueprint(self, assembly: Assembly, found: tuple[Finding, ...]) -> Blueprint:
+        groups = self._keeper.standings(assembly.config)
+        return blueprint(assembly, found, self._safety, groups)
+
+    def _connector(self, via: str) -> Connect:
+        """Opens connections of our own by an outbound."""
+        plan = self._blueprint(self._assembly, self._found)
+        return connector(plan, self._assembly.config, via)
 
     async def _reload_on_hang_up(self) -> None:
         while True:
@@ -314,7 +331,7 @@ class Gateway:
                 )
             found = await asyncio.to_thread(findings, fresh)
             require_loop_free(found)
-            plan = blueprint(fresh, found, self._safety)
+            plan = self._blueprint(fresh, found)
             if fresh.config.inbound.port != old.config.inbound.port:
                 require_free(plan.listen_on)
             await self._keep_device(plan)
@@ -322,7 +339,7 @@ class Gateway:
             try:
                 await asyncio.to_thread(self._applier.apply, fresh.plan, old.plan)
             except GatewayError:
-                await self._plane.adopt(blueprint(old, self._found, self._safety))
+                await self._plane.adopt(self._blueprint(old, self._found))
                 raise
             logs.configure(fresh.config.log.level, fresh.config.log.format)
             if any(way.entries for way in fresh.ways):
@@ -341,7 +358,8 @@ class Gateway:
         """What would become of a flow under what is in force."""
         assembly, found = self._assembly, self._found
         asked = question(assembly, words)
-        return await asyncio.to_thread(explain, assembly, found, asked)
+        groups = self._keeper.report(assembly.config)
+        return await asyncio.to_thread(explain, assembly, found, asked, groups)
 
     async def shadow(self, path: Path) -> ShadowReport:
         """Which live flows would go elsewhere under another file."""
@@ -353,11 +371,21 @@ class Gateway:
         """Live flows, then at most ``recent`` closed ones, latest first."""
         return await self._plane.flows(recent)
 
+    async def groups(self) -> tuple[GroupRecord, ...]:
+        """Every group, with its members."""
+        return self._keeper.report(self._assembly.config)
+
+    async def select(self, group: str, member: str) -> GroupRecord:
+        """Have a group take a member, from now on."""
+        async with self._changing:
+            return await self._keeper.choose(self._plane, self._assembly.config, group, member)
+
     async def counters(self) -> dict[str, int]:
         """Totals since the start."""
         empty = sum(map(self._assembly.store.is_empty, fetched_sets(self._assembly.store)))
         sets = {"rule_sets_empty": empty} if empty else {}
-        return {**await self._plane.counters(), **self._updates.counters, **sets}
+        totals = [await self._plane.counters(), self._updates.counters, self._keeper.counters]
+        return {name: n for each in (*totals, sets) for name, n in each.items()}
 
     async def health(self) -> Health:
         """The gateway in one look."""
@@ -373,28 +401,5 @@ class Gateway:
             backend=self._assembly.backend.value,
             backend_reason=self._assembly.backend_reason,
             flows=await self._plane.live_count(),
-            outbounds=tuple(
-                OutboundHealth(
-                    name=finding.egress.outbound,
-                    type=config.outbound(finding.egress.outbound).type,
-                    ok=finding.ok,
-                    strategy=finding.egress.how,
-                    route=finding.route,
-                    reason=finding.reason,
-                    hint=finding.hint,
-                )
-                for finding in self._found
-            ),
+            outbounds=outbounds_health(self._assembly, self._found),
         )
-
-    def _summary(self) -> dict[str, object]:
-        config = self._assembly.config
-        return {
-            "mode": config.inbound.tcp,
-            "port": config.inbound.port,
-            "backend": self._assembly.backend.value,
-            "rules": len(config.rules),
-            "outbounds": len(config.outbounds),
-            "workers": self._assembly.workers,
-            "on_failure": config.inbound.on_failure,
-        }

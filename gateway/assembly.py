@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeGuard
 
 from gateway.config import findings as config_findings
+from gateway.config.groups import ends_of
 from gateway.config.load import load
 from gateway.config.outbounds import DirectOutbound, Socks5Outbound
 from gateway.config.schema import Config
@@ -198,11 +199,12 @@ def _assembly(
 
 def _without_udp(config: Config) -> frozenset[str]:
     """The outbounds of which it is written down that they carry no UDP."""
-    return frozenset(
+    unable = {
         name
         for name, outbound in config.outbounds.items()
         if isinstance(outbound, Socks5Outbound) and outbound.udp is False
-    )
+    }
+    return frozenset(name for name in config.outbounds if unable.issuperset(ends_of(config, name)))
 
 
 def _workers(config: Config) -> int:

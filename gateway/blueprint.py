@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.facts import FactSources
+from gateway.groups.standing import Standing
 from gateway.inbound.queue import Judgement
 from gateway.kernel.privilege import Capability
 from gateway.kernel.tun import TunSettings
@@ -56,6 +57,7 @@ class Blueprint:
 
     ``capabilities`` are what it takes; a process that carries flows and does nothing else
     gives up all others.
+    ``groups``: how they stand; their members are among the outbounds.
     ``judgement``: how packet queues decide; None where there are none.
     """
 
@@ -71,5 +73,6 @@ class Blueprint:
     log_level: str
     log_format: Literal["text", "json"]
     facts: FactSources
+    groups: Mapping[str, Standing]
     capabilities: frozenset[Capability] = frozenset()
     judgement: Judgement | None = None

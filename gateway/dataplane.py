@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from gateway import logs
@@ -14,12 +14,16 @@ from gateway.blueprint import Blueprint, ListenOn
 from gateway.control.running import FlowRecord
 from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, Routing
 from gateway.facts import FactFinder
+from gateway.flow import CloseReason
+from gateway.groups.standing import Standing
 from gateway.inbound.queue import Classifier
 from gateway.inbound.tcp import TcpListener, open_listeners, require_free_port
 from gateway.inbound.udp import UdpListener, open_udp_listeners, require_free_udp_port
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory
 from gateway.outbound.base import Outbound
+from gateway.outbound.board import Board, GroupReport
+from gateway.outbound.group import GroupOutbound
 from gateway.relay.tcp import Mover
 from gateway.tunnel import Tunnel
 from gateway.udp.dispatcher import Datagrams
@@ -47,6 +51,8 @@ class DataPlane:
         self._factory = SocketFactory(plan.bypass)
         self._mover = Mover(self._reactor)
         self._made: dict[str, tuple[object, Outbound]] = {}
+        self._board = Board(self._reactor)
+        self._groups: dict[str, GroupOutbound] = {}
         self._dispatcher = Dispatcher(
             self._mover,
             self._routing(plan),
@@ -149,9 +155,13 @@ class DataPlane:
                 known[1].close()
         self._made = made
         outbounds = {name: outbound for name, (_, outbound) in made.items()}
+        self._board.adopt(plan.groups, outbounds)
+        self._groups = {
+            name: self._groups.get(name) or GroupOutbound(name, self._board) for name in plan.groups
+        }
         return Routing(
             plan.policy,
-            outbounds,
+            {**outbounds, **self._groups},
             plan.timeouts,
             plan.sniff,
             FactFinder(plan.policy.needs, plan.facts),
@@ -197,7 +207,7 @@ class DataPlane:
         )
         # Sums of counters leave out what is zero.
         counters = self._dispatcher.counters + self._datagrams.counters
-        counters += Counter(udp_dropped_unsent=unsent)
+        counters += Counter(udp_dropped_unsent=unsent) + self._board.counters
         for classifier in self._classifiers.values():
             counters += classifier.counters
         if self._tunnel is not None:
@@ -206,8 +216,26 @@ class DataPlane:
 
     def without_udp(self) -> frozenset[str]:
         """The outbounds that have turned out to carry no UDP."""
-        made = self._made.items()
-        return frozenset(name for name, (_, each) in made if each.carries_udp is False)
+        known = self._dispatcher.routing.outbounds.items()
+        return frozenset(name for name, each in known if each.carries_udp is False)
+
+    def stand(self, groups: Mapping[str, Standing], well: Collection[str]) -> None:
+        """Have new flows go by the groups as they stand now; end those that are interrupted.
+
+        ``well``: outbounds that have just been probed, and are.
+        """
+        before = self._board.standings
+        self._board.stand(groups, well)
+        if not any(standing.interrupt for standing in groups.values()):
+            return
+        live: list[Flow | UdpFlow] = [*self._dispatcher.live, *self._datagrams.live]
+        for flow in live:
+            if flow.member and self._board.interrupted(before, flow.record().outbound, flow.member):
+                flow.close(CloseReason.SWITCHED)
+
+    def group_report(self) -> GroupReport:
+        """What flows have shown of groups and members."""
+        return self._board.report()
 
     def close(self) -> None:
         """Stop listening and end every flow."""

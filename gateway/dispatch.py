@@ -86,7 +86,7 @@ class Flow:
 
     __slots__ = (
         "_attempt", "_client", "_dispatcher", "_edges", "_end", "_leg", "_relay", "decision",
-        "detail", "facts", "id", "quiet_since", "seen", "started",
+        "detail", "facts", "id", "member", "quiet_since", "seen", "started",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +108,7 @@ class Flow:
         self.facts = facts
         self.decision = decision
         self.detail = ""
+        self.member = ""
         self.started = time.monotonic()
         self._end: _End | None = None
         self.seen = 0
@@ -170,14 +171,17 @@ class Flow:
         self, upstream: SocketType, surplus: bytes, sent: int = 0, edges: int = UNKNOWN
     ) -> None:
         """Relay from here on."""
-        self._attempt = None
+        if self._attempt is not None:
+            self.member = self._attempt.member
+            self._attempt = None
         dispatcher = self._dispatcher
         self._relay = relay = Relay(dispatcher.mover, self._client, upstream, surplus, self)
         dispatcher.relaying(self)
         relay.start(self._edges, edges, sent)
 
-    def failed(self, failure: UpstreamFailure, detail: str) -> None:
+    def failed(self, failure: UpstreamFailure, detail: str, replied: bool = False) -> None:
         """Give the client what it would have met: the flow ends with a reset."""
+        del replied
         self._attempt = None
         self.detail = detail
         self.close(REASONS[failure])
@@ -227,6 +231,7 @@ class Flow:
             destination=self.facts.destination,
             rule="" if decision is None else decision.rule,
             outbound="" if decision is None else decision.outbound,
+            member=self.member,
             interface=self.facts.interface,
             started=time.time() - now + self.started,
             state=state,

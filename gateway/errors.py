@@ -59,6 +59,10 @@ class LoopError(GatewayError):
     """An outbound's packets would enter our own diversion again."""
 
 
+class ChoiceError(GatewayError):
+    """A group that does not exist, or is not chosen by hand, or a member that it does not have."""
+
+
 class ProtocolError(GatewayError):
     """A peer sent bytes that its protocol does not allow."""
 

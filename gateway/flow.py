@@ -78,6 +78,7 @@ class CloseReason(StrEnum):
     IDLE_TIMEOUT = "idle-timeout"
     REJECTED = "rejected"
     EVICTED = "evicted"
+    SWITCHED = "switched"
     LOOP = "loop"
     NOT_DIVERTED = "not-diverted"
     NO_RESOURCES = "no-resources"

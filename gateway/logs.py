@@ -62,7 +62,7 @@ def flow_line(flow: FlowRecord) -> dict[str, object]:
         **({"name": flow.name} if flow.name else {}),
         **({"sniffed": flow.sniffed} if flow.sniffed else {}),
         "rule": flow.rule,
-        "outbound": flow.outbound,
+        "outbound": flow.way,
         "up": flow.bytes_up,
         "down": flow.bytes_down,
         "seconds": round(flow.duration_s, 3),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
 from gateway.assembly import Assembly, congestion_controls
 from gateway.blueprint import GUARDED, Blueprint, ListenOn, Recipe, Safety
-from gateway.config.outbounds import BUILT_IN, DirectOutbound, RejectOutbound, Socks5Outbound
+from gateway.config.groups import ends_of, groups_of, stands_for
+from gateway.config.outbounds import BUILT_IN, DirectOutbound, Group, RejectOutbound, Socks5Outbound
 from gateway.config.scalars import port_range
 from gateway.config.schema import Config, Sniff
 from gateway.decision import DIRECT
@@ -16,6 +17,8 @@ from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.errors import UpstreamFailure
 from gateway.facts import FactSources
 from gateway.flow import Endpoint, Protocol
+from gateway.groups.standing import Standing
+from gateway.groups.state import Observed, standings
 from gateway.inbound.queue import Judgement
 from gateway.kernel.congestion import for_lan, for_outbound
 from gateway.kernel.guard import Finding
@@ -25,14 +28,21 @@ from gateway.kernel.tun import TunSettings
 from gateway.marks import Mark
 from gateway.outbound import direct, reject, socks5
 from gateway.plan.egress import Egress
-from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
 from gateway.udp.flow import UdpSettings
 from gateway.wire.socks5 import Credentials
 
 
-def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUARDED) -> Blueprint:
-    """What the assembly asks of a data plane, with what the guard found."""
+def blueprint(
+    assembly: Assembly,
+    found: Iterable[Finding],
+    safety: Safety = GUARDED,
+    groups: Mapping[str, Standing] | None = None,
+) -> Blueprint:
+    """What the assembly asks of a data plane, with what the guard found.
+
+    ``groups``: how they stand; without it, as long as nothing is known of their members.
+    """
     config = assembly.config
     return Blueprint(
         policy=assembly.policy,
@@ -49,6 +59,7 @@ def blueprint(assembly: Assembly, found: Iterable[Finding], safety: Safety = GUA
         detect_loops=safety.detect,
         log_level=config.log.level,
         log_format=config.log.format,
+        groups=standings(config, Observed()) if groups is None else groups,
         facts=FactSources(
             config.time_zone, _leases(assembly), assembly.host.addresses, config.tun.name
         ),
@@ -75,7 +86,7 @@ def _judgement(assembly: Assembly) -> Judgement | None:
     plain = assembly.config.outbound(DIRECT)
     answers: dict[str, Mark | None] = {}
     for name in (*BUILT_IN, *assembly.config.outbounds):
-        outbound = assembly.config.outbound(name)
+        outbound = stands_for(assembly.config, name)
         if isinstance(outbound, RejectOutbound):
             answers[name] = refusals[outbound.answer]
         else:
@@ -144,6 +155,7 @@ def _recipes(assembly: Assembly, found: Iterable[Finding]) -> dict[str, Recipe]:
     recipes = {
         name: _recipe(name, assembly, proofs.get(name, []))
         for name in (*BUILT_IN, *assembly.config.outbounds)
+        if not isinstance(assembly.config.outbound(name), Group)
     }
     # A rule's mark makes another way of its outbound (``Decision.way``).
     for decision in assembly.policy.decisions:
@@ -168,6 +180,7 @@ def _recipe(name: str, assembly: Assembly, proofs: list[Finding]) -> Recipe:
     usable = [proof for proof in proofs if proof.ok]
     if isinstance(settings, DirectOutbound):
         return _direct(name, settings, proofs)
+    assert isinstance(settings, Socks5Outbound), "a group is made of others"
     if not usable:
         return partial(
             reject.refusal, name, UpstreamFailure.UNREACHABLE, f"{settings.server} does not resolve"
@@ -217,14 +230,15 @@ def _socks5(name: str, settings: Socks5Outbound, way: Egress, assembly: Assembly
         warm=settings.pool == "auto",
         by_name=assembly.config.sniff.override == "target",
         udp=None if settings.udp == "auto" else settings.udp,
-        warm_udp=assembly.config.inbound.udp == "tproxy" and _may_carry_udp(name, assembly.written),
+        warm_udp=assembly.config.inbound.udp == "tproxy" and _may_carry_udp(name, assembly),
     )
 
 
-def _may_carry_udp(name: str, policy: Policy) -> bool:
-    """Whether some rule sends datagrams to the outbound."""
-    rules = [*policy.rules, *(rule for its in policy.lists.values() for rule in its)]
+def _may_carry_udp(name: str, assembly: Assembly) -> bool:
+    """Whether some rule sends datagrams to the outbound, or to a group that it is in."""
+    config = assembly.config
+    its_names = {name, *(group for group in groups_of(config) if name in ends_of(config, group))}
     return any(
-        rule.outbound == name and (not rule.protocols or Protocol.UDP in rule.protocols)
-        for rule in rules
+        rule.outbound in its_names and (not rule.protocols or Protocol.UDP in rule.protocols)
+        for rule in assembly.written.every_rule
     )

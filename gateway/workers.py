@@ -13,7 +13,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
 from gateway import logs
@@ -21,6 +22,8 @@ from gateway.blueprint import Blueprint
 from gateway.control.running import FlowRecord
 from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError
+from gateway.groups.standing import Standing
+from gateway.outbound.board import GroupReport
 from gateway.worker import END, pack, read
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,12 @@ class Plane(Protocol):
 
     async def without_udp(self) -> frozenset[str]:
         """The outbounds that have turned out to carry no UDP."""
+
+    async def stand(self, groups: Mapping[str, Standing], well: Collection[str]) -> None:
+        """See ``DataPlane.stand``."""
+
+    async def group_report(self) -> GroupReport:
+        """What flows have shown of groups and members."""
 
     async def close(self) -> None:
         """End, with every flow."""
@@ -106,6 +115,14 @@ class InProcess:
     async def without_udp(self) -> frozenset[str]:
         """See ``DataPlane.without_udp``."""
         return self._plane.without_udp()
+
+    async def stand(self, groups: Mapping[str, Standing], well: Collection[str]) -> None:
+        """See ``DataPlane.stand``."""
+        self._plane.stand(groups, well)
+
+    async def group_report(self) -> GroupReport:
+        """See ``DataPlane.group_report``."""
+        return self._plane.group_report()
 
     async def close(self) -> None:
         """See ``DataPlane.close``."""
@@ -258,6 +275,20 @@ class Workers:
         none: frozenset[str] = frozenset()
         return none.union(*await self._ask_all("without_udp"))
 
+    async def stand(self, groups: Mapping[str, Standing], well: Collection[str]) -> None:
+        """Tell all; a worker that is started later begins with it."""
+        self._plan = replace(self._plan, groups=groups)
+        await self._tell("stand", groups, well)
+
+    async def group_report(self) -> GroupReport:
+        """Sums of all that live."""
+        used: Counter[str] = Counter()
+        failures: Counter[str] = Counter()
+        for report in await self._ask_all("group_report"):
+            used.update(report.used)
+            failures.update(report.failures)
+        return GroupReport(used, failures)
+
     async def close(self) -> None:
         """End all workers and their flows."""
         self._closing = True
@@ -296,10 +327,10 @@ class Workers:
             except WorkerLostError:
                 continue  # its keeper counts what it had when last asked
 
-    async def _tell(self, method: str, plan: Blueprint) -> None:
+    async def _tell(self, method: str, *what: object) -> None:
         """Call a method of all. A worker that dies meanwhile is started with the newest plan."""
         answers = await asyncio.gather(
-            *(worker.ask(method, plan) for worker in self._workers), return_exceptions=True
+            *(worker.ask(method, *what) for worker in self._workers), return_exceptions=True
         )
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, WorkerLostError):

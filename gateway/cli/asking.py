@@ -39,10 +39,11 @@ def status(ctx: click.Context, run_dir: Path, as_json: bool) -> None:
         _show_not_running(error, run_dir, as_json)
         ctx.exit(1)
     counters = client.get("/counters")["counters"]
+    groups = client.get("/groups")["groups"]
     if as_json:
-        print_json({"running": True, **health, "counters": counters})
+        print_json({"running": True, **health, "groups": groups, "counters": counters})
     else:
-        click.echo(_status_text(health, counters))
+        click.echo(_status_text(health, groups, counters))
     if not all(outbound["ok"] for outbound in health["outbounds"]):
         ctx.exit(1)
 
@@ -68,7 +69,9 @@ def _show_not_running(error: NotRunningError, run_dir: Path, as_json: bool) -> N
     click.echo(f"hint: {hint}")
 
 
-def _status_text(health: dict[str, Any], counters: dict[str, int]) -> str:
+def _status_text(
+    health: dict[str, Any], groups: list[dict[str, Any]], counters: dict[str, int]
+) -> str:
     about = [
         ["state", f"{health['state']} for {span(health['uptime_s'])} (process {health['pid']})"],
         ["version", health["version"]],
@@ -81,6 +84,10 @@ def _status_text(health: dict[str, Any], counters: dict[str, int]) -> str:
     if health["outbounds"]:
         rows = [["OUTBOUND", "TYPE", "LOOP GUARD"]]
         rows += [[o["name"], o["type"], _finding(o)] for o in health["outbounds"]]
+        parts.append(columns(rows))
+    if groups:
+        rows = [["GROUP", "TYPE", "TAKES", "BECAUSE"]]
+        rows += [[g["name"], g["type"], ", ".join(g["takes"]), g["reason"]] for g in groups]
         parts.append(columns(rows))
     if counters:
         rows = [["COUNTER", "TOTAL"], *([name, str(n)] for name, n in sorted(counters.items()))]
@@ -145,7 +152,7 @@ def _flow_row(flow: dict[str, Any]) -> list[str]:
         flow["destination"],
         flow["name"] or flow["sniffed"],
         flow["rule"],
-        flow["outbound"],
+        f"{flow['outbound']}>{flow['member']}" if flow["member"] else flow["outbound"],
         flow["close_reason"] or flow["state"],
         amount(flow["bytes_up"]),
         amount(flow["bytes_down"]),

@@ -19,6 +19,9 @@ from gateway.errors import GatewayError
 from gateway.explain.answer import explain as explain_flow
 from gateway.explain.answer import question
 from gateway.explain.question import read_source, read_target
+from gateway.groups.report import report
+from gateway.groups.state import Observed
+from gateway.keeper import choices_of, read_choices
 from gateway.kernel.sockets import resolve
 
 #: How often flows are asked for (seconds), and how many that have ended since are seen.
@@ -94,7 +97,9 @@ def explain(
     else:
         assembly = assemble(config)
         asked = question(assembly, words)
-        explanation = asdict(explain_flow(assembly, findings(assembly), asked))
+        chosen = read_choices(choices_of(assembly.config, config))
+        groups = report(assembly.config, Observed(chosen=chosen))
+        explanation = asdict(explain_flow(assembly, findings(assembly), asked, groups))
     if as_json:
         print_json(explanation)
     else:
@@ -147,6 +152,7 @@ def explanation_text(told: dict[str, Any]) -> str:
         ["arrives on", told["interface"] or "nothing: this machine sends it"],
         ["netfilter", f"{told['backend']}: {told['fate']}"],
         ["takes", _takes(told)],
+        *(["group", _group(group)] for group in told["groups"]),
         *(["way", _way(way)] for way in told["ways"]),
         *(["note", note] for note in told["notes"]),
     ]
@@ -168,6 +174,10 @@ def _takes(told: dict[str, Any]) -> str:
         return "direct: routed on as if the gateway were not there"
     named = "" if told["outbound"] == told["takes"] else f" ({told['outbound']})"
     return f"{told['takes']}{named}, decided by the {told['by']}: {told['rule']}"
+
+
+def _group(chosen: dict[str, Any]) -> str:
+    return f"{chosen['group']} ({chosen['type']}) -> {chosen['member']}: {chosen['reason']}"
 
 
 def _way(way: dict[str, Any]) -> str:

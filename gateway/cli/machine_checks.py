@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.cli.examination import Check, Examined, fail, ok, warn
+from gateway.config.outbounds import DirectOutbound, Socks5Outbound
 from gateway.plan.backend import needed
 from gateway.plan.model import Backend
 
@@ -103,7 +104,11 @@ def reverse_path(seen: Examined) -> Iterator[Check]:
 
 def _outbound_interfaces(seen: Examined) -> set[str]:
     outbounds = seen.config.outbounds.values() if seen.config else ()
-    return {one.interface for one in outbounds if one.type != "reject" and one.interface}
+    return {
+        one.interface
+        for one in outbounds
+        if isinstance(one, Socks5Outbound | DirectOutbound) and one.interface
+    }
 
 
 def valid_mark(seen: Examined) -> Iterator[Check]:

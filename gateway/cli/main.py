@@ -20,6 +20,8 @@ COMMANDS = {
     "down": ("gateway.cli.kernel_state:down", "Remove everything of ours from the kernel."),
     "status": ("gateway.cli.asking:status", "Say whether the gateway runs and is well."),
     "flows": ("gateway.cli.asking:flows", "List the flows that pass through the gateway."),
+    "groups": ("gateway.cli.groups:groups", "List groups of outbounds, and whom they take."),
+    "select": ("gateway.cli.groups:select", "Choose the member that a group takes."),
     "reload": ("gateway.cli.asking:reload", "Put a changed configuration in force."),
     "explain": ("gateway.cli.explain:explain", "Say what would become of one flow, and why."),
     "rules": ("gateway.cli.rules:rules", "Look into rule sets; convert and fetch lists."),

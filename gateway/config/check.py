@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from itertools import combinations
 
 from gateway.config.findings import Finding, Path, did_you_mean
+from gateway.config.group_checks import GROUP_CHECKS
 from gateway.config.outbounds import BUILT_IN, DirectOutbound, RejectOutbound, Socks5Outbound
 from gateway.config.rule_checks import RULE_CHECKS
 from gateway.config.scalars import HOST_NAME
@@ -241,5 +242,6 @@ _CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     _fetched_sets,
     _tun,
     _mark_base,
+    *GROUP_CHECKS,
     *RULE_CHECKS,
 )

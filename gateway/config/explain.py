@@ -10,7 +10,13 @@ from pydantic_core import ErrorDetails
 
 from gateway.config.document import Document
 from gateway.config.findings import Finding, did_you_mean
-from gateway.config.scalars import CGROUP_PATTERN, INTERFACE_PATTERN, NAME_PATTERN
+from gateway.config.scalars import (
+    CGROUP_PATTERN,
+    CONGESTION_PATTERN,
+    INTERFACE_PATTERN,
+    NAME_PATTERN,
+    URL_PATTERN,
+)
 from gateway.config.shape import Shape
 
 _MAPPING = ("must be a mapping", "write `key: value` lines below it, or leave the key out")
@@ -48,6 +54,11 @@ _PATTERNS = {
         "not a control group",
         "write its path below /sys/fs/cgroup, such as system.slice/ssh-socks.service",
     ),
+    CONGESTION_PATTERN: (
+        "not a congestion control",
+        "`sysctl net.ipv4.tcp_available_congestion_control` lists those of this kernel",
+    ),
+    URL_PATTERN: ("not a URL of http or https", "write http://HOST/PATH or https://HOST/PATH"),
 }
 
 

@@ -13,8 +13,10 @@ from gateway.config.values import (
     InterfaceName,
     Model,
     Name,
+    Names,
     Port,
     Strategy,
+    Url,
     User,
 )
 from gateway.decision import DIRECT, REJECT, REJECT_DROP, REJECT_ICMP
@@ -133,6 +135,86 @@ class RejectOutbound(Model):
     )
 
 
+class Probe(Model):
+    """How the members of a group are tried."""
+
+    url: Url = Field(
+        default="http://www.gstatic.com/generate_204",
+        description=(
+            "http or https; asked for through each member, which is well if the answer's status"
+            " is 200 to 299"
+        ),
+    )
+    every: Annotated[float, Field(ge=1, le=86400)] = Field(
+        default=60,
+        description=(
+            "seconds between two probes of a member; one through which a flow has failed is"
+            " probed at once"
+        ),
+    )
+    timeout: Annotated[float, Field(gt=0, le=60)] = Field(
+        default=5, description="seconds that a probe may take"
+    )
+    lazy: bool = Field(default=True, description="probe only while flows use the group")
+
+
+class _Group(Model):
+    """What every group has."""
+
+    members: Names = Field(
+        description="outbounds by name, `direct`, `reject` or other groups, in order of preference"
+    )
+    interrupt: bool = Field(
+        default=False,
+        description="when the group takes another member, end the flows that go by the old one",
+    )
+
+
+class _ProbingGroup(_Group):
+    """What groups have that look after their members by themselves."""
+
+    probe: Probe = Field(default_factory=Probe, description="how its members are tried")
+
+
+class SelectGroup(_Group):
+    """The member that the owner has chosen; the first until then."""
+
+    type: Literal["select"]
+
+
+class FallbackGroup(_ProbingGroup):
+    """The first member that is well."""
+
+    type: Literal["fallback"]
+
+
+class UrlTestGroup(_ProbingGroup):
+    """The member by which the probe is answered soonest."""
+
+    type: Literal["url-test"]
+    tolerance: Annotated[float, Field(ge=0, le=10_000)] = Field(
+        default=50,
+        description="milliseconds by which another member must be faster to be taken instead",
+    )
+
+
+class LoadBalanceGroup(_ProbingGroup):
+    """All members that are well, each for a part of the flows."""
+
+    type: Literal["load-balance"]
+    by: Literal["source", "destination"] = Field(
+        default="source",
+        description=(
+            "what goes by one member together: all flows of a client, or all to a destination (its"
+            " name, where that is known); a member that is lost moves its own part alone"
+        ),
+    )
+
+
+Group = SelectGroup | FallbackGroup | UrlTestGroup | LoadBalanceGroup
+#: Groups whose members are probed.
+ProbingGroup = FallbackGroup | UrlTestGroup | LoadBalanceGroup
+
 #: Outbounds that exist without being written down.
 BUILT_IN: dict[str, DirectOutbound | RejectOutbound] = {
     DIRECT: DirectOutbound(type="direct"),
@@ -141,4 +223,5 @@ BUILT_IN: dict[str, DirectOutbound | RejectOutbound] = {
     REJECT_DROP: RejectOutbound(type="reject", answer="drop"),
 }
 
-Outbound = Annotated[Socks5Outbound | DirectOutbound | RejectOutbound, Field(discriminator="type")]
+AnyOutbound = Socks5Outbound | DirectOutbound | RejectOutbound | Group
+Outbound = Annotated[AnyOutbound, Field(discriminator="type")]

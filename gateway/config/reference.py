@@ -46,6 +46,9 @@ def _objects(
         found = _resolve(part, schema)
         kind = found.get("properties", {}).get("type", {}).get("const")
         yield (f"{path} (`type: {kind}`)" if kind else path), found
+        for key, value in found.get("properties", {}).items():
+            if "$ref" in value:
+                yield from _objects(f"{path}.{key}", value, schema)
     for branch in part.get("oneOf", ()):
         yield from _objects(path, branch, schema)
     for named in part.get("patternProperties", {}).values():

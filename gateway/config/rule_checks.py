@@ -10,7 +10,7 @@ from gateway.config.rule_values import DHCP_PREFIX, mark_and_mask
 from gateway.config.rules import Rule
 from gateway.config.scalars import is_address
 from gateway.config.schema import Config
-from gateway.config.subject import Subject, nested, overlap
+from gateway.config.subject import Subject, nested, overlap, reachable
 from gateway.decision import DIRECT
 from gateway.marks import Marks
 
@@ -226,23 +226,12 @@ def _lists_end(subject: Subject) -> Iterator[Finding]:
     }
     for name, rules in lists.items():
         for index, rule in enumerate(rules):
-            if rule.goto in lists and name in _reachable(rule.goto, leads_to):
+            if rule.goto in lists and name in reachable(rule.goto, leads_to):
                 yield Finding(
                     ("lists", name, index, "goto"),
                     f"leads back to {name}, for ever",
                     "let lists lead to others in one direction only",
                 )
-
-
-def _reachable(start: str, leads_to: dict[str, set[str]]) -> set[str]:
-    seen: set[str] = set()
-    ahead = [start]
-    while ahead:
-        name = ahead.pop()
-        if name not in seen:
-            seen.add(name)
-            ahead += leads_to[name]
-    return seen
 
 
 def _one_catch_all_at_the_end(subject: Subject) -> Iterator[Finding]:

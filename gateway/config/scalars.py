@@ -28,6 +28,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$"
 INTERFACE_PATTERN = r"^[A-Za-z0-9_.-]{1,15}$"
 #: Below the root of the one hierarchy (cgroups(7)), without what nft would read otherwise.
 CGROUP_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.@:-]*(/[A-Za-z0-9_][A-Za-z0-9_.@:-]*)*$"
+#: TCP_CA_NAME_MAX of <linux/tcp.h> is 16, with the zero at the end.
+CONGESTION_PATTERN = r"^[a-z0-9_-]{1,15}$"
+URL_PATTERN = r"^https?://[^\s/]+(/\S*)?$"
 #: useradd(8); the kernel keeps the last number for "nobody was asked" (``INVALID_UID``).
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII)
 _INVALID_UID = 0xFFFF_FFFF

@@ -11,13 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from gateway.config.assertions import Assertion
-from gateway.config.outbounds import (
-    BUILT_IN,
-    DirectOutbound,
-    Outbound,
-    RejectOutbound,
-    Socks5Outbound,
-)
+from gateway.config.outbounds import BUILT_IN, AnyOutbound, Outbound
 from gateway.config.rule_values import read_time_zone
 from gateway.config.rules import Device, Rule
 from gateway.config.tun import Tun
@@ -33,6 +27,7 @@ from gateway.config.values import (
     Port,
     PortRanges,
     Seconds,
+    Url,
 )
 from gateway.decision import DIRECT
 from gateway.marks import DEFAULT_BASE, DEFAULT_TCP_PORT
@@ -242,9 +237,7 @@ class UrlRuleSet(_ListedRuleSet):
     """A list that is fetched; the last good copy is kept, and used until the network is up."""
 
     type: Literal["url"]
-    url: str = Field(
-        pattern=r"^https?://[^\s/]+(/\S*)?$", max_length=2048, description="http or https"
-    )
+    url: Url = Field(description="http or https")
     via: Name = Field(default=DIRECT, description="the outbound that it is fetched through")
     interval: Hours = Field(
         default=24, description="hours between two looks whether it has changed"
@@ -339,7 +332,7 @@ class Config(Model):
     )
     log: LogSettings = Field(default_factory=LogSettings, description="what is logged")
 
-    def outbound(self, name: str) -> Socks5Outbound | DirectOutbound | RejectOutbound:
+    def outbound(self, name: str) -> AnyOutbound:
         """The outbound of that name, the unwritten ones included.
 
         Raises ``KeyError`` for an unknown name (the loader refuses such a file).

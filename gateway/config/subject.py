@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from gateway.config.findings import Path
@@ -50,3 +50,15 @@ def nested(path: Path, match: Match) -> Iterator[tuple[Path, Match]]:
 def overlap(one: Network, other: Network) -> bool:
     """Whether some address is in both."""
     return one.version == other.version and one.overlaps(other)
+
+
+def reachable(start: str, leads_to: Mapping[str, Set[str]]) -> set[str]:
+    """All that a name leads to, itself included, by however many steps."""
+    seen: set[str] = set()
+    ahead = [start]
+    while ahead:
+        name = ahead.pop()
+        if name not in seen:
+            seen.add(name)
+            ahead += leads_to[name]
+    return seen

@@ -18,8 +18,10 @@ from pydantic_core import core_schema
 
 from gateway.config.scalars import (
     CGROUP_PATTERN,
+    CONGESTION_PATTERN,
     INTERFACE_PATTERN,
     NAME_PATTERN,
+    URL_PATTERN,
     read_address,
     read_entry,
     read_network,
@@ -60,8 +62,9 @@ Strategy = Literal["auto", "mark", "device", "source", "netns", "host_route", "u
 ControlGroup = Annotated[str, Field(pattern=CGROUP_PATTERN)]
 #: A user of this machine, by number or name.
 User = Annotated[int | str, BeforeValidator(read_user)]
-#: TCP_CA_NAME_MAX of <linux/tcp.h> is 16, with the zero at the end.
-CongestionControl = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,15}$")]
+CongestionControl = Annotated[str, Field(pattern=CONGESTION_PATTERN)]
+#: http or https.
+Url = Annotated[str, Field(pattern=URL_PATTERN, max_length=2048)]
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 Networks = Annotated[tuple[Network, ...], OneOrMore()]
 Names = Annotated[tuple[Name, ...], OneOrMore()]

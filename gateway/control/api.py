@@ -15,7 +15,7 @@ from aiohttp import web
 from gateway.control import views
 from gateway.control.client import SOCKET_NAME
 from gateway.control.running import Running
-from gateway.errors import ConfigError, GatewayError, LoopError
+from gateway.errors import ChoiceError, ConfigError, GatewayError, LoopError
 from gateway.explain.question import QuestionError
 
 MAX_RECENT = 10_000
@@ -57,6 +57,13 @@ def application(running: Running) -> web.Application:
     async def counters(_: web.Request) -> web.Response:
         return web.json_response(views.counters_view(await running.counters()))
 
+    async def groups(_: web.Request) -> web.Response:
+        return web.json_response(views.groups_view(await running.groups()))
+
+    async def select(request: web.Request) -> web.Response:
+        group, member = request.query.get("group", ""), request.query.get("member", "")
+        return web.json_response(views.group_view(await running.select(group, member)))
+
     async def plan(_: web.Request) -> web.Response:
         return web.json_response(views.plan_view(await running.plan()))
 
@@ -76,9 +83,11 @@ def application(running: Running) -> web.Application:
     app.router.add_get("/health", health)
     app.router.add_get("/flows", flows)
     app.router.add_get("/counters", counters)
+    app.router.add_get("/groups", groups)
     app.router.add_get("/plan", plan)
     app.router.add_get("/explain", explain)
     app.router.add_post("/reload", reload)
+    app.router.add_post("/select", select)
     app.router.add_post("/shadow", shadow)
     return app
 
@@ -97,7 +106,7 @@ def _count(text: str) -> int:
 
 
 def _status(error: GatewayError) -> HTTPStatus:
-    if isinstance(error, _BadRequestError | QuestionError):
+    if isinstance(error, _BadRequestError | ChoiceError | QuestionError):
         return HTTPStatus.BAD_REQUEST
     if isinstance(error, ConfigError | LoopError):
         return HTTPStatus.UNPROCESSABLE_ENTITY
@@ -112,7 +121,7 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
     except GatewayError as error:
         return web.json_response(views.error_view(error), status=_status(error))
     except web.HTTPException as error:
-        paths = "GET /health /flows /counters /plan /explain, POST /reload /shadow"
+        paths = "GET /health /flows /counters /groups /plan /explain, POST /reload /select /shadow"
         message = f"{request.method} {request.path}: {error.reason.lower()}"
         view = views.error_view(GatewayError(message, f"this API has {paths}"))
         return web.json_response(view, status=error.status)

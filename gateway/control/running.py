@@ -19,6 +19,7 @@ from gateway.plan.model import RulePlacement
 if TYPE_CHECKING:
     from gateway.explain.answer import Explanation
     from gateway.explain.shadow import ShadowReport
+    from gateway.groups.report import GroupRecord
 
 
 class FlowState(StrEnum):
@@ -41,6 +42,7 @@ class FlowRecord:
     the flow lives; ``detail`` says more where there is more to say (an upstream's answer).
     ``rule`` and ``outbound`` are empty until a flow is decided. ``name`` and ``sniffed`` are
     the destination's name and the protocol that the client's first bytes told, if any.
+    ``member``: of the outbound, where that is a group, once it has connected the flow.
     """
 
     id: int
@@ -59,6 +61,12 @@ class FlowRecord:
     name: str = ""
     sniffed: str = ""
     protocol: Transport = Transport.TCP
+    member: str = ""
+
+    @property
+    def way(self) -> str:
+        """The outbound; of a group, with the member that was taken: ``auto>home``."""
+        return f"{self.outbound}>{self.member}" if self.member else self.outbound
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,17 @@ class Running(Protocol):
 
     async def flows(self, recent: int) -> list[FlowRecord]:
         """Live flows, and after them at most ``recent`` closed ones, latest first."""
+        ...
+
+    async def groups(self) -> tuple[GroupRecord, ...]:
+        """Every group, with its members."""
+        ...
+
+    async def select(self, group: str, member: str) -> GroupRecord:
+        """Have a ``select`` group take a member, now and after a restart.
+
+        Raises ``ChoiceError`` where there is no such choice.
+        """
         ...
 
     async def counters(self) -> dict[str, int]:

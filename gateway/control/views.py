@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from gateway.control.running import FlowRecord, Health, PlanReport, ReloadReport
 from gateway.errors import ConfigError, GatewayError
+from gateway.groups.report import GroupRecord
 
 Json = dict[str, object]
 
@@ -31,6 +32,7 @@ def flow_view(flow: FlowRecord) -> Json:
         "interface": flow.interface,
         "rule": flow.rule,
         "outbound": flow.outbound,
+        "member": flow.member,
         "started": flow.started,
         "duration_s": round(flow.duration_s, 3),
         "bytes_up": flow.bytes_up,
@@ -43,6 +45,22 @@ def flow_view(flow: FlowRecord) -> Json:
 def flows_view(flows: list[FlowRecord]) -> Json:
     """``GET /flows``."""
     return {"flows": [flow_view(flow) for flow in flows]}
+
+
+def group_view(group: GroupRecord) -> Json:
+    """One group, with its members; of each, the last probes."""
+    view = asdict(group)
+    for shown, member in zip(view["members"], group.members, strict=True):
+        shown["history"] = [
+            {"at": each.at, "ms": round(each.seconds * 1000, 1), "failure": each.failure}
+            for each in member.history
+        ]
+    return view
+
+
+def groups_view(groups: tuple[GroupRecord, ...]) -> Json:
+    """``GET /groups``."""
+    return {"groups": [group_view(group) for group in groups]}
 
 
 def counters_view(counters: dict[str, int]) -> Json:

@@ -5,18 +5,21 @@ Blocks: the kernel's routing tables are asked. Call from a thread without an eve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Final, Literal
 
 from gateway.assembly import Assembly
 from gateway.clock import WeekClock
-from gateway.config.outbounds import DirectOutbound, RejectOutbound
+from gateway.config.groups import stands_for
+from gateway.config.outbounds import DirectOutbound, LoadBalanceGroup, RejectOutbound
 from gateway.config.rule_values import DAY
 from gateway.decision import DIRECT, REJECT, Decision, Undecided
 from gateway.explain.question import Question, QuestionError, ask, device_facts, read_moment
 from gateway.flow import FlowFacts
+from gateway.groups.report import GroupRecord
+from gateway.groups.standing import balanced_by, by_weight
 from gateway.kernel.guard import Finding, judge
 from gateway.kernel.lookup import forwarding, look_up
 from gateway.kernel.neighbours import ask_kernel
@@ -54,13 +57,23 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """The member that a group would give the flow to, and why that one."""
+
+    group: str
+    type: str
+    member: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """The whole way of one flow. Shown as JSON: do not rename fields.
 
     ``takes``: the outbound that it takes, ``direct`` also where nobody diverts it, ``reject``
     for every outbound that refuses. ``by`` says who decides that: the ``kernel`` by a rule of
     the owner, the ``listener``, the gateway by the packet ``queue``, or ``nobody`` where no rule
-    of the owner is asked.
+    of the owner is asked. ``groups``: from the outbound that the rule names inwards.
     """
 
     protocol: str
@@ -77,6 +90,7 @@ class Explanation:
     by: Literal["kernel", "listener", "queue", "nobody"]
     outbound: str
     rule: str
+    groups: tuple[Chosen, ...]
     ways: tuple[Way, ...]
     notes: tuple[str, ...]
 
@@ -103,8 +117,16 @@ def question(assembly: Assembly, words: Mapping[str, str]) -> Question:
     return ask(source, target, **rest, at=moment)
 
 
-def explain(assembly: Assembly, found: Iterable[Finding], asked: Question) -> Explanation:
-    """Walk one flow through all layers. Raises ``GatewayError`` for a device nobody knows."""
+def explain(
+    assembly: Assembly,
+    found: Iterable[Finding],
+    asked: Question,
+    groups: Iterable[GroupRecord] = (),
+) -> Explanation:
+    """Walk one flow through all layers. Raises ``GatewayError`` for a device nobody knows.
+
+    ``groups``: what is known of each.
+    """
     now = minute_now(assembly) if asked.at is None else asked.at
     interface, notes = _arrival(assembly, asked)
     mac, hostname = device_facts(assembly.config, asked.device)
@@ -129,6 +151,10 @@ def explain(assembly: Assembly, found: Iterable[Finding], asked: Question) -> Ex
     decision = answer if isinstance(answer, Decision) else None
     notes += _notes(assembly, facts, now, walked.fate, decision)
     takes = _takes(assembly, walked.fate, decision)
+    chosen: tuple[Chosen, ...] = ()
+    if decision is not None and walked.fate in _DECIDED_HERE:
+        chosen = tuple(_through(assembly, groups, decision.outbound, facts))
+    end = chosen[-1].member if chosen else decision.outbound if decision else ""
     return Explanation(
         protocol=str(facts.protocol),
         source=str(facts.source) if facts.source.port else facts.source.host,
@@ -144,7 +170,8 @@ def explain(assembly: Assembly, found: Iterable[Finding], asked: Question) -> Ex
         by=_decided_by(walked.fate),
         outbound=decision.outbound if decision else "",
         rule=decision.rule if decision else "",
-        ways=tuple(_ways(assembly, found, asked, facts, walked.fate, decision)),
+        groups=chosen,
+        ways=tuple(_ways(assembly, found, asked, facts, walked.fate, decision, end)),
         notes=tuple(notes),
     )
 
@@ -198,8 +225,22 @@ def _takes(assembly: Assembly, fate: Fate, decision: Decision | None) -> str:
         return REJECT
     if fate not in _DECIDED_HERE or decision is None:
         return DIRECT
-    refuses = isinstance(assembly.config.outbound(decision.outbound), RejectOutbound)
+    refuses = isinstance(stands_for(assembly.config, decision.outbound), RejectOutbound)
     return REJECT if refuses else decision.outbound
+
+
+def _through(
+    assembly: Assembly, groups: Iterable[GroupRecord], outbound: str, facts: FlowFacts
+) -> Iterator[Chosen]:
+    """From a group to its member, as long as that is a group."""
+    known = {group.name: group for group in groups}
+    while (group := known.get(outbound)) is not None:
+        takes = group.takes
+        settings = assembly.config.outbound(outbound)
+        if isinstance(settings, LoadBalanceGroup):
+            takes = by_weight(takes, balanced_by(settings.by, facts))
+        yield Chosen(group.name, group.type, takes[0], group.reason)
+        outbound = takes[0]
 
 
 def _decided_by(fate: Fate) -> Literal["kernel", "listener", "queue", "nobody"]:
@@ -242,18 +283,18 @@ def _ways(
     facts: FlowFacts,
     fate: Fate,
     decision: Decision | None,
+    end: str,
 ) -> Iterable[Way]:
+    """Of the outbound ``end``, which is the decision's or that of its group's member."""
     if fate in (Fate.REFUSED, Fate.DROPPED):
         return []
     routed = fate is Fate.ASKED and decision is not None and decision.outbound == DIRECT
     if fate not in _DECIDED_HERE or decision is None or routed:
         mark = decision.mark if decision and fate is not Fate.LEFT_ALONE else None
         return [_routed(facts, mark)]
-    if isinstance(assembly.config.outbound(decision.outbound), DirectOutbound) and (
-        not asked.assumed
-    ):
-        return [_way(finding) for finding in _to(assembly, decision.outbound, facts)]
-    return [_way(finding) for finding in found if finding.egress.outbound == decision.outbound]
+    if isinstance(assembly.config.outbound(end), DirectOutbound) and (not asked.assumed):
+        return [_way(finding) for finding in _to(assembly, end, facts)]
+    return [_way(finding) for finding in found if finding.egress.outbound == end]
 
 
 def _routed(facts: FlowFacts, mark: Mark | None) -> Way:

@@ -107,8 +107,9 @@ class Control:
         if edges & (HANGUP | READ_HANGUP) and self._sock is not None:
             self.on_ready(upstream.fileno(), edges)
 
-    def failed(self, failure: UpstreamFailure, detail: str) -> None:
+    def failed(self, failure: UpstreamFailure, detail: str, replied: bool = False) -> None:
         """It is not."""
+        del replied
         self._attempt = None
         self._stop_timer()
         if self._handshake is not None and self._handshake.accepted:

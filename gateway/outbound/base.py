@@ -6,7 +6,7 @@ import errno
 import os
 from enum import StrEnum
 from socket import SocketType
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
@@ -27,6 +27,7 @@ _FAILURES = {
     errno.ENOMEM: UpstreamFailure.RESOURCES,
 }
 
+_ANSWERS = frozenset({UpstreamFailure.REFUSED, UpstreamFailure.RESET})
 
 _ENDS: Final = ERROR | HANGUP
 #: A read stops short at what comes behind these: the FIN, or the mark of urgent data (tcp(7)).
@@ -54,8 +55,11 @@ class Requester(Protocol):
         ``edges`` have been told of it and not served: 0 where it has been read to its end.
         """
 
-    def failed(self, failure: UpstreamFailure, detail: str) -> None:
-        """There is no leg; its socket is closed."""
+    def failed(self, failure: UpstreamFailure, detail: str, replied: bool = False) -> None:
+        """There is no leg; its socket is closed.
+
+        ``replied``: the way out works, and this is what it, or the destination, answers.
+        """
 
 
 class Attempt(Protocol):
@@ -64,6 +68,10 @@ class Attempt(Protocol):
     @property
     def ends(self) -> tuple[Endpoint, Endpoint]:
         """Our end of the leg and the other: the loop detector looks for a flow between them."""
+
+    @property
+    def member(self) -> str:
+        """The member of a group that it goes by (``vpn``, ``eu>home``); empty without a group."""
 
     def cancel(self) -> None:
         """Give up, close, call nobody."""
@@ -97,6 +105,9 @@ class Outbound(Protocol):
     def carries_udp(self) -> bool | None:
         """Whether datagrams can go this way; None where that is not known yet."""
 
+    def carrier(self, client: Endpoint) -> Outbound:
+        """What carries the datagrams of ``client``: itself, unless it is a group."""
+
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg | None:
         """A leg for the datagrams of ``client``, to far ends of an address family.
 
@@ -126,6 +137,8 @@ class ConnectAttempt:
     """
 
     __slots__ = ("_connecting", "_edges", "_reactor", "_remote", "_requester", "_sock")
+
+    member: ClassVar = ""
 
     def __init__(
         self, reactor: Reactor, requester: Requester, sock: SocketType, remote: Endpoint
@@ -188,7 +201,11 @@ class ConnectAttempt:
 
     def _fail(self, failure: UpstreamFailure, detail: str) -> None:
         self._reactor.close(self._sock)
-        self._requester.failed(failure, detail)
+        self._requester.failed(failure, detail, self._is_answer(failure))
+
+    def _is_answer(self, failure: UpstreamFailure) -> bool:
+        """Whether a failure is what the destination says."""
+        return failure in _ANSWERS
 
 
 def open_socket(

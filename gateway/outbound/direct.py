@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
@@ -54,6 +54,11 @@ class DirectOutbound:
     def carries_udp(self) -> bool:
         """Always."""
         return True
+
+    def carrier(self, client: Endpoint) -> Self:
+        """Itself."""
+        del client
+        return self
 
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg:
         """A socket of this machine. Raises ``OSError`` where there can be none."""

@@ -35,8 +35,9 @@ class _Asker:
         else:
             self._leg.set_result(upstream)
 
-    def failed(self, failure: UpstreamFailure, detail: str) -> None:
+    def failed(self, failure: UpstreamFailure, detail: str, replied: bool = False) -> None:
         """Say why."""
+        del replied
         self._leg.set_exception(GatewayError(f"{failure}: {detail}" if detail else failure))
 
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from socket import SocketType
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint
@@ -64,9 +64,9 @@ class _Runner:
         del sent
         self.trial.won(self.pipelined, upstream, surplus, edges)
 
-    def failed(self, failure: UpstreamFailure, detail: str) -> None:
+    def failed(self, failure: UpstreamFailure, detail: str, replied: bool = False) -> None:
         """It is not."""
-        self.trial.lost(self.pipelined, failure, detail)
+        self.trial.lost(self.pipelined, failure, detail, replied)
 
 
 Opener = Callable[[Requester, bool], Attempt | None]
@@ -76,6 +76,8 @@ class Trial:
     """One flow's leg, by one of two connections."""
 
     __slots__ = ("_attempts", "_manners", "_open", "_requester", "_timer")
+
+    member: ClassVar = ""
 
     def __init__(self, manners: Manners, requester: Requester, opener: Opener) -> None:
         self._manners = manners
@@ -115,7 +117,7 @@ class Trial:
         self.cancel()
         self._requester.connected(upstream, surplus, edges=edges)
 
-    def lost(self, pipelined: bool, failure: UpstreamFailure, detail: str) -> None:
+    def lost(self, pipelined: bool, failure: UpstreamFailure, detail: str, replied: bool) -> None:
         """One has failed: by the server's manners, or by its answer, which is the flow's."""
         self._drop(pipelined)
         if pipelined and failure in _INDECENT:
@@ -123,7 +125,7 @@ class Trial:
                 return  # the strict one decides
             return
         self.cancel()
-        self._requester.failed(failure, detail)
+        self._requester.failed(failure, detail, replied)
 
     def _start(self, *, pipelined: bool) -> bool:
         attempt = self._open(_Runner(self, pipelined), pipelined)

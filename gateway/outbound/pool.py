@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from socket import SocketType
-from typing import Final
+from typing import ClassVar, Final
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint
@@ -33,6 +33,8 @@ class _Warm:
     """One connection of a pool; then the leg of the flow that took it."""
 
     __slots__ = ("_attempt", "_lost", "_otherwise", "_replacement", "_requester", "_target")
+
+    member: ClassVar = ""
 
     def __init__(self, lost: Callable[[_Warm], None], otherwise: Otherwise) -> None:
         self._lost = lost
@@ -85,13 +87,13 @@ class _Warm:
         self._attempt = None
         self._requester.connected(upstream, surplus, sent, edges)
 
-    def failed(self, failure: UpstreamFailure, detail: str) -> None:
+    def failed(self, failure: UpstreamFailure, detail: str, replied: bool = False) -> None:
         """The flow's answer, if the server gave one; else the connection had gone stale."""
         attempt, self._attempt = self._attempt, None
         if self._requester is None or self._target is None:
             self._lost(self)
-        elif attempt is not None and attempt.replied:
-            self._requester.failed(failure, detail)
+        elif attempt is not None and replied:
+            self._requester.failed(failure, detail, replied)
         else:
             self._replacement = self._otherwise(self._target, self._requester)
 

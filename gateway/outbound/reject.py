@@ -8,7 +8,7 @@ listener is connected already, so a reset is all that is left to answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
@@ -39,6 +39,11 @@ class RejectOutbound:
     def carries_udp(self) -> bool:
         """It is asked like the others, and refuses."""
         return True
+
+    def carrier(self, client: Endpoint) -> Self:
+        """Itself."""
+        del client
+        return self
 
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> None:
         """Fail at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, Self
 
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.datagrams import Batch
@@ -80,6 +80,11 @@ class Socks5Outbound:
     def carries_udp(self) -> bool | None:
         """Whether the server grants UDP associations."""
         return self.spares.carries
+
+    def carrier(self, client: Endpoint) -> Self:
+        """Itself."""
+        del client
+        return self
 
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg:
         """An association of its own for the client."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal
 
-from gateway.config.outbounds import DirectOutbound, RejectOutbound
+from gateway.config.groups import stands_for
+from gateway.config.outbounds import DirectOutbound, Group, RejectOutbound
 from gateway.config.schema import Config
 from gateway.flow import Protocol
 from gateway.plan.address_sets import AddressSets
@@ -89,7 +90,7 @@ class _List:
     def _known(self, rule: CompiledRule, its: tuple[Protocol, ...]) -> Place:
         if rule.goto:
             return "kernel", f"leads to the list {rule.goto} there"
-        outbound = self._config.outbound(rule.outbound)
+        outbound = stands_for(self._config, rule.outbound)
         if outbound == _PLAIN_DIRECT:
             return "kernel", "routed on, never enters the gateway"
         if isinstance(outbound, RejectOutbound):
@@ -102,6 +103,8 @@ class _List:
             return "kernel", not_carried
         diverted = _upper(carried)
         reason = f"the kernel diverts {diverted}, the listener connects through {rule.outbound}"
+        if isinstance(outbound, Group):
+            reason += f", a group ({outbound.type}): how its members are is not for the kernel"
         return "both", f"{reason}; {not_carried}" if lost else reason
 
 

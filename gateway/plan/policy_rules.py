@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
+from gateway.config.groups import stands_for
 from gateway.config.outbounds import DirectOutbound, RejectOutbound
 from gateway.config.schema import Config
 from gateway.flow import Protocol
@@ -260,7 +261,7 @@ class _Writer:
         return verdict
 
     def _answer(self, rule: CompiledRule) -> Verdict:
-        outbound = self._config.outbound(rule.outbound)
+        outbound = stands_for(self._config, rule.outbound)
         if outbound == _PLAIN_DIRECT:
             return Goto(direct_chain(rule.mark))
         if not isinstance(outbound, RejectOutbound):

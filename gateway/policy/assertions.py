@@ -15,6 +15,7 @@ from gateway.config.assertions import (
     target,
 )
 from gateway.config.findings import Finding
+from gateway.config.groups import stands_for
 from gateway.config.load import Loaded
 from gateway.config.outbounds import RejectOutbound
 from gateway.config.schema import Config
@@ -45,7 +46,7 @@ def failures(config: Config, policy: Policy) -> Iterator[Finding]:
 
 def _as_expected(config: Config, assertion: Assertion, decision: Decision) -> bool:
     if assertion.expect == REJECT:
-        return isinstance(config.outbound(decision.outbound), RejectOutbound)
+        return isinstance(stands_for(config, decision.outbound), RejectOutbound)
     return decision.outbound == assertion.expect
 
 

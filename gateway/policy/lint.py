@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from gateway.config.findings import Finding, Path
+from gateway.config.groups import groups_of, stands_for
+from gateway.config.outbounds import FallbackGroup, RejectOutbound
 from gateway.config.schema import Config, UrlRuleSet
 from gateway.config.subject import Subject
 from gateway.policy.engine import Policy
@@ -30,6 +32,7 @@ def lint(config: Config, policy: Policy) -> Iterator[Finding]:
     for name, rules in policy.lists.items():
         yield from _rules_in_vain(("lists", name), rules)
     yield from _unused(config)
+    yield from _groups(config)
 
 
 def _rules_in_vain(where: Path, rules: Collection[CompiledRule]) -> Iterator[Finding]:
@@ -129,7 +132,11 @@ def _unused(config: Config) -> Iterator[Finding]:
     urls = [each for each in config.rule_sets.values() if isinstance(each, UrlRuleSet)]
     used: dict[tuple[str, ...], tuple[Collection[str], set[str], str]] = {
         ("outbounds",): (
-            config.outbounds, {rule.to for rule in rules} | {each.via for each in urls}, "rule"
+            config.outbounds,
+            {rule.to for rule in rules}
+            | {each.via for each in urls}
+            | {member for group in groups_of(config).values() for member in group.members},
+            "rule",
         ),
         ("lists",): (config.lists, {rule.goto for rule in rules}, "rule"),
         ("rule_sets",): (config.rule_sets, used_sets, "rule"),
@@ -147,3 +154,21 @@ def _unused(config: Config) -> Iterator[Finding]:
         for name in written:
             if name not in named:
                 yield Finding((*path, name), f"no {by} names it", "use it, or remove it", at="key")
+
+
+def _groups(config: Config) -> Iterator[Finding]:
+    for name, group in groups_of(config).items():
+        path: Path = ("outbounds", name, "members")
+        if len(group.members) == 1:
+            (only,) = group.members
+            yield Finding(path, "there is nothing to choose", f"add a member, or use {only}")
+        if not isinstance(group, FallbackGroup):
+            continue
+        for index, member in enumerate(group.members[:-1]):
+            if isinstance(stands_for(config, member), RejectOutbound):
+                yield Finding(
+                    (*path, index + 1),
+                    f"never taken: {member} before it never fails",
+                    f"move it above {member}, or remove it",
+                )
+                break

@@ -177,22 +177,26 @@ class Datagrams:
         return flow
 
     def _open(self, flow: UdpFlow, outbound: Outbound) -> None:
-        if outbound.carries_udp is False:
+        source, destination = flow.facts.source, flow.facts.destination
+        carrier = outbound.carrier(source)
+        if carrier is not outbound:
+            flow.member = carrier.name
+        if carrier.carries_udp is False:
             flow.detail = "the outbound carries no UDP"
             self._close_refused(flow, CloseReason.REJECTED)
             return
-        source, destination = flow.facts.source, flow.facts.destination
         family = family_of(destination.host)
         far = destination if self.settings.symmetric else None
-        key = MappingKey(source, id(outbound), family, far)
+        key = MappingKey(source, id(carrier), family, far)
         mapping = self._mappings.get(key)
         if mapping is None:
             mapping = self._mappings[key] = Mapping(self, key, flow.facts, flow.decision)
+            mapping.member = flow.member
         if mapping.leg is None:
             mapping.flows[destination] = flow
             flow.mapping = mapping
             try:
-                leg = outbound.associate(family, source, mapping, self.batch)
+                leg = carrier.associate(family, source, mapping, self.batch)
             except OSError as error:
                 mapping.leg_failed(UpstreamFailure.RESOURCES, error.strerror or str(error))
                 return
@@ -203,6 +207,7 @@ class Datagrams:
 
     def _join(self, flow: UdpFlow, mapping: Mapping, leg: Leg) -> None:
         flow.mapping = mapping
+        flow.member = flow.member or mapping.member
         flow.leg = leg
         mapping.flows[flow.facts.destination] = flow
         flow.way = leg.way(flow.facts.destination, flow)

@@ -46,8 +46,8 @@ class UdpFlow(Conversation):
     """One conversation with what is known of it."""
 
     __slots__ = (
-        "_owner", "decision", "detail", "ended", "facts", "id", "keys", "mapping", "quiet_since",
-        "reason", "seen", "started", "started_at",
+        "_owner", "decision", "detail", "ended", "facts", "id", "keys", "mapping", "member",
+        "quiet_since", "reason", "seen", "started", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +62,7 @@ class UdpFlow(Conversation):
         self.keys: list[bytes] = []
         self.mapping: Mapping | None = None
         self.detail = ""
+        self.member = ""
         self.started = self.quiet_since = time.monotonic()
         self.started_at = time.time()
         self.ended = 0.0
@@ -112,6 +113,7 @@ class UdpFlow(Conversation):
             destination=self.facts.destination,
             rule=self.decision.rule,
             outbound=self.decision.outbound,
+            member=self.member,
             interface=self.facts.interface,
             started=self.started_at,
             state=state,

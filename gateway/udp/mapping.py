@@ -13,7 +13,7 @@ from gateway.udp.flow import UdpFlow
 
 
 class MappingKey(NamedTuple):
-    """``far`` only where the mapping is for one far end. ``outbound`` is the object's ``id``."""
+    """``far`` only where the mapping is for one far end. ``outbound`` is the carrier's ``id``."""
 
     client: Endpoint
     outbound: int
@@ -55,6 +55,8 @@ class Mapping:
         self.key = key
         self.facts = facts
         self.decision = decision
+        #: Of a group, if it is by one.
+        self.member = ""
         self.leg: Leg | None = None
         self.flows: dict[Endpoint, UdpFlow] = {}
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.config.check import check
+from gateway.config.explain import _PATTERNS
 from gateway.config.findings import show_path
 from gateway.config.schema import Config
 
@@ -193,3 +194,16 @@ def test_own_traffic_and_a_proxy_on_this_machine_would_loop(server: str) -> None
     assert found[0] == "outbounds.out.server"
     assert "diverted to itself" in found[1]
     assert "namespace" in found[2]
+
+
+def _patterns(part: Any) -> set[str]:
+    if isinstance(part, list):
+        return set().union(*map(_patterns, part))
+    if not isinstance(part, dict):
+        return set()
+    own = {part["pattern"]} if isinstance(part.get("pattern"), str) else set()
+    return own.union(*map(_patterns, part.values()), part.get("patternProperties", ()))
+
+
+def test_every_pattern_of_the_schema_has_a_sentence_for_who_misses_it() -> None:
+    assert _patterns(Config.model_json_schema()) <= _PATTERNS.keys()

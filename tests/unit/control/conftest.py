@@ -24,6 +24,8 @@ from gateway.explain.answer import Explanation
 from gateway.explain.question import QuestionError
 from gateway.explain.shadow import Rerouted, ShadowReport
 from gateway.flow import CloseReason, Endpoint
+from gateway.groups.health import Result
+from gateway.groups.report import GroupRecord, MemberRecord
 from gateway.plan.model import RulePlacement
 
 LIVE = FlowRecord(
@@ -57,6 +59,27 @@ CLOSED = FlowRecord(
     detail="connection refused",
 )
 
+_PROBES = (Result(1.0, 0.012), Result(2.0, 0.5, "refused"))
+GROUP = GroupRecord(
+    "auto",
+    "fallback",
+    ("away",),
+    "the first that is well: 20 ms; home is down: refused",
+    (
+        MemberRecord(
+            "home",
+            "down",
+            False,
+            0.0,
+            12.0,
+            "refused",
+            (Result(1.0, 0.012), Result(2.0, 0.5, "refused")),
+        ),
+        MemberRecord("away", "up", True, 1.0, 20.0, "", (Result(1.0, 0.02),)),
+        MemberRecord("direct", "unknown", False, None, None, "", ()),
+    ),
+)
+
 
 @dataclass
 class FakeRunning:
@@ -71,6 +94,8 @@ class FakeRunning:
     )
     asked_recent: list[int] = field(default_factory=list)
     reloads: int = 0
+    known_groups: tuple[GroupRecord, ...] = ()
+    selected: list[tuple[str, str]] = field(default_factory=list)
 
     async def health(self) -> Health:
         return Health(
@@ -90,6 +115,15 @@ class FakeRunning:
     async def flows(self, recent: int) -> list[FlowRecord]:
         self.asked_recent.append(recent)
         return [LIVE, CLOSED][: 1 + recent]
+
+    async def groups(self) -> tuple[GroupRecord, ...]:
+        return self.known_groups
+
+    async def select(self, group: str, member: str) -> GroupRecord:
+        if self.error:
+            raise self.error
+        self.selected.append((group, member))
+        return GROUP
 
     async def counters(self) -> dict[str, int]:
         if self.error:

@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 
 from gateway.cli.main import cli
 from gateway.control.running import OutboundHealth
-from gateway.errors import CapabilityError, ConfigError, Problem
+from gateway.errors import CapabilityError, ChoiceError, ConfigError, Problem
 
-from .conftest import FakeRunning
+from .conftest import GROUP, FakeRunning
 
 
 def gateway(run_dir: Path, *arguments: str) -> Result:
@@ -119,3 +119,46 @@ def test_reload_of_a_bad_file(served: FakeRunning, run_dir: Path) -> None:
     assert result.exit_code == 1
     assert "nothing was changed" in result.output
     assert "g.yaml:3:1: lna: unknown key" in result.output
+
+
+def test_status_shows_groups(served: FakeRunning, run_dir: Path) -> None:
+    served.known_groups = (GROUP,)
+    assert (
+        "GROUP  TYPE      TAKES  BECAUSE\n"
+        "auto   fallback  away   the first that is well: 20 ms; home is down: refused\n"
+    ) in gateway(run_dir, "status").output
+
+
+def test_groups(served: FakeRunning, run_dir: Path) -> None:
+    assert gateway(run_dir, "groups").output == "no groups\n"
+    served.known_groups = (GROUP,)
+    lines = gateway(run_dir, "groups").output.splitlines()
+    assert lines[0].startswith("auto (fallback) takes away: the first that is well")
+    home, away, direct = (line.split() for line in lines[1:])
+    assert (home[:3], home[-4:]) == (["home", "down", "for"], ["12", "ms", ".x", "refused"])
+    assert (away[:3], away[-3:]) == ([">", "away", "up"], ["20", "ms", "."])
+    assert direct == ["direct", "unknown"]
+
+
+def test_groups_as_json(served: FakeRunning, run_dir: Path) -> None:
+    served.known_groups = (GROUP,)
+    (found,) = json.loads(gateway(run_dir, "groups", "--json").output)["groups"]
+    assert found["takes"] == ["away"]
+    assert found["members"][0]["history"] == [
+        {"at": 1.0, "ms": 12.0, "failure": ""},
+        {"at": 2.0, "ms": 500.0, "failure": "refused"},
+    ]
+
+
+def test_select(served: FakeRunning, run_dir: Path) -> None:
+    assert gateway(run_dir, "select", "auto", "a b&c").output == "auto takes away\n"
+    assert served.selected == [("auto", "a b&c")]
+    assert json.loads(gateway(run_dir, "select", "auto", "x", "--json").output)["name"] == "auto"
+
+
+def test_what_cannot_be_selected(served: FakeRunning, run_dir: Path) -> None:
+    served.error = ChoiceError("there is no group x", "groups: auto")
+    result = gateway(run_dir, "select", "x", "y")
+    assert result.exit_code == 1
+    assert "there is no group x" in result.output
+    assert "hint: groups: auto" in result.output

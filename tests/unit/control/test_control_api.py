@@ -73,6 +73,7 @@ def test_flows_are_shown_as_text_of_the_logs(served: FakeRunning, run_dir: Path)
         "interface": "eth1",
         "rule": "rules[2] subnet=kids -> home",
         "outbound": "home",
+        "member": "",
         "started": 1_700_000_000.0,
         "duration_s": 61.235,
         "bytes_up": 1500,

@@ -24,7 +24,8 @@ class Requester:
         self.sent = sent
         self.answers.append((self._plane.own(upstream), surplus))
 
-    def failed(self, failure, detail):
+    def failed(self, failure, detail, replied=False):
+        del replied
         self.answers.append((failure, detail))
 
     async def answer(self) -> tuple[object, object]:
