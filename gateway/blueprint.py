@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
@@ -73,6 +73,6 @@ class Blueprint:
     log_level: str
     log_format: Literal["text", "json"]
     facts: FactSources
-    groups: Mapping[str, Standing]
     capabilities: frozenset[Capability] = frozenset()
     judgement: Judgement | None = None
+    groups: Mapping[str, Standing] = field(default_factory=dict)

@@ -155,7 +155,7 @@ class DataPlane:
                 known[1].close()
         self._made = made
         outbounds = {name: outbound for name, (_, outbound) in made.items()}
-        self._board.adopt(plan.groups, outbounds)
+        self._board.adopt(plan.groups, outbounds, plan.timeouts.connect)
         self._groups = {
             name: self._groups.get(name) or GroupOutbound(name, self._board) for name in plan.groups
         }

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice, pairwise
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from gateway.flow import Endpoint, FlowFacts
 from gateway.groups.standing import Key, Standing, balanced_by, paths
@@ -15,6 +15,9 @@ from gateway.outbound.base import Outbound
 
 #: Members that one flow tries at most.
 TRIED_AT_MOST: Final = 3
+#: A member that has not connected a flow by then (seconds) has the next one tried beside it; the
+#: first SYN may be lost, and the destination may be slow.
+PATIENCE_S: Final = 2.5
 #: A member by which a flow has failed comes behind the others for so long (seconds), unless the
 #: probe that this asks for has spoken before.
 SUSPECT_S: Final = 10.0
@@ -42,18 +45,31 @@ class Board:
         self.counters: Counter[str] = Counter()
         self.used: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
+        self.patience_s = PATIENCE_S
         self._suspects: dict[str, float] = {}
+        #: Of groups that do not choose by flow; valid until the groups stand otherwise.
+        self._fixed: dict[str, tuple[Candidate, ...]] = {}
         self.standings: Mapping[str, Standing] = {}
         self._outbounds: Mapping[str, Outbound] = {}
 
-    def adopt(self, standings: Mapping[str, Standing], outbounds: Mapping[str, Outbound]) -> None:
-        """Choose among these; ``outbounds`` are those that are no groups."""
+    def adopt(
+        self,
+        standings: Mapping[str, Standing],
+        outbounds: Mapping[str, Outbound],
+        connect_s: float,
+    ) -> None:
+        """Choose among these; ``outbounds`` are those that are no groups.
+
+        ``connect_s``: how long a flow may take to be connected, by whomever.
+        """
         self._outbounds = outbounds
+        self.patience_s = min(PATIENCE_S, connect_s / (TRIED_AT_MOST + 1))
         self.stand(standings, ())
 
     def stand(self, standings: Mapping[str, Standing], well: Collection[str]) -> None:
         """How the groups stand from now on; outbounds that are ``well`` are not suspected."""
         self.standings = standings
+        self._fixed.clear()
         for name in well:
             self._suspects.pop(name, None)
 
@@ -98,15 +114,27 @@ class Board:
         return (each.outbound for each in self._candidates(group, lambda _: ""))
 
     def _candidates(self, group: str, key: Key) -> Iterator[Candidate]:
-        found = (
-            Candidate(">".join(path[1:]), self._outbounds[path[-1]])
-            for path in paths(self.standings, group, key)
-        )
+        found = self._fixed.get(group) or self._found(group, key)
         if not self._suspects:
-            return found
+            return iter(found)
         now = time.monotonic()
         # Sorting keeps the order of those that are alike.
         return iter(sorted(found, key=lambda each: self._is_suspect(each.outbound.name, now)))
+
+    def _found(self, group: str, key: Key) -> tuple[Candidate, ...]:
+        asked: list[str] = []
+
+        def noted(by: Literal["source", "destination"]) -> str:
+            asked.append(by)
+            return key(by)
+
+        found = tuple(
+            Candidate(">".join(path[1:]), self._outbounds[path[-1]])
+            for path in paths(self.standings, group, noted)
+        )
+        if not asked:
+            self._fixed[group] = found
+        return found
 
     def _is_suspect(self, name: str, now: float) -> bool:
         until = self._suspects.get(name)

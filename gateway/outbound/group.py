@@ -20,10 +20,6 @@ from gateway.outbound.base import Attempt, Outbound, Requester
 from gateway.outbound.board import Board, Candidate
 from gateway.outbound.datagrams import Leg, LegOwner, Route
 
-#: A member that has not connected a flow by then (seconds) has the next one tried beside it; the
-#: first SYN may be lost, and the destination may be slow.
-PATIENCE_S: Final = 2.5
-
 #: No other member would fare better: the machine has no room, or refusing is what is asked for.
 _FINAL: Final = frozenset({UpstreamFailure.RESOURCES, UpstreamFailure.REJECTED})
 #: An association that ends like this shows that the member cannot be reached.
@@ -179,7 +175,9 @@ class GroupAttempt:
             return
         one.attempt = attempt
         if self._ahead:
-            self._timer = self._board.reactor.call_later(PATIENCE_S, self._lose_patience)
+            self._timer = self._board.reactor.call_later(
+                self._board.patience_s, self._lose_patience
+            )
 
     def _lose_patience(self) -> None:
         self._timer = None

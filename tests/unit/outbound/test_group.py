@@ -13,7 +13,6 @@ from gateway.flow import Endpoint, FlowFacts, Protocol
 from gateway.groups.standing import Standing
 from gateway.kernel.sockets import SocketFactory, SocketOptions
 from gateway.outbound import board as board_module
-from gateway.outbound import group as group_module
 from gateway.outbound.board import Board
 from gateway.outbound.direct import DirectOutbound
 from gateway.outbound.group import GroupOutbound
@@ -91,7 +90,8 @@ class Rig:
         self.plane = plane
         self.outbounds = {each.name: each for each in outbounds or map(Fake, "abc")}
         self.board = Board(plane.reactor)
-        self.board.adopt(standings or {"g": Standing(tuple(self.outbounds))}, self.outbounds)
+        standings = standings or {"g": Standing(tuple(self.outbounds))}
+        self.board.adopt(standings, self.outbounds, 10.0)
         self.group = GroupOutbound("g", self.board)
         self.client = Client()
 
@@ -202,7 +202,7 @@ def test_what_no_other_member_would_do_better(rig, failure) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch) -> None:
-    monkeypatch.setattr(group_module, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(board_module, "PATIENCE_S", 0.01)
 
 
 def test_one_that_is_silent_gets_the_next_one_beside_it(plane, rig, impatient) -> None:
@@ -420,7 +420,7 @@ def test_after_a_reload_members_are_those_of_the_new_configuration(rig) -> None:
     one = rig()
     old = one.group.carrier(CLIENT)
     fresh = {name: Fake(name) for name in "abc"}
-    one.board.adopt(one.board.standings, fresh)
+    one.board.adopt(one.board.standings, fresh, 10.0)
     assert one.group.carrier(CLIENT) is not old
     one.flow()
     assert fresh["a"].legs
