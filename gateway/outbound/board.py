@@ -109,6 +109,10 @@ class Board:
         able = (each for each in candidates if each.outbound.carries_udp is not False)
         return next(able, candidates[0])
 
+    def for_echo(self, group: str, host: str) -> Candidate:
+        """Who carries echo requests to an address."""
+        return next(self._candidates(group, lambda _: host))
+
     def ends(self, group: str) -> Iterator[Outbound]:
         """Every outbound that flows of the group may leave by, as the groups stand now."""
         return (each.outbound for each in self._candidates(group, lambda _: ""))

@@ -14,9 +14,10 @@ from typing import Final
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.datagrams import Batch
+from gateway.kernel.ping_sockets import PingSocket
 from gateway.kernel.reactor import UNKNOWN
 from gateway.kernel.udp_sockets import ErrorReport
-from gateway.outbound.base import Attempt, Outbound, Requester
+from gateway.outbound.base import Attempt, EchoRefusal, Outbound, Requester
 from gateway.outbound.board import Board, Candidate
 from gateway.outbound.datagrams import Leg, LegOwner, Route
 
@@ -72,6 +73,10 @@ class GroupOutbound:
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg | None:
         """A leg by the member for that client."""
         return self.carrier(client).associate(family, client, owner, batch)
+
+    def ping(self, host: str) -> PingSocket | EchoRefusal:
+        """By the member that flows to ``host`` take; no other one stands in for it."""
+        return self._board.for_echo(self.name, host).outbound.ping(host)
 
     def close(self) -> None:
         """There is nothing that no flow uses: members are closed by themselves."""
@@ -241,6 +246,10 @@ class _Carrier:
         """By the member, which is suspected where it cannot be reached."""
         watched = _Watched(owner, self.outbound, self._board)
         return self.outbound.associate(family, client, watched, batch)
+
+    def ping(self, host: str) -> PingSocket | EchoRefusal:
+        """By the member."""
+        return self.outbound.ping(host)
 
     def close(self) -> None:
         """The member is closed by itself."""

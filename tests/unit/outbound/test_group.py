@@ -61,6 +61,9 @@ class Fake:
         self.owners.append(owner)
         return f"leg of {self.name}"
 
+    def ping(self, host: str) -> str:
+        return f"{host} by {self.name}"
+
     @property
     def asked(self) -> Any:
         """The requester of the newest leg."""
@@ -378,6 +381,13 @@ def test_a_choice_alone_says_whether_a_select_group_carries_udp(rig) -> None:
     assert one.group.carries_udp is False
     one.board.stand({"g": Standing(("b",))}, ())
     assert one.group.carries_udp is True
+
+
+def test_echo_requests_go_by_the_member_that_flows_take(rig) -> None:
+    one = rig()
+    assert one.group.ping("192.0.2.1") == one.group.carrier(CLIENT).ping("192.0.2.1")
+    one.board.suspect(one.a)
+    assert one.group.ping("192.0.2.1") == "192.0.2.1 by b"
 
 
 class Owner:
