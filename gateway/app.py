@@ -281,6 +281,7 @@ class Gateway:
                 )
         self._assembly, self._found = fresh, found
         await self._plane.adopt(self._blueprint(fresh, found))
+        await self._keeper.tell(self._plane, fresh.config)
 
     def _blueprint(self, assembly: Assembly, found: tuple[Finding, ...]) -> Blueprint:
         groups = self._keeper.standings(assembly.config)

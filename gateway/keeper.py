@@ -77,6 +77,29 @@ class GroupKeeper:
                         name=f"probe of {tried.outbound}",
                     )
 
+    async def tell(self, plane: Plane, config: Config, well: tuple[str, ...] = ()) -> None:
+        """Have the data plane know how the groups stand.
+
+        ``well``: who has just been probed, and is.
+        """
+        stand = self.standings(config)
+        if not stand:
+            return
+        for name, standing in stand.items():
+            known = self._told.get(name)
+            if known is not None and known.now != standing.now:
+                self.counters["group_switches"] += 1
+                log.warning(
+                    "a group takes another member",
+                    extra=logs.fields(
+                        group=name, takes=",".join(standing.now), before=",".join(known.now)
+                    ),
+                )
+        self._told = stand
+        taken = {name: standing.now[0] for name, standing in stand.items()}
+        self._observed = replace(self._observed, taken=taken)
+        await plane.stand(stand, well)
+
     async def choose(self, plane: Plane, config: Config, group: str, member: str) -> GroupRecord:
         """Have a ``select`` group take a member, now and after a restart.
 
@@ -98,7 +121,7 @@ class GroupKeeper:
         chosen = {**self._observed.chosen, group: member}
         await asyncio.to_thread(write_choices, self._choices, chosen)
         self._observed = replace(self._observed, chosen=chosen)
-        await self._tell(plane, config)
+        await self.tell(plane, config)
         return next(each for each in self.report(config) if each.name == group)
 
     async def _probe(
@@ -122,25 +145,7 @@ class GroupKeeper:
         _note(tried, before, health)
         jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - not a secret
         self._schedule.done(tried, order, health, time.monotonic(), jitter)
-        await self._tell(plane, config(), (tried.outbound,) if result.ok else ())
-
-    async def _tell(self, plane: Plane, config: Config, well: tuple[str, ...] = ()) -> None:
-        """Have the data plane know."""
-        stand = self.standings(config)
-        for name, standing in stand.items():
-            known = self._told.get(name)
-            if known is not None and known.now != standing.now:
-                self.counters["group_switches"] += 1
-                log.warning(
-                    "a group takes another member",
-                    extra=logs.fields(
-                        group=name, takes=",".join(standing.now), before=",".join(known.now)
-                    ),
-                )
-        self._told = stand
-        taken = {name: standing.now[0] for name, standing in stand.items()}
-        self._observed = replace(self._observed, taken=taken)
-        await plane.stand(stand, well)
+        await self.tell(plane, config(), (tried.outbound,) if result.ok else ())
 
 
 def _note(tried: Tried, before: Health, health: Health) -> None:

@@ -27,6 +27,8 @@ CONFIG = Config.model_validate(
             "home": {"type": "socks5", "server": "203.0.113.5"},
             "icmp": {"type": "reject", "answer": "icmp"},
             "silent": {"type": "reject", "answer": "drop"},
+            "mixed": {"type": "fallback", "members": ["direct", "home"]},
+            "plain": {"type": "select", "members": ["direct"]},
         },
         "rules": [{"to": "direct"}],
     }

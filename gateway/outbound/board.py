@@ -64,11 +64,22 @@ class Board:
         """
         self._outbounds = outbounds
         self.patience_s = min(PATIENCE_S, connect_s / (TRIED_AT_MOST + 1))
-        self.stand(standings, ())
+        self.standings = standings
+        self._fixed.clear()
 
     def stand(self, standings: Mapping[str, Standing], well: Collection[str]) -> None:
-        """How the groups stand from now on; outbounds that are ``well`` are not suspected."""
-        self.standings = standings
+        """How the groups stand from now on; outbounds that are ``well`` are not suspected.
+
+        What is of another configuration than the one that was adopted is left aside: it may
+        have been said while a reload was under way.
+        """
+        known = self.standings.keys() | self._outbounds.keys()
+        ours = {
+            name: standing
+            for name, standing in standings.items()
+            if name in self.standings and known >= {*standing.usable, *standing.others}
+        }
+        self.standings = {**self.standings, **ours}
         self._fixed.clear()
         for name in well:
             self._suspects.pop(name, None)

@@ -22,6 +22,8 @@ _JUDGEMENT = Judgement(
     {
         "direct": _MARKS.direct,
         "home": _MARKS.divert,
+        "mixed": _MARKS.divert,
+        "plain": _MARKS.direct,
         "reject": _MARKS.refuse,
         "icmp": _MARKS.refuse_icmp,
         "silent": None,

@@ -28,6 +28,8 @@ HOST = HostFacts(features={"ipv6": Feature(True, "")})
 FATES = {
     "direct": "direct",
     "home": "divert",
+    "mixed": "divert",
+    "plain": "direct",
     "reject": "refuse",
     "icmp": "refuse_icmp",
     "silent": "drop",

@@ -355,6 +355,15 @@ def test_flows_that_are_to_end_with_the_choice(rig) -> None:
     assert not one.board.interrupted(before, "g", "b"), "the group has not moved"
 
 
+def test_what_is_said_of_another_configuration_is_left_aside(rig) -> None:
+    one = rig()
+    one.board.stand({"new": Standing(("a",)), "g": Standing(("nobody", "a"))}, ())
+    assert one.flow().member == "a"
+    assert one.board.standings == {"g": Standing(("a", "b", "c"))}
+    one.board.stand({"g": Standing(("b",), ("a", "c"))}, ())
+    assert one.flow().member == "b"
+
+
 # --- datagrams -------------------------------------------------------------------------------
 
 

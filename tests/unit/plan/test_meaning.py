@@ -25,6 +25,8 @@ ANSWER = {
     "icmp": "refuse_icmp",
     "silent": "drop",
     "home": "divert",
+    "mixed": "divert",
+    "plain": "direct",
 }
 
 

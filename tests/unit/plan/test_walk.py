@@ -23,6 +23,8 @@ FATES = {
     "icmp": Fate.REFUSED,
     "silent": Fate.DROPPED,
     "home": Fate.DIVERTED,
+    "mixed": Fate.DIVERTED,
+    "plain": Fate.DIRECT,
 }
 
 
