@@ -63,6 +63,7 @@ class GroupKeeper:
 
         ``connect``: what opens connections by an outbound.
         """
+        self._told = self.standings(config())
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await asyncio.sleep(LOOK_S)
