@@ -164,7 +164,7 @@ def direct(**choices: Any) -> None:
     \b
     Examples:
       gateway bench direct
-      gateway bench direct --scenario connections --rounds 20
+      gateway bench direct --scenario connections --rounds 100
     """
     from gateway.lab.bench.direct import suite
 

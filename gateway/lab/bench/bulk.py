@@ -14,35 +14,24 @@ Way = Literal["download", "upload"]
 
 def bulk(kind: Way, flows: int) -> Scenario:
     """Over IPv4, with the CPU that the candidate takes."""
-    key, title = f"{kind}{flows}", _title(kind, flows)
+    key, title = f"{kind}{flows}", titled(kind, flows)
     return Scenario(
         title,
         (
             Metric(f"{key}_rate", title, "Gbit/s", "more"),
             Metric(f"{key}_cpu", f"{title}: CPU", "s/GB", "less"),
         ),
-        partial(_measure, key, kind, flows, 4),
+        partial(_measure, key, kind, flows),
     )
 
 
-def routed_bulk(kind: Way, flows: int, family: Literal[4, 6]) -> Scenario:
-    """Of flows that the kernel routes: no process has a part in them."""
-    key, title = f"{kind}{flows}_ipv{family}", f"{_title(kind, flows)}, IPv{family}"
-    return Scenario(
-        title,
-        (Metric(f"{key}_rate", title, "Gbit/s", "more"),),
-        partial(_measure, key, kind, flows, family),
-    )
-
-
-def _title(kind: Way, flows: int) -> str:
+def titled(kind: Way, flows: int) -> str:
+    """What a scenario is called."""
     return f"{kind}, {flows} {'flow' if flows == 1 else 'flows'}"
 
 
-def _measure(
-    key: str, kind: Way, flows: int, family: Literal[4, 6], rig: Rig, sizes: Sizes
-) -> dict[str, float]:
-    with rig.clients(kind, flows, family) as clients:
+def _measure(key: str, kind: Way, flows: int, rig: Rig, sizes: Sizes) -> dict[str, float]:
+    with rig.clients(kind, flows) as clients:
         first, last = clients.window(sizes.seconds)
     gigabytes = (last.received - first.received) / 1e9
     values = {f"{key}_rate": gigabytes * 8 / (last.time_s - first.time_s)}

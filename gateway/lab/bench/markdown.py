@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gateway.lab.bench.summary import range_of
 from gateway.lab.bench.table import number
 
 Json = Mapping[str, Any]
@@ -63,7 +64,7 @@ def _circumstances(report: Json) -> Iterator[str]:
     yield (
         f"Linux {machine['kernel'].partition('-')[0]}, {machine['architecture']}, "
         f"{machine['cpus']} CPUs, Python {machine['python']}; {measured}; medians ± half the "
-        f"range, in brackets the ratio to {report['baseline']}."
+        f"{range_of(rounds)}, in brackets the ratio to {report['baseline']}."
     )
     for failure in report["failures"]:
         yield f"Failed: {failure}."

@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -29,6 +30,8 @@ from gateway.lab.process import LabError, Process, wait_until
 
 #: Before each window: TCP's buffers grow to their size, and all clients get under way (seconds).
 WARM_UP_S: Final = 0.25
+#: The same for clients that only rest in between.
+SETTLE_S: Final = 0.03
 START_TIMEOUT_S: Final = 30.0
 #: Tens of thousands of connections, one after the other.
 MANY_TIMEOUT_S: Final = 180.0
@@ -87,6 +90,21 @@ class Clients:
             lambda: self.sample().work > start.work, "the first bytes", START_TIMEOUT_S
         )
         time.sleep(WARM_UP_S)
+        return self._apart(seconds)
+
+    def slice(self, seconds: float) -> tuple[Sample, Sample]:
+        """Two samples so far apart, of clients that rest before and after.
+
+        Raises ``LabError`` where nothing moves.
+        """
+        self.process.signal(signal.SIGCONT)
+        try:
+            time.sleep(SETTLE_S)
+            return self._apart(seconds)
+        finally:
+            self.process.signal(signal.SIGSTOP)
+
+    def _apart(self, seconds: float) -> tuple[Sample, Sample]:
         first = self.sample()
         time.sleep(seconds)
         last = self.sample()
@@ -120,6 +138,8 @@ class Rig:
         self._counters: list[Counters] = []
         self._runs = itertools.count()
         self._running = 0
+        self._resting: dict[tuple[Kind, int, int], Clients] = {}
+        self._stack = ExitStack()
         self.process: Process | None = None
 
     def __enter__(self) -> Self:
@@ -140,7 +160,12 @@ class Rig:
         trace: TracebackType | None,
     ) -> None:
         """Remove all."""
-        self._lab.close()
+        for clients in self._resting.values():
+            clients.process.signal(signal.SIGCONT)
+        try:
+            self._stack.close()
+        finally:
+            self._lab.close()
 
     @property
     def lab(self) -> Lab:
@@ -199,6 +224,16 @@ class Rig:
                 )
         if self.served(past) != before:
             raise LabError(f"{self.candidate.name}: connections went past it")
+
+    def resting(self, kind: Kind, connections: int, family: Literal[4, 6] = 4) -> Clients:
+        """Clients that are started once, and move only for each ``Clients.slice``."""
+        key = (kind, connections, family)
+        if key not in self._resting:
+            clients = self._stack.enter_context(self.clients(kind, connections, family))
+            clients.window(WARM_UP_S)
+            clients.process.signal(signal.SIGSTOP)
+            self._resting[key] = clients
+        return self._resting[key]
 
     def round_trip_s(self) -> float:
         """From the router to the SOCKS server and back: the median of a few pings."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from gateway.lab.bench.metric import Metric
+
+#: So many samples have a middle half that says more than their extremes.
+MANY: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,19 @@ class Cell:
 
     @property
     def spread(self) -> float:
-        """Half the way from the lowest to the highest sample, as a part of the median."""
-        half = (max(self.samples) - min(self.samples)) / 2
+        """Half the way from the lowest to the highest sample, as a part of the median.
+
+        Of many samples, the lowest and the highest quarter are left out.
+        """
+        ordered = sorted(self.samples)
+        left_out = len(ordered) // 4 if len(ordered) >= MANY else 0
+        half = (ordered[-1 - left_out] - ordered[left_out]) / 2
         return half / self.median if self.median else 0.0
+
+
+def range_of(rounds: int) -> str:
+    """What ``Cell.spread`` is half of, in words."""
+    return "range of the middle half" if rounds >= MANY else "range"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.lab.bench.runner import Report
-from gateway.lab.bench.summary import Cell
+from gateway.lab.bench.summary import Cell, range_of
 
 
 def render(report: Report) -> RenderableType:
@@ -24,9 +24,9 @@ def render(report: Report) -> RenderableType:
         table.add_row(row.metric.title, Text(row.metric.unit, style="dim"), *cells)
     rounds = report.sizes.rounds
     legend = (
-        f"Medians of {rounds} {'round' if rounds == 1 else 'interleaved rounds'}, ± half their "
-        f"range; x: ratio to {summary.baseline}, within each round. CPU is that of the "
-        "proxy's processes."
+        f"Medians of {rounds} {'round' if rounds == 1 else 'interleaved rounds'}, ± half the "
+        f"{range_of(rounds)}; x: ratio to {summary.baseline}, within each round. CPU is that of "
+        "the proxy's processes."
     )
     failures = [Text(f"failed: {failure}", style="red") for failure in report.failures]
     notes = [legend]
