@@ -86,9 +86,7 @@ class Clients:
     def window(self, seconds: float) -> tuple[Sample, Sample]:
         """Two samples in full swing, so far apart. Raises ``LabError`` where nothing moves."""
         start = self.sample()
-        self.process.wait_until(
-            lambda: self.sample().work > start.work, "the first bytes", START_TIMEOUT_S
-        )
+        self._wait_moved(start)
         time.sleep(WARM_UP_S)
         return self._apart(seconds)
 
@@ -97,12 +95,19 @@ class Clients:
 
         Raises ``LabError`` where nothing moves.
         """
+        start = self.sample()
         self.process.signal(signal.SIGCONT)
         try:
             time.sleep(SETTLE_S)
+            self._wait_moved(start)
             return self._apart(seconds)
         finally:
             self.process.signal(signal.SIGSTOP)
+
+    def _wait_moved(self, start: Sample) -> None:
+        self.process.wait_until(
+            lambda: self.sample().work > start.work, "the first bytes", START_TIMEOUT_S
+        )
 
     def _apart(self, seconds: float) -> tuple[Sample, Sample]:
         first = self.sample()
