@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from gateway.assembly import (
     findings,
     reassemble,
     require_loop_free,
+    require_own_lookups,
     with_fresh_sets,
 )
 from gateway.blueprint import GUARDED, Blueprint, Safety
@@ -46,6 +47,7 @@ from gateway.kernel.guard import Finding
 from gateway.kernel.tun import TunKeeper
 from gateway.kernel.watch import watch
 from gateway.plan.diff import diff
+from gateway.plan.lookups import Lookup
 from gateway.plan.render import render
 from gateway.rulesets.fetch import Connect
 from gateway.rulesets.store import RuleSetStore
@@ -110,7 +112,9 @@ class Gateway:
             self._found = await asyncio.to_thread(findings, self._assembly)
             self._keeper = GroupKeeper(choices_of(self._assembly.config, self._path))
             require_loop_free(self._found)
+            require_own_lookups(self._assembly)
             logs.configure(self._assembly.config.log.level, self._assembly.config.log.format)
+            _warn_of(self._assembly.lookups)
             limits.raise_descriptor_limit()
             async with self._device(), self._data_plane(), self._control(), self._kernel_state():
                 await self._serve()
@@ -279,6 +283,7 @@ class Gateway:
                         hint=finding.hint,
                     ),
                 )
+        _warn_of(set(fresh.lookups) - set(self._assembly.lookups))
         self._assembly, self._found = fresh, found
         await self._plane.adopt(self._blueprint(fresh, found))
         await self._keeper.tell(self._plane, fresh.config)
@@ -332,6 +337,7 @@ class Gateway:
                 )
             found = await asyncio.to_thread(findings, fresh)
             require_loop_free(found)
+            require_own_lookups(fresh)
             plan = self._blueprint(fresh, found)
             if fresh.config.inbound.port != old.config.inbound.port:
                 require_free(plan.listen_on)
@@ -404,3 +410,9 @@ class Gateway:
             flows=await self._plane.live_count(),
             outbounds=outbounds_health(self._assembly, self._found),
         )
+
+
+def _warn_of(lookups: Iterable[Lookup]) -> None:
+    for lookup in lookups:
+        said = logs.fields(hint=lookup.hint)
+        log.warning("outbound %s: %s", lookup.outbound, lookup.reason, extra=said)

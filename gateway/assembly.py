@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, TypeGuard
 
 from gateway.config import findings as config_findings
@@ -28,6 +29,7 @@ from gateway.plan.backend import choose_backend
 from gateway.plan.build import build_plan
 from gateway.plan.egress import Egress, egresses
 from gateway.plan.host import HostFacts
+from gateway.plan.lookups import Lookup, through_themselves
 from gateway.plan.model import Backend, Plan
 from gateway.policy.assertions import require_assertions
 from gateway.policy.compile import Accounts, compile_policy
@@ -73,6 +75,11 @@ class Assembly:
         return egresses(self.config, self.host, self.upstreams)
 
     @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """Names of servers that are looked up by the outbounds which need them."""
+        return through_themselves(self.config, self.policy, self.host)
+
+    @property
     def marks(self) -> Marks:
         """The bits of the packet mark that this configuration gives us."""
         return Marks(self.config.marks.base)
@@ -116,11 +123,19 @@ def congestion_controls(config: Config) -> Iterator[str]:
 def reassemble(old: Assembly, unable: frozenset[str]) -> Assembly:
     """The same configuration and backend for the machine, and the outbounds, as they are now.
 
-    The file is not read: what stands there now is not in force before a reload.
+    The file is not read: what stands there now is not in force before a reload. A server's
+    name that does not resolve now means what it meant before.
     """
     host = probe_host(old.backend.value)
     return _assembly(
-        old.path, old.store, old.written, unable, host, old.backend, old.backend_reason
+        old.path,
+        old.store,
+        old.written,
+        unable,
+        host,
+        old.backend,
+        old.backend_reason,
+        old.upstreams,
     )
 
 
@@ -131,7 +146,14 @@ def with_fresh_sets(old: Assembly) -> Assembly:
         old.config, store.refresh(), old.policy.geography, named_accounts(store)
     )
     return _assembly(
-        old.path, old.store, policy, old.unable, old.host, old.backend, old.backend_reason
+        old.path,
+        old.store,
+        policy,
+        old.unable,
+        old.host,
+        old.backend,
+        old.backend_reason,
+        old.upstreams,
     )
 
 
@@ -168,7 +190,9 @@ def _assembly(
     host: HostFacts,
     backend: Backend,
     reason: str,
+    known: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> Assembly:
+    """``known``: what the names of SOCKS servers meant before, by outbound."""
     config = store.config
     if config.inbound.udp == "off":
         unable = frozenset()
@@ -180,7 +204,9 @@ def _assembly(
         for name, outbound in config.outbounds.items()
         if isinstance(outbound, Socks5Outbound)
     }
-    upstreams = {name: resolve(outbound.server) for name, outbound in socks.items()}
+    upstreams = {
+        name: resolve(outbound.server) or known.get(name, ()) for name, outbound in socks.items()
+    }
     host = replace(
         host,
         users=accounts.users(o.uid for o in socks.values() if isinstance(o.uid, str)),
@@ -227,3 +253,10 @@ def require_loop_free(found: tuple[Finding, ...]) -> None:
             "; ".join(f"outbound {f.egress.outbound}: {f.reason} ({f.route})" for f in loops),
             loops[0].hint,
         )
+
+
+def require_own_lookups(assembly: Assembly) -> None:
+    """Raise ``LoopError`` if this machine would look a server up by that server."""
+    for lookup in assembly.lookups:
+        if lookup.certain:
+            raise LoopError(f"outbound {lookup.outbound}: {lookup.reason}", lookup.hint)

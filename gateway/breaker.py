@@ -1,4 +1,4 @@
-"""The breaker: ends a loop that runs through a proxy whose own traffic we divert to it.
+"""Breakers: end loops that run through a proxy whose own traffic we divert to it.
 
 Such a proxy (in the LAN by an address that nobody wrote down, or a program on this machine)
 connects to where our flow goes, that connection is diverted to us, we ask the proxy again, and
@@ -6,14 +6,18 @@ so on until there are no descriptors left. No address gives it away, but its sha
 host opens flow after flow to one destination, each once the last is through, and none of
 them gets an answer. To reset the newest is enough: the proxy then ends the one before it,
 and so on down to the first. Of a client that merely looks like this, one flow is lost.
+
+Of datagrams, a loop carries the same one round and round, each time from another port. There
+the flows know nothing of each other, so all of them end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 from gateway.flow import CloseReason, Endpoint, FlowFacts
+from gateway.flow import Protocol as Transport
 
 #: Flows of one source and destination that are looked at together: a loop has no more.
 WINDOW: Final = 32
@@ -24,11 +28,13 @@ PAIRS: Final = 512
 #: In a loop each flow waits for the one before it; clients open theirs side by side.
 AT_ONCE: Final = 4
 
-_Pair = tuple[str, Endpoint]
+DNS_PORT: Final = 53
+#: A query's number (RFC 1035 section 4.1.1): a name server that forwards gives it a new one.
+_DNS_NUMBER: Final = 2
 
 
 class Accepted(Protocol):
-    """What the breaker sees of a flow."""
+    """What a breaker sees of a flow."""
 
     id: int
     facts: FlowFacts
@@ -42,36 +48,65 @@ class Accepted(Protocol):
         """What the client was given."""
 
 
-class Breaker:
-    """Watches the flows that one data plane accepts; costs a dictionary entry each."""
+_Flow = TypeVar("_Flow", bound=Accepted)
+
+
+class _Windows(Generic[_Flow]):
+    """Flows that look alike, until there are enough of them to judge."""
 
     def __init__(self) -> None:
-        self._windows: dict[_Pair, list[Accepted]] = {}
+        self._windows: dict[tuple[object, ...], list[_Flow]] = {}
+
+    def unanswered(self, key: tuple[object, ...], flow: _Flow) -> list[_Flow]:
+        """Those of a window that this flow has made full who wait for an answer; else nobody."""
+        window = self._windows.get(key)
+        if window is None:
+            if len(self._windows) >= PAIRS:
+                self._windows.clear()  # a loop fills its window again before it does harm
+            window = self._windows[key] = []
+        window.append(flow)
+        if len(window) < WINDOW:
+            return []
+        del self._windows[key]
+        return [one for one in window if one.reason is None and one.bytes_down == 0]
+
+
+class Breaker:
+    """Watches the TCP flows that one data plane accepts; costs a dictionary entry each."""
+
+    def __init__(self) -> None:
+        self._windows: _Windows[Accepted] = _Windows()
 
     def trips(self, flow: Accepted, relaying: Container[int]) -> bool:
         """Whether this newest flow is the head of a loop, and is to be reset.
 
         ``relaying``: numbers of the flows whose second leg is up.
         """
-        pair = _pair(flow)
-        window = self._windows.get(pair)
-        if window is None:
-            if len(self._windows) >= PAIRS:
-                self._windows.clear()  # a loop fills its window again before it does harm
-            window = self._windows[pair] = []
-        window.append(flow)
-        if len(window) < WINDOW:
-            return False
-        del self._windows[pair]
-        unanswered = [one for one in window if one.reason is None and one.bytes_down == 0]
+        unanswered = self._windows.unanswered(_pair(flow), flow)
         opening = sum(one.id not in relaying for one in unanswered)
         return len(unanswered) >= SHARE and opening <= AT_ONCE
+
+
+class DatagramBreaker(Generic[_Flow]):
+    """The same for UDP flows, each with its first datagram."""
+
+    def __init__(self) -> None:
+        self._windows: _Windows[_Flow] = _Windows()
+
+    def trips(self, flow: _Flow, first: bytes) -> list[_Flow]:
+        """The flows of the loop whose newest this is, all of which are to end; mostly none."""
+        if flow.facts.destination.port == DNS_PORT:
+            first = first[_DNS_NUMBER:].lower()  # nor is its case sure to stay (dns0x20)
+        unanswered = self._windows.unanswered((*_pair(flow), hash(first)), flow)
+        return unanswered if len(unanswered) >= SHARE else []
 
 
 def advice(flow: Accepted, *, own: bool) -> str:
     """What was seen, and the rule that is missing. ``own``: the source is this machine."""
     host, destination = _pair(flow)
     seen = f"{host} opens flow after flow to {destination}, and none is answered"
+    if flow.facts.protocol is Transport.UDP:
+        seen = f"{host} sends {destination} the same datagram again and again, never answered"
     if own:
         return (
             f"{seen}: the proxy program on this machine is diverted to itself; say in `uid:` or"
@@ -83,5 +118,5 @@ def advice(flow: Accepted, *, own: bool) -> str:
     )
 
 
-def _pair(flow: Accepted) -> _Pair:
+def _pair(flow: Accepted) -> tuple[str, Endpoint]:
     return flow.facts.source.host, flow.facts.destination

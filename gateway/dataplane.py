@@ -101,7 +101,7 @@ class DataPlane:
         self._dispatcher.own = plan.own
         self._datagrams.routing = self._dispatcher.routing
         self._datagrams.settings = plan.udp
-        self._datagrams.own = plan.own
+        self._datagrams.loops.own = plan.own
         self._adopt_judgement(plan)
         for key in self._listeners.keys() - _listeners(plan.listen_on):
             for listener in self._listeners.pop(key):

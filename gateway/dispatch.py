@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import MSG_PEEK, SocketType
 from typing import Final, Literal, NamedTuple
 
@@ -66,10 +66,14 @@ class OwnTraffic:
 
     ``addresses`` of this machine, as text. ``diverted``: this machine's own traffic is
     diverted on purpose, so that an own address as source is no proof by itself.
+    ``lookups``: the outbounds that need a name to be looked up, by that name (canonical);
+    ``resolvers``: the name servers that this machine asks.
     """
 
     addresses: frozenset[str] = frozenset()
     diverted: bool = False
+    lookups: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    resolvers: frozenset[str] = frozenset()
 
 
 class _End(NamedTuple):

@@ -31,10 +31,13 @@ class Listener(Protocol):
 class UnheardFlow:
     """A client's datagrams to one far end, until it is decided where they go.
 
-    ``ends`` is what the listener knows them by. ``onward`` is set once they have a way.
+    ``ends`` is what the listener knows them by, ``first`` the first of them. ``onward`` is set
+    once they have a way.
     """
 
-    __slots__ = ("_bytes", "_listener", "_looking", "_seen", "ends", "facts", "kept", "onward")
+    __slots__ = (
+        "_bytes", "_listener", "_looking", "_seen", "ends", "facts", "first", "kept", "onward",
+    )  # fmt: skip
 
     def __init__(self, listener: Listener, ends: bytes, facts: FlowFacts) -> None:
         self._listener = listener
@@ -43,6 +46,7 @@ class UnheardFlow:
         self._bytes = 0
         self.ends = ends
         self.facts = facts
+        self.first = b""
         self.kept: list[bytes] = []
         self.onward: Upgoing | None = None
 
@@ -53,6 +57,8 @@ class UnheardFlow:
     def up(self, batch: Batch, first: int, last: int) -> None:
         """Look at these datagrams, and keep them, or send them onward where they said enough."""
         datagrams = [bytes(each) for slot in range(first, last) for each in batch.datagrams(slot)]
+        if not self.first:
+            self.first = datagrams[0]
         for datagram in datagrams:
             if not self._seen.complete:
                 self._seen = self._looking.feed(datagram)

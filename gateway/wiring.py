@@ -28,6 +28,7 @@ from gateway.kernel.tun import TunSettings
 from gateway.marks import Mark
 from gateway.outbound import direct, reject, socks5
 from gateway.plan.egress import Egress
+from gateway.plan.lookups import needed_names
 from gateway.sniffing import SniffLimits
 from gateway.udp.flow import UdpSettings
 from gateway.wire.socks5 import Credentials
@@ -53,7 +54,12 @@ def blueprint(
         sniff=_sniff_limits(config.sniff),
         udp=_udp_settings(assembly),
         judgement=_judgement(assembly),
-        own=OwnTraffic(assembly.host.addresses, config.lan.this_machine),
+        own=OwnTraffic(
+            assembly.host.addresses,
+            config.lan.this_machine,
+            needed_names(config),
+            frozenset(assembly.host.resolvers),
+        ),
         listen_on=_listen_on(assembly),
         bypass=assembly.marks.bypass if safety.mark else None,
         detect_loops=safety.detect,

@@ -86,6 +86,13 @@ def loop_guard(seen: Examined) -> Iterator[Check]:
             yield warn(label, path.reason, path.hint)
 
 
+def lookups(seen: Examined) -> Iterator[Check]:
+    """No server's name is looked up by the outbound that needs it."""
+    for lookup in seen.lookups:
+        judge = fail if lookup.certain else warn
+        yield judge(f"outbound {lookup.outbound}", lookup.reason, lookup.hint)
+
+
 def fast_open(seen: Examined) -> Iterator[Check]:
     """Data in a SYN takes the kernel's consent (ip-sysctl.rst, ``tcp_fastopen``: bit 0)."""
     outbounds = seen.config.outbounds if seen.config else {}
@@ -104,4 +111,4 @@ def fast_open(seen: Examined) -> Iterator[Check]:
         )
 
 
-CHECKS = (configuration, lan_interfaces, default_route, backend, loop_guard, fast_open)
+CHECKS = (configuration, lan_interfaces, default_route, backend, loop_guard, lookups, fast_open)

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import click
 
-from gateway.assembly import Assembly, assemble, findings, require_loop_free
+from gateway.assembly import (
+    Assembly,
+    assemble,
+    findings,
+    require_loop_free,
+    require_own_lookups,
+)
 from gateway.cli.options import config_option, json_option
 from gateway.cli.show import print_json
 from gateway.config.schema import Config
@@ -83,6 +89,7 @@ def check(ctx: click.Context, config: Path, as_json: bool) -> None:
         assembly = assemble(config)
         found = findings(assembly)
         require_loop_free(found)
+        require_own_lookups(assembly)
         warnings = _warnings(assembly)
     except GatewayError as error:
         if not as_json:
@@ -94,6 +101,8 @@ def check(ctx: click.Context, config: Path, as_json: bool) -> None:
     else:
         for warning in warnings:
             click.echo(f"warning: {warning}")
+        for lookup in assembly.lookups:
+            click.echo(f"warning: outbound {lookup.outbound}: {lookup.reason}; {lookup.hint}")
         click.echo(_summary(assembly, found))
     if not all(finding.ok for finding in found):
         ctx.exit(1)
@@ -119,6 +128,10 @@ def _as_json(
             for name, skipped in assembly.store.skipped.items()
         },
         "warnings": [asdict(warning) for warning in warnings],
+        "lookups": [
+            {**asdict(lookup), "reason": lookup.reason, "hint": lookup.hint}
+            for lookup in assembly.lookups
+        ],
         "outbounds": [
             {
                 "name": finding.egress.outbound,

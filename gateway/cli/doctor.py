@@ -22,6 +22,7 @@ from gateway.kernel import readings
 from gateway.kernel.guard import Finding
 from gateway.kernel.probe import probe_host
 from gateway.marks import DEFAULT_TCP_PORT
+from gateway.plan.lookups import Lookup
 
 _COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 
@@ -61,7 +62,7 @@ def judge(seen: Examined) -> Iterator[Check]:
 def examine(path: Path, run_dir: Path) -> Examined:
     """Read the machine and the configuration; what fails to be read is part of the result."""
     config, config_error = _load(path)
-    paths, path_error = _prove(path) if config else ((), None)
+    paths, lookups, path_error = _prove(path) if config else ((), (), None)
     facts = probe_host(nfqueue=config is not None and config.inbound.classify == "nfqueue")
     port = config.inbound.port if config else DEFAULT_TCP_PORT
     return Examined(
@@ -71,6 +72,7 @@ def examine(path: Path, run_dir: Path) -> Examined:
         config_error=config_error,
         paths=paths,
         path_error=path_error,
+        lookups=lookups,
         gateway_process=_gateway_process(run_dir),
         leftovers=_leftovers(run_dir),
     )
@@ -83,11 +85,14 @@ def _load(path: Path) -> tuple[Config | None, GatewayError | None]:
         return None, error
 
 
-def _prove(path: Path) -> tuple[tuple[Finding, ...], GatewayError | None]:
+def _prove(
+    path: Path,
+) -> tuple[tuple[Finding, ...], tuple[Lookup, ...], GatewayError | None]:
     try:
-        return findings(assemble(path)), None
+        assembly = assemble(path)
+        return findings(assembly), assembly.lookups, None
     except GatewayError as error:
-        return (), error
+        return (), (), error
 
 
 def _gateway_process(run_dir: Path) -> int | None:

@@ -11,6 +11,7 @@ from gateway.kernel.guard import Finding
 from gateway.kernel.readings import Readings
 from gateway.marks import DEFAULT_BASE, DEFAULT_TCP_PORT, Marks
 from gateway.plan.host import HostFacts
+from gateway.plan.lookups import Lookup
 
 
 class Status(StrEnum):
@@ -51,7 +52,8 @@ class Examined:
     """Everything that was read, before anything is judged.
 
     ``config`` is None where the file does not load; ``config_error`` then says why.
-    ``paths`` are the loop guard's findings, ``path_error`` why there are none.
+    ``paths`` are the loop guard's findings, ``path_error`` why there are none; ``lookups``:
+    names that outbounds look up by themselves.
     ``gateway_process`` is the process of the running gateway, if one runs;
     ``leftovers`` is kernel state of ours, as text; None where it could not be read.
     """
@@ -62,6 +64,7 @@ class Examined:
     config_error: GatewayError | None = None
     paths: tuple[Finding, ...] = ()
     path_error: GatewayError | None = None
+    lookups: tuple[Lookup, ...] = ()
     gateway_process: int | None = None
     leftovers: tuple[str, ...] | None = ()
 

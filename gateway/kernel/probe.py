@@ -19,6 +19,7 @@ from gateway.errors import ApplyError, CapabilityError
 from gateway.kernel import iptables, libnftables, sysctl
 from gateway.kernel.iptables_worker import Request, present_tables
 from gateway.kernel.privilege import Capability, has
+from gateway.kernel.resolvers import read_resolvers
 from gateway.marks import CHAIN_PREFIX, ROUTE_PROTOCOL, SET_PREFIX, TABLE_MAIN, TAG_PREFIX
 from gateway.plan.host import DefaultRoute, Feature, HostFacts, Interface
 from gateway.plan.model import Family
@@ -110,6 +111,7 @@ def probe_host(
         sysctls=sysctl.read_matching(sysctl.PLANNED),
         first_rule=first_rule,
         group=os.getegid(),
+        resolvers=read_resolvers(),
     )
 
 

@@ -52,6 +52,7 @@ class HostFacts:
     of others, those of priority 0 (the table ``local``) left out; None where there is none.
     ``users`` and ``cgroups``: numbers of those that the configuration names and that exist.
     ``group``: as which the gateway runs.
+    ``resolvers``: the name servers that this machine asks.
     """
 
     interfaces: tuple[Interface, ...] = ()
@@ -62,6 +63,7 @@ class HostFacts:
     users: dict[str, int] = field(default_factory=dict)
     cgroups: dict[str, int] = field(default_factory=dict)
     group: int = 0
+    resolvers: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> frozenset[str]:

@@ -11,6 +11,9 @@ _HEADER: Final = 12
 _LENGTH: Final = 2
 _FOUND: Final = Sighting("dns", complete=True)
 _QUERY_AND_OPCODE: Final = 0xF8
+#: Of a label, and of a name without its last dot (RFC 1035 section 2.3.4).
+_LONGEST_LABEL: Final = 63
+_LONGEST_NAME: Final = 253
 
 
 def datagram_sighting(data: bytes) -> Sighting | None:
@@ -33,3 +36,22 @@ def stream_sighting(data: bytes) -> Sighting | None:
     if message[2:3] and message[2] & _QUERY_AND_OPCODE:
         return None
     return MORE if b"\x00\x01\x00\x00\x00\x00".startswith(message[4:10]) else None
+
+
+def question_name(data: bytes) -> str | None:
+    """The name that a DNS query asks for, lower case and without the last dot.
+
+    None: it is no query, or the name is not one of a host (not ASCII, too long, compressed).
+    """
+    if datagram_sighting(data) is None:
+        return None
+    labels: list[bytes] = []
+    at = _HEADER
+    while length := data[at] if at < len(data) else _LONGEST_LABEL + 1:
+        at += 1
+        if length > _LONGEST_LABEL or at + length > len(data):
+            return None
+        labels.append(data[at : at + length])
+        at += length
+    name = b".".join(labels).lower()
+    return name.decode("ascii") if len(name) <= _LONGEST_NAME and name.isascii() else None

@@ -29,6 +29,7 @@ from gateway.sniff.sighting import Sighting
 from gateway.sniffing import Sniffing
 from gateway.sniffing_udp import MOST_WAITING, UnheardFlow
 from gateway.udp.flow import UdpFlow, UdpSettings
+from gateway.udp.loops import LoopWatch
 from gateway.udp.mapping import Mapping, MappingKey
 from gateway.udp.refusal import Refusal
 from gateway.wire.icmp_error import IcmpError, from_wire
@@ -61,11 +62,10 @@ class Datagrams:
         sockets = UdpSockets(factory)
         self.routing = routing
         self.settings = settings
-        self.own = own
+        self.loops = LoopWatch(own)
         self.replies = ReplySockets(sockets.open_reply)
         self.batch = Batch()
         self.known: dict[bytes, Upgoing] = {}
-        self._own_legs: defaultdict[int, list[tuple[Endpoint, Endpoint | None]]] = defaultdict(list)
         self.counters: Counter[str] = Counter()
         self.recent: deque[UdpFlow] = deque(maxlen=RECENT)
         self._errors = ErrorSender(sockets)
@@ -93,7 +93,6 @@ class Datagrams:
 
     def arrived(self, ends: bytes, batch: Batch, slot: int) -> Upgoing | None:
         """Decide whose it is, or what becomes of it."""
-        del batch, slot
         found = read_ends(ends)
         if found is None or found.destination.host in LISTEN_ON:
             self.counters["refused_not-diverted"] += 1
@@ -106,16 +105,17 @@ class Datagrams:
         policy, finder = self.routing.policy, self.routing.finder
         facts = finder.of_datagram(source, destination, index)
         now = finder.now()
-        if source.host in self.own.addresses and self._is_loop(source, destination):
+        if self._detect_loops and self.loops.is_own(source, destination):
             flow = self._flow(facts, policy.settle(facts, now), Address(split_ends(ends)[0]))
             flow.detail = "an outbound's own datagrams were diverted"
             flow.close(CloseReason.LOOP)
             return None
         answer = policy.decide(facts, now)
+        first = next(batch.datagrams(slot))
         if isinstance(answer, Decision):
-            return self._begin(ends, facts, answer)
+            return self._begin(ends, facts, answer, first)
         if not self._may_wait(destination.port):
-            return self._begin(ends, facts, policy.settle(facts, now))
+            return self._begin(ends, facts, policy.settle(facts, now), first)
         unheard = self.known[ends] = UnheardFlow(self, ends, facts)
         self._sniffing.begin(unheard, self.routing.sniff)
         return unheard
@@ -130,7 +130,8 @@ class Datagrams:
     def _sniffed(self, unheard: UnheardFlow, seen: Sighting) -> None:
         facts = unheard.facts._replace(name=seen.name, sniffed=seen.protocol)
         now = self.routing.finder.now()
-        flow = self._begin(unheard.ends, facts, self.routing.policy.settle(facts, now))
+        answer = self.routing.policy.settle(facts, now)
+        flow = self._begin(unheard.ends, facts, answer, unheard.first)
         unheard.onward = flow
         for datagram in unheard.kept:
             if flow is not None:
@@ -151,11 +152,19 @@ class Datagrams:
             self._join(flow, mapping, mapping.leg)
         return flow if flow.reason is None else None
 
-    def _begin(self, ends: bytes, facts: FlowFacts, decision: Decision) -> UdpFlow | None:
-        """A decided conversation; None where it has ended at once."""
+    def _begin(
+        self, ends: bytes, facts: FlowFacts, decision: Decision, first: bytes | memoryview
+    ) -> UdpFlow | None:
+        """A decided conversation, with its first datagram; None where it has ended at once."""
         flow = self._flow(facts, decision, Address(split_ends(ends)[0]))
         self._know(ends, flow)
-        self._open(flow, self.routing.outbounds[decision.way])
+        caught = self.loops.caught(flow, bytes(first)) if self._detect_loops else None
+        if caught is None:
+            self._open(flow, self.routing.outbounds[decision.way])
+            return flow if flow.reason is None else None
+        flow.detail = caught.detail
+        for looping in caught.flows:
+            self._close_refused(looping, CloseReason.LOOP)
         return flow if flow.reason is None else None
 
     def _know(self, ends: bytes, flow: UdpFlow) -> None:
@@ -317,22 +326,8 @@ class Datagrams:
 
     def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
         """Know a leg's datagrams, should they come back."""
-        self._own_legs[local.port].append((local, remote))
+        self.loops.leg_opened(local, remote)
 
     def leg_closed(self, local: Endpoint, remote: Endpoint | None) -> None:
         """Forget it."""
-        legs = self._own_legs[local.port]
-        legs.remove((local, remote))
-        if not legs:
-            del self._own_legs[local.port]
-
-    def _is_loop(self, source: Endpoint, destination: Endpoint) -> bool:
-        """Whether a datagram from one of our addresses is one that a leg sent."""
-        if not self._detect_loops:
-            return False
-        if not self.own.diverted:
-            return True
-        return any(
-            remote is None or remote == destination
-            for _, remote in self._own_legs.get(source.port, ())
-        )
+        self.loops.leg_closed(local, remote)

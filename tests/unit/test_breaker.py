@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 
-from gateway.breaker import AT_ONCE, PAIRS, SHARE, WINDOW, Breaker, advice
+from gateway.breaker import AT_ONCE, PAIRS, SHARE, WINDOW, Breaker, DatagramBreaker, advice
 from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
 
 WEB = Endpoint("198.51.100.10", 80)
@@ -74,6 +75,50 @@ def test_clients_are_left_alone(spoilt: str) -> None:
     assert tripped(flows, opening=AT_ONCE + 1 if spoilt == "side by side" else 1) == []
 
 
+# --- datagrams -----------------------------------------------------------------------------------
+
+
+def datagram_flow(number: int, port: int = 9999, protocol: Protocol = Protocol.UDP) -> Flow:
+    one = flow(number, destination=WEB._replace(port=port))
+    return replace(one, facts=one.facts._replace(protocol=protocol))
+
+
+def caught(flows: list[Flow], first: Callable[[int], bytes]) -> list[list[int]]:
+    breaker: DatagramBreaker[Flow] = DatagramBreaker()
+    loops = [breaker.trips(one, first(one.id)) for one in flows]
+    return [[each.id for each in loop] for loop in loops if loop]
+
+
+def test_one_datagram_that_goes_round_ends_with_all_its_flows() -> None:
+    flows = [datagram_flow(number) for number in range(WINDOW + 5)]
+    flows[3].reason = CloseReason.IDLE_TIMEOUT
+    flows[4].bytes_down = 1
+    spared = {3, 4}
+    assert caught(flows, lambda _: b"once") == [[n for n in range(WINDOW) if n not in spared]]
+
+
+@pytest.mark.parametrize("spoilt", ["other datagrams", "answered", "closed"])
+def test_clients_of_datagrams_are_left_alone(spoilt: str) -> None:
+    flows = [datagram_flow(number) for number in range(WINDOW)]
+    for one in flows[: WINDOW - SHARE + 1]:
+        one.bytes_down = int(spoilt == "answered")
+        one.reason = CloseReason.IDLE_TIMEOUT if spoilt == "closed" else None
+    differ = spoilt == "other datagrams"
+    assert caught(flows, lambda number: b"%d" % (number if differ else 0)) == []
+
+
+def test_a_question_that_goes_round_has_new_numbers_and_case() -> None:
+    def question(number: int) -> bytes:
+        name = b"EXAMPLE" if number % 2 else b"example"
+        return number.to_bytes(2, "big") + b"\1\0\0\1" + bytes(6) + b"\7" + name + bytes(5)
+
+    asked = [datagram_flow(number, port=53) for number in range(WINDOW)]
+    other = [datagram_flow(number) for number in range(WINDOW)]
+    assert len(caught(asked, question)) == 1
+    assert caught(other, question) == []
+
+
 def test_the_missing_rule_is_named() -> None:
     assert "{source: 10.0.1.50, to: direct}" in advice(flow(1), own=False)
     assert "`uid:`" in advice(flow(1), own=True)
+    assert "same datagram" in advice(datagram_flow(1), own=False)

@@ -26,9 +26,13 @@ from gateway.marks import Mark
 from gateway.plan.backend import NEEDS
 from gateway.plan.egress import Egress
 from gateway.plan.host import DefaultRoute, Feature, HostFacts, Interface
+from gateway.plan.lookups import Lookup
 
 FEATURES = ("ipv6", *(name for needs in NEEDS.values() for name in needs))
 
+LOOKUP = Lookup(
+    "home", "proxy.example", "203.0.113.2", "192.0.2.53", "rules[0] {to: home}", certain=True
+)
 HEALTHY = Examined(
     facts=HostFacts(
         interfaces=(
@@ -412,6 +416,22 @@ Check1 = Callable[[Examined], Iterator[Check]]
             "no route",
             "wait",
             id="no route is no loop",
+        ),
+        pytest.param(
+            config_checks.lookups,
+            replace(HEALTHY, lookups=(LOOKUP,)),
+            Status.FAIL,
+            "proxy.example is looked up at 192.0.2.53",
+            "port: 53, to: direct",
+            id="a name that its own server is to find",
+        ),
+        pytest.param(
+            config_checks.lookups,
+            replace(HEALTHY, lookups=(replace(LOOKUP, asker="10.0.1.53", certain=False),)),
+            Status.WARN,
+            "proxy.example is looked up at 10.0.1.53",
+            "source: 10.0.1.53",
+            id="a name server in the LAN that asks the same way",
         ),
         pytest.param(
             config_checks.loop_guard,
