@@ -17,6 +17,7 @@ from rich.table import Table
 from gateway.lab.cells import Cell
 from gateway.lab.lab import Lab
 from gateway.lab.own_traffic import Programs, own_traffic
+from gateway.lab.replaced import interface_group, replaced_default
 from gateway.lab.uplinks import SplitDefault, ladder
 
 #: The parts of the matrix; each needs a lab of its own, with its servers running.
@@ -25,6 +26,8 @@ PARTS: Final[dict[str, Callable[[Lab], Iterator[Cell]]]] = {
     "ladder": ladder,
     "own traffic": own_traffic,
     "programs": lambda lab: Programs(lab).run(),
+    "replaced default": replaced_default,
+    "interface group": interface_group,
 }
 
 #: What each part shows, for people.
@@ -33,6 +36,8 @@ TITLES: Final = {
     "ladder": "All but the marked goes into a TUN, by the ladder of ip rules",
     "own traffic": "This machine's own traffic is diverted",
     "programs": "The proxy is a program on this machine, whose own traffic is diverted",
+    "replaced default": "Another program has put its TUN in the place of the default route",
+    "interface group": "Another program's TUN has the better default route, which a rule drops",
 }
 
 
