@@ -31,6 +31,12 @@ PRIORITY_NOP = 8809
 PRIORITY_SOURCE = 8810
 PRIORITY_SOURCE_END = 8811
 
+#: Our own sockets that are bound to a device, where none of all rules has found a route: Linux
+#: would assume the destination to be on that link. A route that says so is found instead, and
+#: tagged, so that it can be refused.
+PRIORITY_UNROUTED = 32_800
+REALM_UNROUTED = 0x67
+
 #: Beside a TUN that captures: the way past it for our own sockets, which ends in ``unreachable``
 #: (a lost default route must not lead into the TUN), and then everybody else's way into it.
 PRIORITY_BYPASS_UID = 8820
@@ -44,6 +50,8 @@ TABLE_TPROXY = 8801
 TABLE_TUN = 8802
 #: The first of the uplinks' tables, for ``route: source``; one for each uplink that is so used.
 TABLE_UPLINKS = 8810
+#: For ``PRIORITY_UNROUTED``; one for each device.
+TABLES_UNROUTED = range(8850, 9000)
 #: rt_tables of iproute2.
 TABLE_DEFAULT = 253
 TABLE_MAIN = 254

@@ -179,6 +179,8 @@ class Tables:
             made.protocol = _PROTOCOL_NAMES.get(rule.protocol, rule.protocol)
         if rule.in_interface:
             made.in_interface = rule.in_interface
+        if rule.out_interface:
+            made.out_interface = rule.out_interface
         if rule.source:
             made.src = rule.source
         if rule.destination:
@@ -200,6 +202,7 @@ class Tables:
             matches=tuple(m for m in matches if m.name != "comment"),
             protocol="" if rule.protocol in _NO_PROTOCOL else rule.protocol,
             in_interface=rule.in_interface or "",
+            out_interface=rule.out_interface or "",
             source=_prefix(rule.src),
             destination=_prefix(rule.dst),
         )

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from gateway.kernel import accounts, netns, routes
-from gateway.marks import ROUTE_PROTOCOL, TABLE_TPROXY, TABLE_TUN, Mark
+from gateway.marks import ROUTE_PROTOCOL, TABLE_TPROXY, TABLE_TUN, TABLES_UNROUTED, Mark
 from gateway.plan.egress import Egress, Entry
 
 # <linux/rtnetlink.h>. LOOKUP_TABLE: name the table that answered; without it the kernel
@@ -159,17 +159,21 @@ class _View:
         astray = self._led_astray(query["family"], query.get("mark", 0), egress.source)
         if astray is not None:
             return astray
+        assumed = Answer(device=egress.device or "", assumed_on_link=True, device_has_arp=has_arp)
         try:
-            return self.ask(query, _RTM_F_LOOKUP_TABLE | _RTM_F_FIB_MATCH)
+            found = self.ask(query, _RTM_F_LOOKUP_TABLE | _RTM_F_FIB_MATCH)
         except NetlinkError as error:
             failure = Answer(error=error.code, device=egress.device or "")
+        else:
+            # A route of ours that says so; what takes it is refused (``gateway.plan.egress``).
+            return assumed if found.table in TABLES_UNROUTED else found
         if egress.device is None:
             return failure
         try:
             self.ask(query, 0)
         except NetlinkError:
             return failure
-        return Answer(device=egress.device, assumed_on_link=True, device_has_arp=has_arp)
+        return assumed
 
     def _led_astray(self, family: int, mark: int, source: str | None) -> Answer | None:
         """What the kernel will answer where a foreign rule leads into one of our tables.

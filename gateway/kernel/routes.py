@@ -146,6 +146,10 @@ def _rule_message(rule: IpRule) -> dict[str, Any]:
         message |= {"fwmark": rule.mark.value, "fwmask": rule.mark.mask}
     if rule.iif is not None:
         message["iifname"] = rule.iif
+    if rule.oif is not None:
+        message["oifname"] = rule.oif
+    if rule.realm is not None:
+        message["FRA_FLOW"] = rule.realm
     if rule.source is not None:
         message["src"] = str(rule.source.network_address)
         message["src_len"] = rule.source.prefixlen
@@ -214,6 +218,8 @@ def _rule(message: Any) -> IpRule:
         goto=message.get_attr("FRA_GOTO"),
         mark=None if value is None else Mark(value, message.get_attr("FRA_FWMASK") or 0xFFFF_FFFF),
         iif=message.get_attr("FRA_IIFNAME"),
+        oif=message.get_attr("FRA_OIFNAME"),
+        realm=message.get_attr("FRA_FLOW") or None,
         source=_source(message),
         uid=None if uids is None else int(str(uids).partition(":")[0]),
         suppress_prefixlen=None if suppressed in (None, _SUPPRESS_NONE) else suppressed,

@@ -15,7 +15,7 @@ from gateway.marks import Marks
 from gateway.plan import chains, routing
 from gateway.plan.address_sets import AddressSets, of_family
 from gateway.plan.conditions import Packets
-from gateway.plan.egress import Egress, egresses, entries, server_addresses
+from gateway.plan.egress import Egress, Entry, egresses, entries, server_addresses
 from gateway.plan.host import HostFacts
 from gateway.plan.model import (
     AddressSet,
@@ -89,6 +89,7 @@ def build_plan(
             used | chains.REFUSED if shape.queue else used,
             through if backend is Backend.IPTABLES else (),
         ),
+        *chains.unrouted(shape, _bound_to(needed)),
         *(chains.accepted_input(accept) if backend is Backend.IPTABLES else ()),
     ]
     return Plan(
@@ -116,6 +117,12 @@ def build_plan(
             )
         ),
     )
+
+
+def _bound_to(needed: Iterable[Entry]) -> list[str]:
+    """The devices on whose links sockets of ours must not look for what has no route."""
+    rules = (entry for entry in needed if isinstance(entry, IpRule))
+    return list(dict.fromkeys(rule.oif for rule in rules if rule.oif is not None))
 
 
 def _programs(ways: Iterable[Egress], host: HostFacts) -> tuple[OwnedBy | InControlGroup, ...]:

@@ -23,7 +23,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Literal
 
 from gateway.flow import Protocol
-from gateway.marks import SET_PREFIX, Mark
+from gateway.marks import REALM_UNROUTED, SET_PREFIX, Mark
 from gateway.plan.address_sets import AddressSets
 from gateway.plan.model import (
     Accept,
@@ -42,6 +42,8 @@ from gateway.plan.model import (
     Match,
     Network,
     NftRule,
+    OfRealm,
+    OutInterface,
     Ports,
     Redirect,
     Reject,
@@ -219,6 +221,20 @@ def refusals(shape: Shape, used: set[str], through: Sequence[Mark] = ()) -> list
     if rules and shape.own:
         points.append(("output", rules))
     return [_base(f"filter_{point}", point, "filter", inside) for point, inside in points]
+
+
+def unrouted(shape: Shape, devices: Sequence[str]) -> list[Chain]:
+    """Own packets that leave by a device without a route are refused at once."""
+    rules = [
+        NftRule(
+            f"unrouted-{device}",
+            Reject("icmp-admin-prohibited"),
+            (OutInterface((device,)), MarkIs(shape.marks.bypass), OfRealm(REALM_UNROUTED)),
+            Family.V4,
+        )
+        for device in devices
+    ]
+    return [_base("filter_unrouted", "output", "filter", rules)] if rules else []
 
 
 def accepted_input(marks: Sequence[Mark]) -> list[Chain]:

@@ -21,8 +21,11 @@ from gateway.marks import (
     METRIC_UNREACHABLE,
     PRIORITY_SOURCE,
     PRIORITY_SOURCE_END,
+    PRIORITY_UNROUTED,
+    REALM_UNROUTED,
     TABLE_MAIN,
     TABLE_UPLINKS,
+    TABLES_UNROUTED,
     Mark,
     Marks,
 )
@@ -33,6 +36,8 @@ from gateway.plan.routing import shift
 
 Strategy = Literal["mark", "device", "source", "host_route", "uid", "cgroup", "netns"]
 Entry = IpRule | Route
+#: Tables of our own, by strategy and device.
+_Tables = Mapping[tuple[Strategy, str], int]
 
 #: Where the guard looks for an outbound that goes anywhere: documentation addresses, which are
 #: routed as the rest of the Internet is (RFC 5737, RFC 3849). Looked up, never sent to.
@@ -97,7 +102,7 @@ def egresses(
     address need no entry.
     """
     marks = Marks(config.marks.base)
-    tables = _uplink_tables(config, host)
+    tables = _tables(config, host)
     return tuple(
         _with_strategy(bare, outbound, host, marks, tables)
         for name in (DIRECT, *(name for name in config.outbounds if name != DIRECT))
@@ -163,13 +168,13 @@ def _with_strategy(
     outbound: DirectOutbound | Socks5Outbound,
     host: HostFacts,
     marks: Marks,
-    tables: Mapping[str, int],
+    tables: _Tables,
 ) -> Egress:
     strategy = _chosen(outbound, bare.destination, host)
     way = replace(bare, strategy=strategy)
     match strategy:
         case "device":
-            return replace(way, device=outbound.interface)
+            return _by_device(way, outbound.interface, host, marks.bypass, tables)
         case "source":
             return _by_source(way, outbound.interface, host, marks.bypass, tables)
         case "host_route":
@@ -207,11 +212,44 @@ def _is_here(address: str, host: HostFacts) -> bool:
     return ip_address(address).is_loopback or address in host.addresses
 
 
+# --- device ----------------------------------------------------------------------------------
+
+
+def _by_device(
+    way: Egress, device: str | None, host: HostFacts, mark: Mark, tables: _Tables
+) -> Egress:
+    """Bound to a device; what has no route by it is refused by the kernel itself.
+
+    Behind all other ip rules, such a packet finds a route that says what the kernel would only
+    assume, that its destination is on the link; by its realm it is known. (IPv6 assumes nothing.)
+    """
+    way = replace(way, device=device)
+    link, family = _interface(host, device), way.family
+    if family is Family.V6 or device is None or link is None or not (link.up and link.has_arp):
+        return way
+    table = tables["device", device]
+    return replace(
+        way,
+        entries=(
+            Route(family, "unicast", EVERYTHING[family], device, table),
+            IpRule(
+                PRIORITY_UNROUTED,
+                family,
+                "lookup",
+                table=table,
+                mark=mark,
+                oif=device,
+                realm=REALM_UNROUTED,
+            ),
+        ),
+    )
+
+
 # --- source ----------------------------------------------------------------------------------
 
 
 def _by_source(
-    way: Egress, interface: str | None, host: HostFacts, mark: Mark, tables: Mapping[str, int]
+    way: Egress, interface: str | None, host: HostFacts, mark: Mark, tables: _Tables
 ) -> Egress:
     """Bound to an address of an uplink, with a table that knows that uplink alone (ip rule from).
 
@@ -238,7 +276,7 @@ def _by_source(
     hop = uplink(host, family, device)
     if hop is None:
         return _no_uplink(replace(way, source=source, entries=(closed,)), device)
-    table = tables[device]
+    table = tables["source", device]
     link = _interface(host, device)
     near = {a.network for a in link.addresses if a.version == _version(family)} if link else ()
     needed: list[Entry] = [
@@ -259,15 +297,18 @@ def _version(family: Family) -> int:
     return 4 if family is Family.V4 else 6
 
 
-def _uplink_tables(config: Config, host: HostFacts) -> dict[str, int]:
-    """The table of each interface that some outbound leaves by from a bound address."""
-    devices = {
-        outbound.interface or _holder(host, str(outbound.source))
-        for outbound in config.outbounds.values()
-        if isinstance(outbound, DirectOutbound | Socks5Outbound) and outbound.route == "source"
+def _tables(config: Config, host: HostFacts) -> dict[tuple[Strategy, str], int]:
+    """A table for each interface that outbounds leave by from a bound address, or bound to it."""
+    ways = [o for o in config.outbounds.values() if isinstance(o, DirectOutbound | Socks5Outbound)]
+    from_address = {
+        o.interface or _holder(host, str(o.source)) for o in ways if o.route == "source"
     }
-    named = sorted(device for device in devices if device is not None)
-    return {device: TABLE_UPLINKS + index for index, device in enumerate(named)}
+    named = sorted(device for device in from_address if device is not None)
+    links = sorted({o.interface for o in ways if o.interface is not None})
+    return {
+        **{("source", device): TABLE_UPLINKS + index for index, device in enumerate(named)},
+        **{("device", device): TABLES_UNROUTED[index] for index, device in enumerate(links)},
+    }
 
 
 def _interface(host: HostFacts, name: str | None) -> Interface | None:

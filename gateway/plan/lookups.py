@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from gateway.config.domains import canonical_name
+from gateway.config.groups import ends_of
 from gateway.config.schema import Config, Socks5Outbound
 from gateway.flow import Endpoint, FlowFacts, Owner, Protocol
 from gateway.plan.egress import ANYWHERE
@@ -66,10 +67,13 @@ class Lookup:
 
 
 def needed_names(config: Config) -> dict[str, frozenset[str]]:
-    """The outbounds that need a name to be looked up, by that name (canonical)."""
+    """The outbounds that need a name to be looked up, by that name (canonical).
+
+    Groups among them, which may choose such a one.
+    """
     found: dict[str, set[str]] = {}
     for outbound, name in _by_name(config):
-        found.setdefault(name, set()).add(outbound)
+        found.setdefault(name, set()).update(_leading_to(config, outbound))
     return {name: frozenset(outbounds) for name, outbounds in found.items()}
 
 
@@ -81,7 +85,7 @@ def through_themselves(config: Config, policy: Policy, host: HostFacts) -> tuple
         Lookup(outbound, name, facts.source.host, facts.destination.host, rule, certain)
         for outbound, name in _by_name(config)
         for facts, certain in _questions(config, policy, host)
-        for rule in _rules(policy, facts, outbound)
+        for rule in _rules(policy, facts, _leading_to(config, outbound))
     )
     return tuple({(each.outbound, each.asker, each.resolver): each for each in found}.values())
 
@@ -116,11 +120,16 @@ def _query(asker: str, resolver: str) -> FlowFacts:
     return FlowFacts(Protocol.UDP, source, destination, name="", sniffed="dns")
 
 
-def _rules(policy: Policy, facts: FlowFacts, outbound: str) -> Iterator[str]:
-    """The rules that send the query by this outbound, at some time of the week."""
+def _leading_to(config: Config, outbound: str) -> frozenset[str]:
+    """The outbound, and the groups that may choose it."""
+    return frozenset(name for name in config.outbounds if outbound in ends_of(config, name))
+
+
+def _rules(policy: Policy, facts: FlowFacts, outbounds: frozenset[str]) -> Iterator[str]:
+    """The rules that send the query by one of these outbounds, at some time of the week."""
     for now in policy.moments if policy.needs.time else (None,):
         decision = policy.settle(facts, now)
-        if decision.outbound == outbound:
+        if decision.outbound in outbounds:
             yield decision.rule
 
 

@@ -140,8 +140,24 @@ class InControlGroup:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class OutInterface:
+    """Leaves by one of these interfaces (hooks behind routing)."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OfRealm:
+    """The route was found by an ip rule that tags with this realm (IPv4 only)."""
+
+    realm: int
+
+
 Match = (
     InInterface
+    | OutInterface
+    | OfRealm
     | Transport
     | Addresses
     | InSet
@@ -337,6 +353,7 @@ class IpRule:
     """A policy-routing rule (ip-rule(8)), tagged with our protocol number.
 
     ``suppress_prefixlen``: a route that was found counts only if its prefix is longer.
+    ``oif``: of sockets that are bound to that device; ``realm``: what found routes are tagged.
     """
 
     priority: int
@@ -349,6 +366,8 @@ class IpRule:
     source: Network | None = None
     uid: int | None = None
     suppress_prefixlen: int | None = None
+    oif: str | None = None
+    realm: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

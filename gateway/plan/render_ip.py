@@ -27,6 +27,8 @@ def rule_line(rule: IpRule, verb: str) -> str:
         words += ["from", str(rule.source)]
     if rule.iif is not None:
         words += ["iif", rule.iif]
+    if rule.oif is not None:
+        words += ["oif", rule.oif]
     if rule.mark is not None:
         words += ["fwmark", str(rule.mark)]
     if rule.uid is not None:
@@ -37,6 +39,8 @@ def rule_line(rule: IpRule, verb: str) -> str:
         words.append(str(target))
     if rule.suppress_prefixlen is not None:
         words += ["suppress_prefixlength", str(rule.suppress_prefixlen)]
+    if rule.realm is not None:
+        words += ["realms", str(rule.realm)]
     return " ".join(words)
 
 

@@ -66,6 +66,7 @@ def _rule(rule: XtRule) -> str:
     words = []
     for option, value in (
         ("-i", rule.in_interface),
+        ("-o", rule.out_interface),
         ("-s", rule.source),
         ("-d", rule.destination),
         ("-p", rule.protocol),

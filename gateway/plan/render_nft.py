@@ -27,6 +27,8 @@ from gateway.plan.model import (
     MarkIs,
     Match,
     NftRule,
+    OfRealm,
+    OutInterface,
     OwnedBy,
     Plan,
     Ports,
@@ -124,6 +126,11 @@ def _match(match: Match, family: Family | None) -> str:  # noqa: C901 - a case a
         case InInterface(names):
             quoted = (f'"{name}"' for name in names)
             return f"iifname {_any_of(quoted)}"
+        case OutInterface(names):
+            quoted = (f'"{name}"' for name in names)
+            return f"oifname {_any_of(quoted)}"
+        case OfRealm(realm):
+            return f"rt classid {realm}"
         case Transport(protocols):
             return f"meta l4proto {_any_of(_protocols(protocols, family))}"
         case Addresses(side, prefixes):

@@ -33,6 +33,8 @@ from gateway.plan.model import (
     Match,
     Network,
     NftRule,
+    OfRealm,
+    OutInterface,
     OwnedBy,
     Plan,
     Ports,
@@ -194,6 +196,8 @@ class _Walker:
         match match:
             case InInterface(names):
                 return facts.interface in names
+            case OutInterface() | OfRealm():
+                return False  # of our own sockets
             case Transport(protocols):
                 return facts.protocol in protocols
             case Addresses(side, prefixes):

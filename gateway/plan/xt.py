@@ -33,6 +33,8 @@ from gateway.plan.model import (
     MarkIs,
     Match,
     NftRule,
+    OfRealm,
+    OutInterface,
     OwnedBy,
     Plan,
     Ports,
@@ -93,7 +95,7 @@ class XtExtension:
 
 @dataclass(frozen=True, slots=True)
 class XtRule:
-    """One rule. Empty ``protocol``, ``in_interface``, ``source``, ``destination`` match all.
+    """One rule. Empty ``protocol``, interfaces, ``source``, ``destination`` match all.
 
     The tag is not among ``matches``: it is written as the last one, ``-m comment
     --comment TAG``. ``goto``: the target is a chain entered by ``-g``, not ``-j``.
@@ -105,6 +107,7 @@ class XtRule:
     matches: tuple[XtExtension, ...] = ()
     protocol: str = ""
     in_interface: str = ""
+    out_interface: str = ""
     source: str = ""
     destination: str = ""
 
@@ -173,7 +176,7 @@ def _rules(rule: NftRule, family: Family) -> Iterator[XtRule]:
 
 
 #: A match's contribution to a rule: a field of the rule itself, or an extension.
-_Field = Literal["protocol", "in_interface", "source", "destination"]
+_Field = Literal["protocol", "in_interface", "out_interface", "source", "destination"]
 _Part = tuple[_Field, str] | XtExtension
 
 
@@ -187,6 +190,8 @@ def _with(rule: XtRule, part: _Part) -> XtRule:
             return replace(rule, protocol=value)
         case "in_interface":
             return replace(rule, in_interface=value)
+        case "out_interface":
+            return replace(rule, out_interface=value)
         case "source":
             return replace(rule, source=value)
         case "destination":
@@ -198,6 +203,10 @@ def _alternatives(match: Match, family: Family) -> list[_Part]:  # noqa: C901 - 
     match match:
         case InInterface(names):
             return [("in_interface", name) for name in names]
+        case OutInterface(names):
+            return [("out_interface", name) for name in names]
+        case OfRealm(realm):
+            return [_extension("realm", "realm", f"{realm:#x}")]
         case Transport(protocols):
             return [("protocol", _protocol(p, family)) for p in protocols]
         case Addresses(side, prefixes):

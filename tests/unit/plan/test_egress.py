@@ -247,3 +247,39 @@ def test_entries_are_in_the_plan_and_before_the_rules_of_others() -> None:
     assert set(way.entries) <= {*plan.ip_rules, *plan.routes}
     assert max(rule.priority for rule in plan.ip_rules) == 5209
     assert {rule.family for rule in plan.ip_rules if rule.source} == {Family.V4}
+
+
+# --- device ----------------------------------------------------------------------------------
+
+
+def test_a_device_has_a_route_for_what_has_none_behind_all_others() -> None:
+    (way,) = ways(interface="wan0")
+    assert shown(way) == [
+        "ip -4 route add unicast 0.0.0.0/0 dev wan0 table 8850 proto 0x67",
+        (
+            "ip -4 rule add priority 32800 oif wan0 fwmark 0x02000000/0x0f000000 protocol 0x67"
+            " lookup 8850 realms 103"
+        ),
+    ]
+    assert ways(interface="wan0", server=FAR6)[0].entries == (), "IPv6 assumes nothing"
+    assert ways(interface="wg0")[0].entries == (), "nobody is asked for by ARP there"
+    down = replace(HOST, interfaces=(LO, LAN, replace(WAN, up=False)))
+    assert ways(down, interface="wan0")[0].entries == (), "a link that is down takes no route"
+
+
+def shown(way: Egress) -> list[str]:
+    return [
+        rule_line(entry, "add") if isinstance(entry, IpRule) else route_line(entry, "add")
+        for entry in way.entries
+    ]
+
+
+@pytest.mark.parametrize("backend", Backend)
+def test_what_was_found_there_is_refused(backend: Backend) -> None:
+    made = config(interface="wan0")
+    plan = build_plan(made, compile_policy(made, {}), HOST, backend)
+    (chain,) = (chain for chain in plan.chains if chain.name == "filter_unrouted")
+    assert [rule.family for rule in chain.rules] == [Family.V4]
+    assert "rt classid 103" in render_nft(plan)
+    bare = build_plan(config(), compile_policy(config(), {}), HOST, backend)
+    assert "classid" not in render_nft(bare)

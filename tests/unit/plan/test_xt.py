@@ -25,6 +25,8 @@ from gateway.plan.model import (
     MarkIs,
     Match,
     NftRule,
+    OfRealm,
+    OutInterface,
     Plan,
     Ports,
     Redirect,
@@ -130,6 +132,15 @@ def _lines(matches: tuple[Match, ...], verdict: Verdict, family: Family) -> list
             Accept(),
             V4,
             ["-m conntrack --ctdir REPLY -m socket --transparent -j ACCEPT"],
+        ),
+        (
+            (OutInterface(("wan0", "lte0")), OfRealm(103)),
+            Accept(),
+            V4,
+            [
+                "-o wan0 -m realm --realm 0x67 -j ACCEPT",
+                "-o lte0 -m realm --realm 0x67 -j ACCEPT",
+            ],
         ),
         ((Untracked(),), Accept(), V6, ["-m conntrack --ctstate UNTRACKED -j ACCEPT"]),
         (
