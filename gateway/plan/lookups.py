@@ -13,7 +13,8 @@ from typing import Final
 
 from gateway.config.domains import canonical_name
 from gateway.config.groups import ends_of
-from gateway.config.schema import Config, Socks5Outbound
+from gateway.config.outbounds import Socks5Outbound
+from gateway.config.schema import Config
 from gateway.flow import Endpoint, FlowFacts, Owner, Protocol
 from gateway.plan.egress import ANYWHERE
 from gateway.plan.host import HostFacts, Interface
