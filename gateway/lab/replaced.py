@@ -12,6 +12,7 @@ from typing import Any, Final
 from gateway.lab.capture import Outcome, Tun, settle, try_all
 from gateway.lab.cells import FAMILIES, SOCKS_PORT, Cell, FamilyNumber, cell, socks
 from gateway.lab.lab import Lab
+from gateway.lab.machine import Machine
 from gateway.lab.namespaces import ip
 from gateway.marks import Marks
 
@@ -51,13 +52,8 @@ def replaced_default(lab: Lab) -> Iterator[Cell]:
     tun = Tun(router, "vpn0")
     for family in FAMILIES:
         server = f"{_host(lab, _SERVER, family)}/{32 if family == 4 else 128}"
-        ip(
-            [
-                f"-{family} route add {server} via {gateways[family]} dev wan0",
-                f"-{family} route replace default dev vpn0",
-            ],
-            router.namespace,
-        )
+        _typed(router, family, f"route add {server} via {gateways[family]} dev wan0")
+        _typed(router, family, "route replace default dev vpn0")
     gateway = lab.start_gateway(_config(lab, _SERVER, targets))
     strays = {
         "mark": Outcome.LOOP,
@@ -75,6 +71,10 @@ def replaced_default(lab: Lab) -> Iterator[Cell]:
     ip((f"route add {r.to} via {r.via}" for r in router.spec.routes), router.namespace)
     yield from cells("default back", dict.fromkeys(_WAYS, Outcome.DIRECT), None)
     gateway.stop()
+
+
+def _typed(router: Machine, family: FamilyNumber, line: str) -> None:
+    router.run(["ip", f"-{family}", *line.split()])
 
 
 def _host(lab: Lab, name: str, family: FamilyNumber) -> str:
@@ -118,10 +118,8 @@ def interface_group(lab: Lab) -> Iterator[Cell]:
 
     def each(*lines: str) -> None:
         for family in FAMILIES:
-            ip(
-                (f"-{family} {line.format(via=gateways[family])}" for line in lines),
-                router.namespace,
-            )
+            for line in lines:
+                _typed(router, family, line.format(via=gateways[family]))
 
     def cells(situation: str, expected: Outcome) -> Iterator[Cell]:
         seen = settle(lambda: try_all(desk, targets, tun), dict.fromkeys(targets, expected))

@@ -1,0 +1,214 @@
+"""Loops of datagrams through proxies and name servers that know nothing of us."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datagrams import ECHO, Relay, Served, ask, echo, served, talking
+from traffic import (
+    FAMILIES,
+    Family,
+    address,
+    command,
+    new_socket,
+    peer_seen,
+    running,
+    target,
+    upstream,
+    wait_counter,
+)
+
+from gateway.breaker import SHARE, WINDOW
+from gateway.lab.gateway_process import GatewayProcess, gateway_command
+from gateway.lab.lab import Lab
+from gateway.lab.process import wait_until
+from gateway.lab.storm import NAIVE
+from gateway.sniff.dns import question_name
+
+
+@pytest.fixture(scope="module")
+def servers(module_lab: Lab) -> Iterator[Served]:
+    with served() as servers:
+        for host in (target(module_lab, family) for family in FAMILIES):
+            servers.add(module_lab.internet, host, ECHO, echo)
+        yield servers
+
+
+def looping(gateway: GatewayProcess) -> list[dict[str, Any]]:
+    return [flow for flow in gateway.flows() if flow["close_reason"] == "loop"]
+
+
+# --- a proxy in the LAN ----------------------------------------------------------------------
+
+
+@contextmanager
+def proxies_in_the_lan(lab: Lab) -> Iterator[dict[str, Any]]:
+    """A SOCKS server for each family, known by its address of the other one; the outbounds."""
+    desk = lab.client("desk")
+    relays = {f"to{family}": Relay(desk, address(desk, OTHER[family])) for family in FAMILIES}
+    try:
+        yield {name: {"type": "socks5", "server": it.host} for name, it in relays.items()}
+    finally:
+        for relay in relays.values():
+            relay.close()
+
+
+OTHER: dict[Family, Family] = {4: 6, 6: 4}
+
+
+def through(lab: Lab, outbounds: dict[str, Any], *rules: dict[str, Any]) -> dict[str, Any]:
+    hosts = {family: {"destination": target(lab, family)} for family in FAMILIES}
+    ways = [{**host, "to": f"to{family}"} for family, host in hosts.items()]
+    config = lab.config(*rules, *ways, {"to": "direct"}, outbounds=outbounds)
+    config["inbound"] |= {"udp": "tproxy", "workers": 1}
+    return config | {"udp": {"flows": 3 * WINDOW}}
+
+
+def test_a_proxy_that_is_diverted_to_itself(module_lab: Lab, servers: Served) -> None:
+    """Undetected, one datagram takes all the flows there may be; the breaker ends it, and says
+    which rule is missing; with that rule there is no loop."""
+    lab, kid, desk = module_lab, module_lab.client("kid"), module_lab.client("desk")
+    with proxies_in_the_lan(lab) as outbounds:
+        config = through(lab, outbounds)
+        with running(lab, config, program=NAIVE) as naive:
+            with talking(kid, target(lab, 4)) as sock:
+                sock.send(b"once")
+                wait_counter(naive, "udp_flows", 2 * WINDOW)
+            naive.kill()
+            command(lab, "down", "--run-dir", str(naive.run_dir))
+        with running(lab, config) as gateway:
+            for family in FAMILIES:
+                with talking(kid, target(lab, family)) as sock:
+                    sock.send(b"once")
+                    wait_counter(gateway, "udp_closed_loop", SHARE * (1 + (family == 6)))
+            said = {flow["detail"] for flow in looping(gateway)} - {""}
+            rules = [f"{{source: {address(desk, family)}, to: direct}}" for family in FAMILIES]
+            assert len(said) == len(rules)
+            assert all(any(rule in each for each in said) for rule in rules)
+            assert gateway.counters()["udp_flows"] <= 3 * WINDOW
+        exempt = {"source": [address(desk, family) for family in FAMILIES], "to": "direct"}
+        with running(lab, through(lab, outbounds, exempt)) as gateway:
+            for family in FAMILIES:
+                with talking(kid, target(lab, family)) as sock:
+                    assert ask(sock) == b"hello"
+            assert "udp_closed_loop" not in gateway.counters()
+
+
+# --- names that are looked up by the server they name ------------------------------------------
+
+PROXY = "proxy.lab.example"
+
+
+def answer(server: str) -> Any:
+    """A name server that knows one name, by its IPv4 address (RFC 1035 section 4.1)."""
+
+    def answered(query: bytes, peer: Any) -> bytes | None:
+        del peer
+        question = query[12 : query.index(b"\0", 12) + 5]
+        known = question_name(query) == PROXY and question[-4:-2] == b"\0\1"
+        head = query[:2] + b"\x81\x80\0\1" + (b"\0\1" if known else b"\0\0") + bytes(4) + question
+        record = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton(server)
+        return head + record if known else head
+
+    return answered
+
+
+class Forwarder:
+    """A name server on a machine that asks another, each time by a socket of its own."""
+
+    def __init__(self, lab: Lab, host: str, onward: str) -> None:
+        self._lab, self._onward = lab, onward
+        self._sock = new_socket(lab.router, host, socket.SOCK_DGRAM)
+        self._sock.settimeout(None)
+        self._sock.bind((host, 53))
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                query, peer = self._sock.recvfrom(600)
+                with (
+                    suppress(OSError),
+                    new_socket(self._lab.router, self._onward, socket.SOCK_DGRAM) as sock,
+                ):
+                    sock.settimeout(2)
+                    sock.connect((self._onward, 53))
+                    sock.send(query)
+                    self._sock.sendto(sock.recv(600), peer)
+
+    def close(self) -> None:
+        """End."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+
+@pytest.fixture
+def name_server(module_lab: Lab) -> Iterator[str]:
+    """One on the internet, that knows the proxy."""
+    host = module_lab.topology.targets["mirror"].ipv4
+    with served() as servers:
+        known = module_lab.topology.upstreams["home"].addresses.ipv4
+        servers.add(module_lab.internet, host, 53, answer(known))
+        yield host
+
+
+def by_name(lab: Lab, *rules: dict[str, Any]) -> dict[str, Any]:
+    """Everything to ``home``, whose server is given by its name; own traffic, too."""
+    home = {**lab.socks("home"), "server": PROXY}
+    config = lab.config(*rules, {"to": "home"}, outbounds={"home": home})
+    config["lan"]["this_machine"] = True
+    config["inbound"] |= {"udp": "tproxy", "workers": 1}
+    return config
+
+
+def asking(path: Path, resolver: str) -> list[str]:
+    """The gateway, on a machine that asks this name server."""
+    path.write_text(f"nameserver {resolver}\noptions timeout:1 attempts:1\n", encoding="utf-8")
+    mounted = f'mount --bind {path} "$(realpath /etc/resolv.conf)" && exec "$@"'
+    return ["sh", "-c", mounted, "sh", *gateway_command("run")]
+
+
+def test_a_name_that_its_own_server_is_to_find_refuses_the_start(
+    module_lab: Lab, name_server: str, tmp_path: Path
+) -> None:
+    """It names the rule; with it, the gateway starts, and looks the name up again and again."""
+    lab, program = module_lab, asking(tmp_path / "resolv.conf", name_server)
+    refused = lab.start_gateway(by_name(lab), program=program, wait=False)
+    assert refused.process.wait() == 1
+    rule = {"destination": name_server, "port": 53, "to": "direct"}
+    said = "\n".join(refused.log)
+    assert f"{PROXY} is looked up at {name_server}" in said
+    assert f"{{destination: {name_server}, port: 53, to: direct}}" in said
+    with running(lab, by_name(lab, rule), program=program) as gateway:
+        assert peer_seen(lab.client("desk"), target(lab, 4)) in upstream(lab, "home")
+        assert "udp_closed_loop" not in gateway.counters()
+
+
+def test_a_name_server_here_that_asks_by_the_server(
+    module_lab: Lab, name_server: str, tmp_path: Path
+) -> None:
+    """Whom it asks is not known before: it is warned of, caught in the act, and harmless."""
+    lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, 4)
+    program = asking(tmp_path / "resolv.conf", "127.0.0.1")
+    forwarder = Forwarder(lab, "127.0.0.1", name_server)
+    try:
+        with running(lab, by_name(lab), program=program) as gateway:
+            assert any("USER_OF_THE_NAME_SERVER" in line for line in gateway.log)
+            assert peer_seen(desk, host) in upstream(lab, "home")
+            # A change of the network has every name looked up again.
+            lab.router.run(["ip", "address", "add", "192.0.2.77/32", "dev", "lo"])
+            wait_counter(gateway, "udp_closed_loop")
+            lab.router.run(["ip", "address", "del", "192.0.2.77/32", "dev", "lo"])
+            details = [flow["detail"] for flow in looping(gateway)]
+            assert all(f"looks {PROXY} up by outbound home" in said for said in details)
+            assert all(f"{{destination: {name_server}, port: 53," in said for said in details)
+            wait_until(lambda: peer_seen(desk, host) in upstream(lab, "home"), "the flow")
+    finally:
+        forwarder.close()
