@@ -7,13 +7,15 @@ program that did it; of the second, a rule drops what it found, and does not loo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
-from gateway.lab.capture import Outcome, Tun, settle, try_all
+from gateway.lab.capture import Asking, Outcome, Seen, Tun, settle, try_all
 from gateway.lab.cells import FAMILIES, SOCKS_PORT, Cell, FamilyNumber, cell, socks
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
 from gateway.lab.namespaces import ip
+from gateway.lab.process import wait_until
 from gateway.marks import Marks
 
 #: Outbounds; each is asked for a host of its own.
@@ -63,7 +65,12 @@ def replaced_default(lab: Lab) -> Iterator[Cell]:
     }
     yield from cells("captured", strays, tun)
     gateway.reload(_config(lab, _ELSEWHERE, targets))
-    yield from cells("server moved", {"followed": Outcome.LOOP}, tun)
+    for family in FAMILIES:
+        with Asking(desk, targets[f"followed{family}"]) as asking:
+            asking.connect()
+            server = _host(lab, _ELSEWHERE, family)
+            wait_until(partial(_came_out, tun, server), "the gateway's own SYN")
+        yield cell("followed", "server moved", family, Outcome.LOOP, Seen(Outcome.LOOP), "")
     tun.close()
     lost = dict.fromkeys(("mark", "device", "host_route"), Outcome.REFUSED)
     yield from cells("its program died", lost, None)
@@ -71,6 +78,10 @@ def replaced_default(lab: Lab) -> Iterator[Cell]:
     ip((f"route add {r.to} via {r.via}" for r in router.spec.routes), router.namespace)
     yield from cells("default back", dict.fromkeys(_WAYS, Outcome.DIRECT), None)
     gateway.stop()
+
+
+def _came_out(tun: Tun, host: str) -> bool:
+    return host in tun.caught()
 
 
 def _typed(router: Machine, family: FamilyNumber, line: str) -> None:
@@ -97,9 +108,9 @@ def _config(lab: Lab, server: str, targets: Mapping[str, str]) -> dict[str, Any]
         "device": {**wan, "route": "device"},
     }
     for family in FAMILIES:
-        address = _host(lab, server, family)
-        outbounds[f"followed{family}"] = socks(address, route="mark")
-        outbounds[f"host_route{family}"] = socks(address, route="host_route", interface="wan0")
+        outbounds[f"followed{family}"] = socks(_host(lab, server, family), route="mark")
+        own = socks(_host(lab, _SERVER, family), route="host_route", interface="wan0")
+        outbounds[f"host_route{family}"] = own
     rules = [
         {"destination": host, "to": key if key in outbounds else key[:-1]}
         for key, host in targets.items()
