@@ -25,7 +25,7 @@ from gateway.kernel.guard import Finding, Outcome, prove
 from gateway.kernel.probe import probe_host
 from gateway.kernel.sockets import resolve
 from gateway.marks import Marks
-from gateway.plan.backend import choose_backend
+from gateway.plan.backend import choose_backend, transparent
 from gateway.plan.build import build_plan
 from gateway.plan.egress import Egress, egresses
 from gateway.plan.host import HostFacts
@@ -103,7 +103,7 @@ def assemble(
     wanted = backend or config.inbound.backend
     nfqueue = config.inbound.classify == "nfqueue"
     host = probe_host(wanted, nfqueue=nfqueue)
-    chosen, reason = choose_backend(wanted, host, nfqueue=nfqueue)
+    chosen, reason = choose_backend(wanted, host, nfqueue=nfqueue, transparent=transparent(config))
     congestion.require(congestion_controls(config))
     return _assembly(path, store, policy, unable, host, chosen, reason)
 

@@ -59,7 +59,9 @@ def backend(seen: Examined) -> Iterator[Check]:
     """Which firewall carries our rules, and why."""
     wanted = seen.config.inbound.backend if seen.config else "auto"
     try:
-        chosen, reason = choose_backend(wanted, seen.facts, nfqueue=seen.nfqueue)
+        chosen, reason = choose_backend(
+            wanted, seen.facts, nfqueue=seen.nfqueue, transparent=seen.transparent
+        )
     except CapabilityError as error:
         yield fail("backend", f"{wanted}: {error}", error.hint)
     else:

@@ -10,6 +10,7 @@ from gateway.errors import GatewayError
 from gateway.kernel.guard import Finding
 from gateway.kernel.readings import Readings
 from gateway.marks import DEFAULT_BASE, DEFAULT_TCP_PORT, Marks
+from gateway.plan.backend import transparent
 from gateway.plan.host import HostFacts
 from gateway.plan.lookups import Lookup
 
@@ -77,6 +78,11 @@ class Examined:
     def nfqueue(self) -> bool:
         """Whether packet queues are asked for."""
         return self.config is not None and self.config.inbound.classify == "nfqueue"
+
+    @property
+    def transparent(self) -> bool:
+        """Whether packets are handed to transparent sockets, as they are by default."""
+        return self.config is None or transparent(self.config)
 
     @property
     def marks(self) -> Marks:

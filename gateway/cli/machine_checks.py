@@ -30,7 +30,8 @@ def software(seen: Examined) -> Iterator[Check]:
 def features(seen: Examined) -> Iterator[Check]:
     """What each backend needs; a missing one only warns, since only one backend is used."""
     for backend in Backend:
-        for name, cure in needed(backend, nfqueue=seen.nfqueue).items():
+        needs = needed(backend, nfqueue=seen.nfqueue, transparent=seen.transparent)
+        for name, cure in needs.items():
             feature = seen.facts.features.get(name)
             if feature is None:
                 yield warn(name, f"not probed ({backend} backend)", "run it as root")

@@ -15,6 +15,7 @@ import socket
 import struct
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface
+from time import monotonic, sleep
 from typing import Final
 
 from pyroute2 import IPRoute
@@ -44,6 +45,9 @@ _OFFLOADS: Final = (CSUM | TSO4 | TSO6 | USO4 | USO6, CSUM | TSO4 | TSO6, 0)
 
 #: A super-packet and its vnet header.
 FRAME_BYTES: Final = 65535 + 40 + 10
+
+#: How long a device of the same name is waited for to go (seconds).
+PATIENCE_S: Final = 2.0
 
 _REQUEST: Final = struct.Struct("16sH22x")
 
@@ -124,8 +128,12 @@ class TunKeeper:
         self._settings, self._fd = None, -1
 
     def _make(self, settings: TunSettings) -> None:
-        if _exists(settings.name):
-            raise _refused(settings.name, OSError(errno.EBUSY, "it exists"))
+        # Of a gateway that was killed, the workers may not have ended yet.
+        patience = monotonic() + PATIENCE_S
+        while _exists(settings.name):
+            if monotonic() > patience:
+                raise _refused(settings.name, OSError(errno.EBUSY, "it exists"))
+            sleep(PATIENCE_S / 20)
         fd = _open(settings.name)
         try:
             _set_offloads(fd)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from gateway.config.outbounds import DirectOutbound
+from gateway.config.schema import Config
 from gateway.errors import CapabilityError
 from gateway.plan.host import HostFacts
 from gateway.plan.model import Backend
@@ -31,6 +33,8 @@ QUEUE_NEEDS = {
         "iptables-nfqueue": "modprobe xt_NFQUEUE",
     },
 }
+#: What nobody misses where no packet reaches a transparent socket.
+_TRANSPARENT = frozenset({"nft-socket", "nft-tproxy", "iptables-tproxy"})
 PACKAGE_NEEDS = {
     "netfilterqueue": "apt-get install gcc python3-dev libnetfilter-queue-dev;"
     " pip install 'gateway[nfqueue]', or set inbound.classify: listener",
@@ -38,16 +42,22 @@ PACKAGE_NEEDS = {
 
 
 def choose_backend(
-    wanted: Literal["auto", "iptables", "nftables"], facts: HostFacts, *, nfqueue: bool = False
+    wanted: Literal["auto", "iptables", "nftables"],
+    facts: HostFacts,
+    *,
+    nfqueue: bool = False,
+    transparent: bool = True,
 ) -> tuple[Backend, str]:
     """The backend to use, and why.
 
     ``auto`` takes nftables where it works, unless rules of others stand in legacy tables:
     then iptables, so that one set of tables decides about a packet, in an order that can be
-    seen. ``nfqueue``: packet queues are asked for. Raises ``CapabilityError`` that names what
-    is missing, with the cure.
+    seen. ``nfqueue``: packet queues are asked for. ``transparent``: as of ``needed``. Raises
+    ``CapabilityError`` that names what is missing, with the cure.
     """
-    needs = {backend: needed(backend, nfqueue=nfqueue) for backend in Backend}
+    needs = {
+        backend: needed(backend, nfqueue=nfqueue, transparent=transparent) for backend in Backend
+    }
     if wanted != "auto":
         _require(Backend(wanted), needs[Backend(wanted)], facts)
         return Backend(wanted), "the configuration says so"
@@ -66,11 +76,24 @@ def choose_backend(
     return Backend.IPTABLES, present
 
 
-def needed(backend: Backend, *, nfqueue: bool) -> dict[str, str]:
+def transparent(config: Config) -> bool:
+    """Whether a configuration has packets handed to transparent sockets.
+
+    By TPROXY, or as answers to a source that an outbound has preserved.
+    """
+    preserved = (
+        isinstance(outbound, DirectOutbound) and outbound.preserve_source
+        for outbound in config.outbounds.values()
+    )
+    return "tproxy" in (config.inbound.tcp, config.inbound.udp) or any(preserved)
+
+
+def needed(backend: Backend, *, nfqueue: bool, transparent: bool = True) -> dict[str, str]:
     """The features that a backend needs, and the cure for each."""
-    if not nfqueue:
-        return NEEDS[backend]
-    return NEEDS[backend] | QUEUE_NEEDS[backend] | PACKAGE_NEEDS
+    needs = NEEDS[backend]
+    if not transparent:
+        needs = {name: cure for name, cure in needs.items() if name not in _TRANSPARENT}
+    return needs | QUEUE_NEEDS[backend] | PACKAGE_NEEDS if nfqueue else needs
 
 
 def _missing(needs: dict[str, str], facts: HostFacts) -> list[str]:

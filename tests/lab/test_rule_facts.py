@@ -87,8 +87,12 @@ PAGE = [
 ]
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
+WAYS = [("nftables", "tproxy"), ("iptables", "tproxy"), ("nftables", "tun")]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids="-".join)
 def gateway(module_lab: Lab, request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
+    backend, mode = request.param
     desk = module_lab.client("desk")
     serve_http_on(module_lab.internet, "8101-8199")
     config = module_lab.config(*rules(desk))
@@ -99,7 +103,8 @@ def gateway(module_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Gateway
     }
     database = places(module_lab.directory / "places.mmdb", *targets(module_lab, "web"))
     config |= {"lists": {"page": PAGE}, "geo": {"country": database, "asn": database}}
-    with running(module_lab, config | {"log": {"level": "warning"}}, backend=request.param) as it:
+    config |= {"log": {"level": "warning"}}
+    with running(module_lab, config, backend=backend, mode=mode) as it:
         yield it
 
 

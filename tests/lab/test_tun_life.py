@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 from test_tun import DEVICE, config, download, links
+from test_workers import worker_pids
 from traffic import (
     FAMILIES,
     Witness,
@@ -20,6 +23,7 @@ from traffic import (
     running,
     target,
     upstream,
+    wait_counter,
 )
 
 from gateway.errors import GatewayError
@@ -129,6 +133,28 @@ def test_flows_outlive_the_device(module_lab: Lab, backend: str) -> None:
             sock.sendall(b"still there")
             assert read(sock, 11) == b"still there"
         wait_until(lambda: any(" repaired " in line for line in gateway.log), "the repair")
+        for family in FAMILIES:
+            assert peer_seen(desk, target(lab, family)) in upstream(lab, "home")
+
+
+def which(pid: int) -> str:
+    """The number of a worker."""
+    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").rpartition("\0")[2]
+
+
+def test_the_death_of_the_worker_that_reads_the_device(module_lab: Lab) -> None:
+    """Its flows are reset, not left hanging; another reads on."""
+    lab, desk = module_lab, module_lab.client("desk")
+    with running(lab, config(lab), backend="nftables", workers=2) as gateway:
+        (reader,) = (pid for pid in worker_pids(gateway) if which(pid) == "0")
+        with dial(desk, target(lab, 4), serve.ECHO_PORT) as sock:
+            sock.sendall(b"x")
+            assert read(sock, 1) == b"x"
+            os.kill(reader, signal.SIGKILL)
+            wait_counter(gateway, "workers_lost")
+            sock.sendall(b"x")
+            with pytest.raises(ConnectionError):
+                sock.recv(1)
         for family in FAMILIES:
             assert peer_seen(desk, target(lab, family)) in upstream(lab, "home")
 

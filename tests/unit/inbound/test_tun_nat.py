@@ -5,6 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.flow import Endpoint
 from gateway.inbound.tun_nat import (
@@ -188,3 +190,40 @@ def test_no_room_is_made_by_numbers_that_the_kernel_keeps(table: NatTable) -> No
     assert table.open(ends("192.168.1.2", 4), 0.0) is None
     table.expire(TIME_WAIT_S)
     assert table.open(ends("192.168.1.2", 4), TIME_WAIT_S) is not None
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["open", "accept", "client", "listener", "reset", "wait"]),
+            st.integers(1, 6),
+        ),
+        max_size=80,
+    )
+)
+def test_whatever_happens_each_number_is_one_flow_s(steps: list[tuple[str, int]]) -> None:
+    """Bounded, known both ways, and none that the kernel still knows given to another."""
+    table, now = NatTable(OWN, PEER, PORT, most=4, idle_s=IDLE_S), 0.0
+    kept_until: dict[int, float] = {}
+    for step, port in steps:
+        found = table.known.get(ends("192.168.1.2", port))
+        flow = found.flow if found else None
+        if step == "open":
+            new = table.open(ends("192.168.1.2", port), now)
+            assert new is None or kept_until.pop(new.number, now) <= now
+        elif step == "wait":
+            now += 20.0 * port
+            table.expire(now)
+        elif flow is None:
+            continue
+        elif step == "accept":
+            table.accept(flow.number)
+        elif step == "reset":
+            table.turn(flow, CLIENT, RST)
+        else:
+            table.turn(flow, CLIENT if step == "client" else LISTENER, FIN)
+            if flow.ended and flow.linger == TIME_WAIT_S:
+                kept_until[flow.number] = flow.seen + TIME_WAIT_S
+        assert len(table.flows) <= 4
+        assert all(inside(number)[1] in table.known for number in table.flows)
+        assert {known.flow.number for known in table.known.values()} == set(table.flows)

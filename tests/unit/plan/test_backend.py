@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.config.schema import Config
 from gateway.errors import CapabilityError
-from gateway.plan.backend import choose_backend
+from gateway.plan.backend import choose_backend, transparent
 from gateway.plan.host import Feature, HostFacts
 from gateway.plan.model import Backend
 
@@ -59,3 +60,33 @@ def test_an_error_names_what_is_missing_and_the_cure(
 def test_a_feature_that_was_not_looked_for_is_missing() -> None:
     with pytest.raises(CapabilityError, match="ipset: not looked for"):
         choose_backend("iptables", HostFacts())
+
+
+def test_what_hands_packets_to_no_transparent_socket_needs_no_tproxy() -> None:
+    """Kernels without it are what REDIRECT and the TUN are for."""
+    without = facts("nftables", "nft-fib")
+    with pytest.raises(CapabilityError, match="nft-tproxy"):
+        choose_backend("nftables", without)
+    assert choose_backend("nftables", without, transparent=False)[0] is Backend.NFTABLES
+
+
+@pytest.mark.parametrize(
+    ("inbound", "preserved", "wanted"),
+    [
+        ({}, False, True),
+        ({"tcp": "tun"}, False, True),
+        ({"tcp": "tun", "udp": "off"}, False, False),
+        ({"tcp": "redirect", "udp": "off"}, False, False),
+        ({"tcp": "tun", "udp": "off"}, True, True),
+    ],
+)
+def test_who_does(inbound: dict[str, str], preserved: bool, wanted: bool) -> None:
+    config = Config.model_validate(
+        {
+            "lan": {"interfaces": ["lan0"]},
+            "inbound": inbound,
+            "outbounds": {"out": {"type": "direct", "preserve_source": preserved}},
+            "rules": [{"to": "out"}],
+        }
+    )
+    assert transparent(config) is wanted
