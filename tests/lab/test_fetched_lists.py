@@ -81,10 +81,15 @@ def wait_for_way(lab: Lab, way: str) -> None:
 def test_a_list_is_fetched_through_socks_kept_and_used_without_the_network(
     module_lab: Lab, lists: Lists
 ) -> None:
-    """The gateway starts without the list, takes it once it can be had, and keeps it."""
+    """The gateway starts without the list, takes it once it can be had, and keeps it.
+
+    It asks through a group whose first member is dead.
+    """
     lab = module_lab
     lists.write("far.txt", *targets(lab, "web"))
-    wanted = config(lab, far=url_set(lab, "far.txt", family=6))
+    wanted = config(lab, far=url_set(lab, "far.txt", family=6, via="any"))
+    wanted["outbounds"]["gone"] = {**lab.socks("home"), "port": 9}
+    wanted["outbounds"]["any"] = {"type": "fallback", "members": ["gone", "work"]}
     with running(lab, wanted) as gateway:
         assert ways(lab) == {"work"}
         assert gateway.counters()["rule_sets_empty"] == 1

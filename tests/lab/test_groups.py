@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from datagrams import ECHO, Served, ask, echo, served, talking
+from datagrams import ECHO, Relay, Served, ask, echo, served, talking
 from traffic import (
     FAMILIES,
     Family,
@@ -26,6 +29,7 @@ from traffic import (
     upstream,
     url,
     wait_counter,
+    worker_pids,
 )
 
 from gateway.lab import http_server
@@ -38,6 +42,7 @@ from gateway.lab.upstreams import STARTERS
 NOBODY = "203.0.113.99"
 SIZE = 20_000_000
 QUIC = 443
+RELAY_PORT = 1081
 
 
 def config(lab: Lab, *rules: dict[str, Any], **outbounds: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +147,12 @@ def test_a_choice_under_traffic(module_lab: Lab) -> None:
         assert refused.returncode == 1
         assert "did you mean home?" in refused.stderr
         assert command(lab, "select", "exit", "work", *where).stdout == "exit takes work\n"
+        for pid in worker_pids(gateway):
+            os.kill(pid, signal.SIGKILL)
+        wait_counter(gateway, "workers_lost", 2)
+        wait_until(lambda: len(worker_pids(gateway)) == 2, "new workers")
+        wait_until(lambda: curl(desk, url(target(lab, 4), "/whoami")).returncode == 0, "service")
+        assert way(lab) == "work", "they were told of the choice"
         gateway.stop()
         gateway.restart()
         assert way(lab) == "work"
@@ -217,6 +228,38 @@ def test_datagrams_take_the_first_member_that_carries_them(
             with talking(desk, target(lab, 4), QUIC) as sock, pytest.raises(ConnectionRefusedError):
                 ask(sock)
     finally:
+        server.kill()
+
+
+def test_datagrams_move_when_the_server_dies(module_lab: Lab, servers: Served) -> None:
+    """One conversation is refused at most; the next one of the same socket goes by another."""
+    lab, desk = module_lab, module_lab.client("desk")
+    server = start(lab, "sing-box")
+    second = Relay(lab.internet, lab.topology.upstreams["work"].addresses.ipv4, RELAY_PORT)
+    wanted = config(
+        lab,
+        {"to": "able"},
+        second={"type": "socks5", "server": second.host, "port": RELAY_PORT, "pool": "off"},
+        able={"type": "fallback", "members": ["spare", "second"], "probe": {"every": 3600}},
+    )
+    wanted["inbound"] = {"udp": "tproxy", "workers": 1}
+
+    def answered(sock: socket.socket) -> bool:
+        try:
+            return ask(sock) == b"hello"
+        except OSError:
+            return False
+
+    try:
+        with running(lab, wanted) as gateway, talking(desk, target(lab, 4)) as sock:
+            wait_until(lambda: answered(sock), "the first answer")
+            server.kill()
+            sock.settimeout(0.2)
+            wait_until(lambda: answered(sock), "the answer by the other member")
+            flows = [flow for flow in gateway.flows() if flow["bytes_down"]]
+            assert {flow["member"] for flow in flows} == {"spare", "second"}
+    finally:
+        second.close()
         server.kill()
 
 

@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from traffic import FAMILIES, peer_seen, running, target, upstream, url, wait_counter
+from traffic import (
+    FAMILIES,
+    peer_seen,
+    running,
+    target,
+    upstream,
+    url,
+    wait_counter,
+    worker_pids,
+)
 
 from gateway.errors import GatewayError
 from gateway.kernel.privilege import Capability
 from gateway.lab import http_server
-from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.process import Process, wait_until
 from gateway.workers import LIFETIME_IDS
@@ -25,12 +33,6 @@ WORKERS = 2
 FLOWS = 24
 #: Bytes of each transfer, and in each second: long enough to be killed in the middle.
 SIZE, RATE = 6_000_000, 1_000_000
-
-
-def worker_pids(gateway: GatewayProcess) -> list[int]:
-    """The gateway's child processes."""
-    children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text()
-    return [int(pid) for pid in children.split()]
 
 
 def transfer(lab: Lab, number: int, payload: Path) -> Process:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pyroute2 import netns
@@ -225,6 +226,12 @@ def reset_flow(
     source_port, end = attempt(machine, host, port)
     assert isinstance(end, ConnectionResetError), end
     return flow_of(gateway, source_port)
+
+
+def worker_pids(gateway: GatewayProcess) -> list[int]:
+    """The gateway's child processes."""
+    children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text()
+    return [int(pid) for pid in children.split()]
 
 
 def wait_counter(gateway: GatewayProcess, name: str, least: int = 1) -> None:

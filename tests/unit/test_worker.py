@@ -66,10 +66,12 @@ def assembly(**home: str) -> Assembly:
                 "home": {"type": "socks5", "server": "203.0.113.5", **home},
                 "no": {"type": "reject"},
                 "vpn": {"type": "direct", "preserve_source": True},
+                "auto": {"type": "fallback", "members": ["home", "vpn"]},
             },
             "rules": [
                 {"port": 25, "to": "no"},
                 {"destination": "198.51.100.0/24", "to": "vpn"},
+                {"port": 443, "to": "auto"},
                 {"to": "home"},
             ],
         }
