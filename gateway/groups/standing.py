@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 from gateway.flow import FlowFacts
 from gateway.groups.health import UNKNOWN, Health
 
+#: What flows are spread by.
+By = Literal["source", "destination"]
 #: The health of members, by name; those that are never probed have none.
 Healths = Mapping[str, Health]
 
@@ -23,7 +25,7 @@ class Standing(NamedTuple):
 
     usable: tuple[str, ...]
     others: tuple[str, ...] = ()
-    by: Literal["", "source", "destination"] = ""
+    by: By | Literal[""] = ""
     interrupt: bool = False
 
     @property
@@ -44,9 +46,7 @@ def fallback(members: Sequence[str], healths: Healths) -> Standing:
     return Standing(*_parted(members, healths))
 
 
-def load_balance(
-    members: Sequence[str], healths: Healths, by: Literal["source", "destination"]
-) -> Standing:
+def load_balance(members: Sequence[str], healths: Healths, by: By) -> Standing:
     """All usable members, each for its part."""
     return Standing(*_parted(members, healths), by)
 
@@ -79,7 +79,7 @@ def _parted(members: Sequence[str], healths: Healths) -> tuple[tuple[str, ...], 
 
 
 #: Gives what flows are spread by: of one flow, its source or its destination.
-Key = Callable[[Literal["source", "destination"]], str]
+Key = Callable[[By], str]
 
 
 def paths(standings: Mapping[str, Standing], name: str, key: Key) -> Iterator[tuple[str, ...]]:
@@ -107,7 +107,7 @@ def _paths(standings: Mapping[str, Standing], name: str, key: Key) -> Iterator[t
             yield (name, *path)
 
 
-def balanced_by(by: Literal["source", "destination"], facts: FlowFacts) -> str:
+def balanced_by(by: By, facts: FlowFacts) -> str:
     """What a TCP flow is spread by."""
     return facts.source.host if by == "source" else facts.name or facts.destination.host
 

@@ -6,10 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice, pairwise
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from gateway.flow import Endpoint, FlowFacts
-from gateway.groups.standing import Key, Standing, balanced_by, paths
+from gateway.groups.standing import By, Key, Standing, balanced_by, paths
 from gateway.kernel.reactor import Reactor
 from gateway.outbound.base import Outbound
 
@@ -18,6 +18,8 @@ TRIED_AT_MOST: Final = 3
 #: A member that has not connected a flow by then (seconds) has the next one tried beside it; the
 #: first SYN may be lost, and the destination may be slow.
 PATIENCE_S: Final = 2.5
+#: Clients or destinations of groups that are kept in mind.
+KNOWN_AT_MOST: Final = 4096
 #: A member by which a flow has failed comes behind the others for so long (seconds), unless the
 #: probe that this asks for has spoken before.
 SUSPECT_S: Final = 10.0
@@ -47,8 +49,10 @@ class Board:
         self._failures: Counter[str] = Counter()
         self.patience_s = PATIENCE_S
         self._suspects: dict[str, float] = {}
-        #: Of groups that do not choose by flow; valid until the groups stand otherwise.
-        self._fixed: dict[str, tuple[Candidate, ...]] = {}
+        # Until the groups stand otherwise: by what each spreads flows, if at all, and whom the
+        # flows take that are alike in that.
+        self._spread_by: dict[str, tuple[By, ...]] = {}
+        self._known: dict[tuple[str, ...], tuple[Candidate, ...]] = {}
         self.standings: Mapping[str, Standing] = {}
         self._outbounds: Mapping[str, Outbound] = {}
 
@@ -65,7 +69,7 @@ class Board:
         self._outbounds = outbounds
         self.patience_s = min(PATIENCE_S, connect_s / (TRIED_AT_MOST + 1))
         self.standings = standings
-        self._fixed.clear()
+        self._forget()
 
     def stand(self, standings: Mapping[str, Standing], well: Collection[str]) -> None:
         """How the groups stand from now on; outbounds that are ``well`` are not suspected.
@@ -80,7 +84,7 @@ class Board:
             if name in self.standings and known >= {*standing.usable, *standing.others}
         }
         self.standings = {**self.standings, **ours}
-        self._fixed.clear()
+        self._forget()
         for name in well:
             self._suspects.pop(name, None)
 
@@ -129,27 +133,35 @@ class Board:
         return (each.outbound for each in self._candidates(group, lambda _: ""))
 
     def _candidates(self, group: str, key: Key) -> Iterator[Candidate]:
-        found = self._fixed.get(group) or self._found(group, key)
+        by = self._spread_by.get(group)
+        found = None if by is None else self._known.get((group, *map(key, by)))
+        if found is None:
+            found = self._look_up(group, key)
         if not self._suspects:
             return iter(found)
         now = time.monotonic()
         # Sorting keeps the order of those that are alike.
         return iter(sorted(found, key=lambda each: self._is_suspect(each.outbound.name, now)))
 
-    def _found(self, group: str, key: Key) -> tuple[Candidate, ...]:
-        asked: list[str] = []
+    def _look_up(self, group: str, key: Key) -> tuple[Candidate, ...]:
+        asked: dict[By, str] = {}
 
-        def noted(by: Literal["source", "destination"]) -> str:
-            asked.append(by)
-            return key(by)
+        def noted(by: By) -> str:
+            return asked.setdefault(by, key(by))
 
         found = tuple(
             Candidate(">".join(path[1:]), self._outbounds[path[-1]])
             for path in paths(self.standings, group, noted)
         )
-        if not asked:
-            self._fixed[group] = found
+        if len(self._known) >= KNOWN_AT_MOST:
+            self._known.clear()
+        self._spread_by[group] = by = tuple(sorted(asked))
+        self._known[(group, *(asked[each] for each in by))] = found
         return found
+
+    def _forget(self) -> None:
+        self._spread_by.clear()
+        self._known.clear()
 
     def _is_suspect(self, name: str, now: float) -> bool:
         until = self._suspects.get(name)

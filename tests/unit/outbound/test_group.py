@@ -10,7 +10,7 @@ import pytest
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts, Protocol
-from gateway.groups.standing import Standing
+from gateway.groups.standing import Standing, paths
 from gateway.kernel.sockets import SocketFactory, SocketOptions
 from gateway.outbound import board as board_module
 from gateway.outbound.board import Board
@@ -433,6 +433,25 @@ def test_clients_are_spread_and_stay(rig) -> None:
         assert one.group.carrier(client._replace(port=2000)) is carrier
         facts = FACTS._replace(source=client)
         assert one.board.for_flow("g", facts)[0].member == carrier.name
+
+
+def test_groups_that_spread_by_both_ends(rig, monkeypatch) -> None:
+    """What is kept in mind of flows that are alike is what would be found anew."""
+    monkeypatch.setattr(board_module, "KNOWN_AT_MOST", 7)
+    standings = {
+        "g": Standing(("x", "y"), (), "source"),
+        "x": Standing(("a", "b"), (), "destination"),
+        "y": Standing(("b", "c"), (), "destination"),
+    }
+    one = rig(**standings)
+    for number in range(200):
+        facts = FACTS._replace(
+            source=Endpoint(f"10.0.0.{number % 5}", 1000 + number),
+            destination=Endpoint(f"10.0.0.{number % 7}", 443),
+        )
+        key = {"source": facts.source.host, "destination": facts.destination.host}
+        found = [each.member for each in one.board.for_flow("g", facts)]
+        assert found == [">".join(p[1:]) for p in paths(standings, "g", key.__getitem__)]
 
 
 def test_after_a_reload_members_are_those_of_the_new_configuration(rig) -> None:
