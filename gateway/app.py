@@ -172,6 +172,8 @@ class Gateway:
             yield
         finally:
             await self._plane.close()
+            # Not before the clients have heard of the end of what was redirected.
+            await asyncio.to_thread(self._applier.forget_redirected)
 
     @asynccontextmanager
     async def _control(self) -> AsyncIterator[None]:
@@ -357,9 +359,9 @@ class Gateway:
 
     async def plan(self) -> PlanReport:
         """The plan in force, and how the kernel differs from it."""
-        plan = self._assembly.plan
+        plan, unable = self._assembly.plan, tuple(sorted(self._assembly.unable))
         installed = await asyncio.to_thread(self._applier.snapshot, plan.backend)
-        return PlanReport(render(plan), plan.placements, diff(installed, plan).render())
+        return PlanReport(render(plan), plan.placements, diff(installed, plan).render(), unable)
 
     async def explain(self, words: Mapping[str, str]) -> Explanation:
         """What would become of a flow under what is in force."""
@@ -409,6 +411,7 @@ class Gateway:
             backend_reason=self._assembly.backend_reason,
             flows=await self._plane.live_count(),
             outbounds=outbounds_health(self._assembly, self._found),
+            without_udp=tuple(sorted(self._assembly.unable)),
         )
 
 

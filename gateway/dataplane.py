@@ -49,6 +49,7 @@ class DataPlane:
         self._reactor = Reactor(loop)
         self._flow_log = logs.FlowLog(loop.call_later)
         self._factory = SocketFactory(plan.bypass)
+        self._factory.opened.wanted = plan.own.diverted
         self._mover = Mover(self._reactor)
         self._made: dict[str, tuple[object, Outbound]] = {}
         self._board = Board(self._reactor)
@@ -57,6 +58,7 @@ class DataPlane:
             self._mover,
             self._routing(plan),
             plan.own,
+            self._factory.opened,
             self._ended,
             detect_loops=plan.detect_loops,
             flow_ids=(first_id, 2 * id_step),
@@ -97,6 +99,7 @@ class DataPlane:
     def adopt(self, plan: Blueprint) -> None:
         """Decide new flows by this blueprint, and listen for no other; live flows go on."""
         logs.configure(plan.log_level, plan.log_format)
+        self._factory.opened.wanted = plan.own.diverted
         self._dispatcher.routing = self._routing(plan)
         self._dispatcher.own = plan.own
         self._datagrams.routing = self._dispatcher.routing
@@ -105,13 +108,28 @@ class DataPlane:
         self._adopt_judgement(plan)
         for key in self._listeners.keys() - _listeners(plan.listen_on):
             for listener in self._listeners.pop(key):
-                listener.close()
+                listener.retire()
         if self._tunnel is not None:
             if plan.listen_on.tun is None:
                 self._tunnel.close()
                 self._tunnel = None
             else:
                 self._tunnel.recover()
+
+    def retire(self) -> None:
+        """Leave all that comes to other data planes; live flows go on."""
+        for listeners in self._listeners.values():
+            for listener in listeners:
+                listener.retire()
+        self._listeners.clear()
+        for classifier in self._classifiers.values():
+            classifier.close()
+        self._classifiers.clear()
+        if self._tunnel is not None:
+            self._tunnel.close()
+            self._tunnel = None
+        for _, outbound in self._made.values():
+            outbound.close()
 
     def _adopt_judgement(self, plan: Blueprint) -> None:
         wanted = self._queue_number(plan)
@@ -207,7 +225,8 @@ class DataPlane:
         )
         # Sums of counters leave out what is zero.
         counters = self._dispatcher.counters + self._datagrams.counters
-        counters += Counter(udp_dropped_unsent=unsent) + self._board.counters
+        counters += Counter(udp_dropped_unsent=unsent, udp_replies_raw=self._datagrams.replies.raw)
+        counters += self._board.counters
         for classifier in self._classifiers.values():
             counters += classifier.counters
         if self._tunnel is not None:

@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from socket import MSG_PEEK, SocketType
+from socket import MSG_PEEK, SOCK_STREAM, SocketType
 from typing import Final, Literal, NamedTuple
 
 from gateway.breaker import Breaker, advice
@@ -15,6 +15,7 @@ from gateway.decision import Decision
 from gateway.errors import UpstreamFailure
 from gateway.facts import FactFinder
 from gateway.flow import CloseReason, Endpoint, FlowFacts
+from gateway.kernel.own_sockets import OwnSockets
 from gateway.kernel.reactor import ERROR, HANGUP, READ_HANGUP, UNKNOWN
 from gateway.kernel.sockets import reset_on_close
 from gateway.outbound.base import FIRST_BYTES, Attempt, Outbound
@@ -89,8 +90,8 @@ class Flow:
     """One flow, from accept to close: the watcher of its client until the relay takes over."""
 
     __slots__ = (
-        "_attempt", "_client", "_dispatcher", "_edges", "_end", "_leg", "_relay", "decision",
-        "detail", "facts", "id", "member", "quiet_since", "seen", "started",
+        "_attempt", "_client", "_dispatcher", "_edges", "_end", "_relay", "decision", "detail",
+        "facts", "id", "member", "quiet_since", "seen", "started",
     )  # fmt: skip
 
     def __init__(
@@ -107,7 +108,6 @@ class Flow:
         self._edges = 0
         self._attempt: Attempt | None = None
         self._relay: Relay | None = None
-        self._leg: tuple[Endpoint, Endpoint] | None = None
         self.id = flow_id
         self.facts = facts
         self.decision = decision
@@ -137,12 +137,9 @@ class Flow:
             return self._end.bytes_down
         return 0 if self._relay is None else self._relay.down.moved
 
-    def open(self, outbound: Outbound, *, track: bool) -> None:
-        """Begin the second leg. ``track``: let the loop detector know its ends."""
+    def open(self, outbound: Outbound) -> None:
+        """Begin the second leg."""
         self._attempt = outbound.open(self.facts, self)
-        if track and self._attempt is not None:
-            self._leg = self._attempt.ends
-            self._dispatcher.own_legs.add(self._leg)
 
     def on_ready(self, fd: int, events: int) -> None:
         """The client, before it is relayed: what it sends is the relay's, its end ends the flow."""
@@ -255,8 +252,6 @@ class Flow:
     def _closed(self, reason: CloseReason) -> None:
         self._end = _End(reason, time.monotonic(), self.bytes_up, self.bytes_down)
         self._attempt = self._relay = None
-        if self._leg is not None:
-            self._dispatcher.own_legs.discard(self._leg)
         self._dispatcher.closed(self, self._end)
 
 
@@ -272,6 +267,7 @@ class Dispatcher:
         mover: Mover,
         routing: Routing,
         own: OwnTraffic,
+        opened: OwnSockets,
         on_closed: Callable[[Flow], None],
         *,
         detect_loops: bool = True,
@@ -280,7 +276,7 @@ class Dispatcher:
         self.mover = mover
         self.routing = routing
         self.own = own
-        self.own_legs: set[tuple[Endpoint, Endpoint]] = set()
+        self._opened = opened
         self.counters: Counter[str] = Counter()
         self.recent: deque[Flow] = deque(maxlen=RECENT)
         self._on_closed = on_closed
@@ -393,15 +389,14 @@ class Dispatcher:
         """Begin a decided flow's second leg."""
         flow.decision = decision
         self._connecting[flow.id] = flow
-        flow.open(self.routing.outbounds[decision.way], track=self.own.diverted)
+        flow.open(self.routing.outbounds[decision.way])
 
     def _is_loop(self, source: Endpoint, destination: Endpoint) -> bool:
         """Whether a flow from one of our addresses is one that an outbound opened.
 
-        Both ends count: programs of this machine may use a source port of ours towards
-        another destination. With several workers a loop may pass through others first; it
-        ends at the one whose leg it is.
+        With several workers a loop may pass through others first; it ends at the one whose
+        leg it is.
         """
         if not self._detect_loops:
             return False
-        return not self.own.diverted or (source, destination) in self.own_legs
+        return not self.own.diverted or self._opened.sent(SOCK_STREAM, source, destination)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from gateway.clock import WeekClock
 from gateway.flow import Endpoint, FlowFacts, Protocol
+from gateway.kernel.arrival import UNKNOWN_ARRIVAL, Arrival, arrival, interface_name
 from gateway.kernel.lease_files import LeaseFiles
 from gateway.kernel.neighbours import Neighbours, link_towards
 from gateway.kernel.owners import Owners
-from gateway.kernel.sockets import UNKNOWN_ARRIVAL, Arrival, arrival, interface_name
 from gateway.policy.engine import Needs
 
 

@@ -3,7 +3,8 @@
 With several (SO_REUSEPORT, socket(7)), the parent moves no byte: it holds the kernel
 state and the control socket, hands every change to all workers, sums what they count,
 and starts a worker anew that has died. Its flows are lost then, and counted; those of
-the others go on.
+the others go on. Where a change takes a capability that the workers have given up, others
+take their place, and they stay for as long as they have flows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
@@ -146,6 +147,7 @@ class Worker:
         self.counters: Counter[str] = Counter()
         self.live = 0
         self._asking = asyncio.Lock()
+        self._replaced = asyncio.Event()
 
     @classmethod
     async def start(cls, blueprint: Blueprint, first_id: int, step: int, index: int) -> Worker:
@@ -194,6 +196,28 @@ class Worker:
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise self._lost() from error
 
+    async def count(self) -> None:
+        """Note its counters and live flows. Raises ``WorkerLostError``."""
+        self.counters = Counter(await self.ask("counters"))
+        self.live = await self.ask("live_count")
+
+    def replace(self) -> None:
+        """Another has its place from now on."""
+        self._replaced.set()
+
+    async def over(self) -> int | None:
+        """Its exit status once it has ended; None where it was replaced before."""
+        waits = (
+            asyncio.ensure_future(self.process.wait()),
+            asyncio.ensure_future(self._replaced.wait()),
+        )
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return None if self._replaced.is_set() else self.process.returncode
+
     def _lost(self) -> WorkerLostError:
         return WorkerLostError(f"worker {self.process.pid} ended")
 
@@ -218,30 +242,41 @@ class Workers:
         self._kept = plan.capabilities
         self._count = count
         self._workers: list[Worker] = []
+        self._replaced: list[Worker] = []  # still listening, until the next ``adopt``
+        self._retired: list[Worker] = []  # until their last flow has closed
         self._lives = [0] * count
-        self._lost: Counter[str] = Counter()
+        self._past: Counter[str] = Counter()  # of workers that have ended
         self._closing = False
 
     async def start(self) -> None:
         """Start them all; none listens yet."""
-        starting = (self._start(index) for index in range(self._count))
-        self._workers = list(await asyncio.gather(*starting))
+        self._workers = await self._start_all(self._plan)
 
     async def listen(self, plan: Blueprint) -> None:
-        """Have all listen. Raises what the first that cannot raises.
-
-        Raises ``GatewayError`` where the blueprint takes what they have given up.
-        """
-        missing = plan.capabilities - self._kept
-        if missing:
-            names = ", ".join(sorted(f"CAP_{one.name}" for one in missing))
-            raise GatewayError(f"the workers have given up {names}", "restart the gateway")
-        await self._tell("listen", plan)
+        """Have all listen. Raises what the first that cannot raises."""
+        if plan.capabilities <= self._kept:
+            await self._tell("listen", plan)
+            return
+        wider = replace(self._plan, capabilities=plan.capabilities)
+        fresh = await self._start_all(wider)
+        try:
+            await asyncio.gather(*(worker.ask("listen", plan) for worker in fresh))
+        except BaseException:
+            await asyncio.gather(*(worker.stop() for worker in fresh))
+            raise
+        replaced, self._workers = self._workers, fresh
+        self._plan, self._kept = wider, wider.capabilities
+        self._replaced += replaced
+        for worker in replaced:
+            worker.replace()
 
     async def adopt(self, plan: Blueprint) -> None:
         """Have all decide new flows by this blueprint."""
         self._plan = plan
         await self._tell("adopt", plan)
+        replaced, self._replaced = self._replaced, []
+        self._retired += replaced
+        await _those_that_live(worker.ask("retire") for worker in replaced)
 
     async def run(self) -> None:
         """Watch over the workers; runs until it is cancelled."""
@@ -254,11 +289,11 @@ class Workers:
 
     async def live_count(self) -> int:
         """Flows of all that have not closed."""
-        return sum(await self._ask_all("live_count"))
+        return sum(await _those_that_live(one.ask("live_count") for one in self._everyone))
 
     async def flows(self, recent: int) -> list[FlowRecord]:
         """Live flows of all, then at most ``recent`` closed ones, latest first."""
-        answers = await _those_that_live(worker.flows(recent) for worker in self._workers)
+        answers = await _those_that_live(worker.flows(recent) for worker in self._everyone)
         everyone = [flow for flows in answers for flow in flows]
         live = [flow for flow in everyone if flow.close_reason is None]
         closed = [flow for flow in everyone if flow.close_reason is not None]
@@ -268,12 +303,13 @@ class Workers:
     async def counters(self) -> dict[str, int]:
         """Sums of all, those of workers that have died included."""
         await self._gather_counts()
-        return dict(sum((worker.counters for worker in self._workers), self._lost))
+        return dict(sum((worker.counters for worker in self._everyone), self._past))
 
     async def without_udp(self) -> frozenset[str]:
         """Those that some worker has found out."""
         none: frozenset[str] = frozenset()
-        return none.union(*await self._ask_all("without_udp"))
+        answers = await _those_that_live(one.ask("without_udp") for one in self._workers)
+        return none.union(*answers)
 
     async def stand(self, groups: Mapping[str, Standing], well: Collection[str]) -> None:
         """Tell all; a worker that is started later begins with it."""
@@ -284,7 +320,7 @@ class Workers:
         """Sums of all that live."""
         used: Counter[str] = Counter()
         failures: Counter[str] = Counter()
-        for report in await self._ask_all("group_report"):
+        for report in await _those_that_live(one.ask("group_report") for one in self._workers):
             used.update(report.used)
             failures.update(report.failures)
         return GroupReport(used, failures)
@@ -292,40 +328,63 @@ class Workers:
     async def close(self) -> None:
         """End all workers and their flows."""
         self._closing = True
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        await asyncio.gather(*(worker.stop() for worker in self._everyone))
 
-    async def _start(self, index: int) -> Worker:
+    @property
+    def _everyone(self) -> list[Worker]:
+        return [*self._workers, *self._replaced, *self._retired]
+
+    async def _start_all(self, plan: Blueprint) -> list[Worker]:
+        starting = (self._start(index, plan) for index in range(self._count))
+        return list(await asyncio.gather(*starting))
+
+    async def _start(self, index: int, plan: Blueprint) -> Worker:
         first = 1 + index + self._lives[index] * LIFETIME_IDS
         self._lives[index] += 1
-        return await Worker.start(self._plan, first, self._count, index)
+        return await Worker.start(plan, first, self._count, index)
 
     async def _keep_alive(self, index: int) -> None:
         while True:
             worker = self._workers[index]
-            status = await worker.process.wait()
+            status = await worker.over()
             if self._closing:
                 return
-            self._lost += worker.counters
-            self._lost["workers_lost"] += 1
-            self._lost["flows_lost"] += worker.live
-            log.error(
-                "a worker died; its flows are lost, the others' go on",
-                extra=logs.fields(worker=index, status=status, flows=worker.live),
-            )
+            if status is None:
+                continue  # the one in its place
+            self._count_lost(worker)
             await asyncio.sleep(RESTART_S)
-            self._workers[index] = fresh = await self._start(index)
+            if self._workers[index] is not worker:
+                continue  # others have been started meanwhile
+            self._workers[index] = fresh = await self._start(index, self._plan)
             try:
                 await fresh.ask("listen", self._plan)
             except GatewayError as error:
                 log.warning("%s", error, extra=logs.fields(worker=index, hint=error.hint))
 
+    def _count_lost(self, worker: Worker) -> None:
+        self._past += worker.counters
+        self._past["workers_lost"] += 1
+        self._past["flows_lost"] += worker.live
+        log.error(
+            "a worker died; its flows are lost, the others' go on",
+            extra=logs.fields(
+                pid=worker.process.pid, status=worker.process.returncode, flows=worker.live
+            ),
+        )
+
     async def _gather_counts(self) -> None:
-        for worker in self._workers:
+        for worker in self._everyone:
             try:
-                worker.counters = Counter(await worker.ask("counters"))
-                worker.live = await worker.ask("live_count")
+                await worker.count()
             except WorkerLostError:
-                continue  # its keeper counts what it had when last asked
+                if worker in self._retired:
+                    self._retired.remove(worker)
+                    self._count_lost(worker)
+                continue  # of others, their keeper counts what they had when last asked
+            if worker in self._retired and not worker.live:
+                self._retired.remove(worker)
+                self._past += worker.counters
+                await worker.stop()
 
     async def _tell(self, method: str, *what: object) -> None:
         """Call a method of all. A worker that dies meanwhile is started with the newest plan."""
@@ -335,6 +394,3 @@ class Workers:
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, WorkerLostError):
                 raise answer
-
-    async def _ask_all(self, method: str, *arguments: object) -> Sequence[Any]:
-        return await _those_that_live(worker.ask(method, *arguments) for worker in self._workers)

@@ -79,6 +79,7 @@ def _status_text(
         ["mode", health["mode"]],
         ["backend", f"{health['backend']}: {health['backend_reason']}"],
         ["flows", str(health["flows"])],
+        *([["without UDP", ", ".join(health["without_udp"])]] if health["without_udp"] else []),
     ]
     parts = [columns(about)]
     if health["outbounds"]:

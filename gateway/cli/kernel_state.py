@@ -44,16 +44,20 @@ def down(run_dir: Path, force: bool) -> None:
     """Remove everything of ours from the kernel, and restore the settings it changed.
 
     Works after any crash, without the configuration and without any memory of the run:
-    what is ours is found by its tags, on both firewalls. Other programs' rules are not
-    touched. Refuses while a gateway runs; stop that one instead.
+    what is ours is found by its tags, on both firewalls. Flows that were redirected are
+    forgotten, so that their next packets go where they were sent to. Other programs' rules
+    are not touched. Refuses while a gateway runs; stop that one instead.
 
     \b
     Example:
       gateway down
     """
     with nullcontext() if force else run_lock(run_dir):
-        report = Applier(run_dir).remove()
-    _tell(report, "nothing to do: nothing of ours is in the kernel")
+        applier = Applier(run_dir)
+        removed = applier.remove()
+        forgotten = applier.forget_redirected()
+    steps = (*removed.steps, *forgotten.steps)
+    _tell(Report(steps, removed.warnings), "nothing to do: nothing of ours is in the kernel")
 
 
 def _tell(report: Report, otherwise: str) -> None:

@@ -10,8 +10,10 @@ import click
 from gateway.assembly import assemble
 from gateway.cli.options import config_option, json_option, run_dir_option
 from gateway.cli.show import columns, print_json
+from gateway.control.client import ControlClient
 from gateway.control.running import PlanReport
 from gateway.control.views import plan_view
+from gateway.errors import GatewayError
 from gateway.kernel.applier import Applier
 from gateway.plan.diff import diff
 from gateway.plan.render import render
@@ -39,7 +41,8 @@ def plan(
 
     First the text of every firewall rule, set, ip rule, route and kernel setting; then how
     that differs from what is installed now; then for each of your rules whether the kernel
-    decides it alone or the listener does, and why.
+    decides it alone or the listener does, and why. While a gateway runs, what it has found out
+    about its outbounds counts as well: where one carries no UDP, the kernel refuses it.
 
     \b
     Examples:
@@ -47,19 +50,34 @@ def plan(
       gateway plan --backend iptables
       gateway plan --script > gateway.sh && sh gateway.sh up
     """
-    wanted = assemble(config, backend).plan
+    assembly = assemble(config, backend, _found_without_udp(run_dir))
+    wanted = assembly.plan
     if script:
         click.echo(render_script(wanted), nl=False)
         return
     installed = Applier(run_dir).snapshot(wanted.backend)
-    report = PlanReport(render(wanted), wanted.placements, diff(installed, wanted).render())
+    report = PlanReport(
+        render(wanted),
+        wanted.placements,
+        diff(installed, wanted).render(),
+        tuple(sorted(assembly.unable)),
+    )
     if as_json:
         print_json(plan_view(report))
     else:
         click.echo(_text(report))
 
 
+def _found_without_udp(run_dir: Path) -> frozenset[str]:
+    """The outbounds that a running gateway has found to carry no UDP; none where none answers."""
+    try:
+        return frozenset(ControlClient(run_dir).get("/health")["without_udp"])
+    except GatewayError:
+        return frozenset()
+
+
 def _text(report: PlanReport) -> str:
+    unable = ", ".join(report.without_udp)
     places = [[one.rule, one.place, one.reason] for one in report.placements]
     return "\n".join(
         [
@@ -70,5 +88,6 @@ def _text(report: PlanReport) -> str:
             "",
             "# where each rule is decided",
             columns([["RULE", "WHERE", "WHY"], *places]),
+            *((f"\n# outbounds without UDP: {unable}",) if unable else ()),
         ]
     )

@@ -185,8 +185,9 @@ class Sniff(Model):
     override: Literal["off", "target"] = Field(
         default="off",
         description=(
-            "`target` sniffs every TCP flow for a SOCKS server and asks it for the name instead"
-            " of the address, so that the name is resolved there"
+            "`target` sniffs every flow for a SOCKS server and asks it for the name instead of the"
+            " address, so that the name is resolved there; of UDP, QUIC flows from their first"
+            " datagrams on, each by an association of its own"
         ),
     )
 

@@ -88,7 +88,10 @@ class OutboundHealth:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The gateway in one look. ``started`` is Unix time in seconds; ``uptime_s`` seconds."""
+    """The gateway in one look. ``started`` is Unix time in seconds; ``uptime_s`` seconds.
+
+    ``without_udp``: the outbounds that carry none, as the file says or as has turned out.
+    """
 
     state: Literal["starting", "running", "stopping"]
     version: str
@@ -101,18 +104,20 @@ class Health:
     backend_reason: str
     flows: int
     outbounds: tuple[OutboundHealth, ...] = ()
+    without_udp: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
     """The kernel state that is wanted, as text, and how what is installed differs from it.
 
-    ``difference`` is empty where nothing differs.
+    ``difference`` is empty where nothing differs. ``without_udp`` as of ``Health``.
     """
 
     text: str
     placements: tuple[RulePlacement, ...]
     difference: str
+    without_udp: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from typing import Protocol as Interface
 
 from gateway.decision import Decision, Undecided
 from gateway.flow import Endpoint, FlowFacts, Protocol
+from gateway.kernel.arrival import Arrival
 from gateway.kernel.nfqueue import PacketQueue, Queued
 from gateway.kernel.reactor import Reactor
-from gateway.kernel.sockets import Arrival
 from gateway.marks import Mark
 from gateway.policy.engine import Policy
 from gateway.sniff.datagrams import Datagrams

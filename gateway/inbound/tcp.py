@@ -132,6 +132,11 @@ class TcpListener:
         """Go on: what failed was one flow's fault, and the listener must outlive it."""
         self._reactor.again(self._sock.fileno())
 
+    def retire(self) -> None:
+        """Stop listening, because others do; what waits already is accepted."""
+        self.on_ready(self._sock.fileno(), 0)
+        self.close()
+
     def close(self) -> None:
         """Stop listening."""
         self._reactor.close(self._sock)

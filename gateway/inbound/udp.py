@@ -24,10 +24,21 @@ class Upgoing(Protocol):
         """Take slots ``first`` up to ``last``."""
 
 
+class Begun(Protocol):
+    """A conversation that has begun with this wake-up."""
+
+    def expect_answer(self) -> None:
+        """Prepare for it."""
+
+
 class Desk(Protocol):
-    """Who knows the conversations. ``known`` holds them by ``Batch.ends``."""
+    """Who knows the conversations: ``known`` by ``Batch.ends``.
+
+    ``begun`` are those that are to prepare once all that has come is on its way.
+    """
 
     known: dict[bytes, Upgoing]
+    begun: list[Begun]
 
     def arrived(self, ends: bytes, batch: Batch, slot: int) -> Upgoing | None:
         """The conversation of a datagram whose ends are not known; None: it is left out."""
@@ -69,12 +80,24 @@ class UdpListener:
                     conversation.up(batch, first, last)
                 first = last
             if count < SLOTS:
-                return
-        self._reactor.again(fd)
+                break
+        else:
+            self._reactor.again(fd)
+        # The first datagrams of a conversation are under way: what its answer will take is made
+        # while they are.
+        if begun := self._desk.begun:
+            self._desk.begun = []
+            for new in begun:
+                new.expect_answer()
 
     def abort(self) -> None:
         """Go on: what failed was one flow's fault, and the listener must outlive it."""
         self._reactor.again(self._sock.fileno())
+
+    def retire(self) -> None:
+        """Stop listening, because others do; what has come already is taken."""
+        self.on_ready(self._sock.fileno(), 0)
+        self.close()
 
     def close(self) -> None:
         """Stop listening."""

@@ -7,6 +7,7 @@ Every change carries its inverse; an error midway takes this call's changes back
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +15,25 @@ from pathlib import Path
 from typing import TypeVar
 
 from gateway.errors import ApplyError, GatewayError
-from gateway.kernel import deadman, host_firewall, ipset, iptables, nftables, routes, sysctl
+from gateway.kernel import (
+    conntrack,
+    deadman,
+    host_firewall,
+    ipset,
+    iptables,
+    nftables,
+    routes,
+    sysctl,
+)
 from gateway.kernel.privilege import require_net_admin
 from gateway.kernel.step import Step, Steps
 from gateway.kernel.sysctl import SysctlJournal
+from gateway.marks import TAG_PREFIX
 from gateway.plan.model import AddressSet, Backend, IpRule, Plan, Route, Sysctl
 from gateway.plan.snapshot import Snapshot
 
 _Entry = TypeVar("_Entry", IpRule, Route)
+_REDIRECT = re.compile(rf"{TAG_PREFIX}redirect-([0-9]+):")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,7 @@ class Applier:
 
     def __init__(self, run_dir: Path) -> None:
         self._journal = SysctlJournal(run_dir)
+        self._redirected: frozenset[int] = frozenset()
 
     def apply(self, plan: Plan, spare: Plan | None = None) -> Report:
         """Make what is ours exactly this plan, whatever of ours was there before.
@@ -77,9 +90,11 @@ class Applier:
     def remove(self) -> Report:
         """Take away all that is ours: of any run, of either backend.
 
-        Goes on after a failure. Raises ``ApplyError`` that names all that is left.
+        Flows that were redirected stay so; ``forget_redirected``, once nobody serves them any
+        more. Goes on after a failure. Raises ``ApplyError`` that names all that is left.
         """
         require_net_admin()
+        self._redirected |= _redirect_ports()
         made = Steps()
         failures = []
         for part in self._withdrawals(None):
@@ -94,6 +109,17 @@ class Applier:
                 hint="run `gateway down` again, or reboot: none of it is permanent",
             )
         return Report(made.descriptions)
+
+    def forget_redirected(self) -> Report:
+        """Have the kernel forget the flows that what ``remove`` took away had redirected.
+
+        Raises ``ApplyError``.
+        """
+        try:
+            count = conntrack.forget_redirected(self._redirected)
+        except OSError as error:
+            raise ApplyError(f"redirected flows are still tracked: {error.strerror}") from error
+        return Report((f"{count} redirected flows forgotten",) if count else ())
 
     def snapshot(self, backend: Backend) -> Snapshot:
         """What is installed of ours, as this backend shows it."""
@@ -187,6 +213,13 @@ def _put_sets(wanted: tuple[AddressSet, ...]) -> Iterator[Step]:
         if address_set.name not in installed:
             ipset.create(address_set)
             yield Step(f"set {address_set.name} filled", partial(ipset.destroy, [address_set.name]))
+
+
+def _redirect_ports() -> frozenset[int]:
+    """Where installed rules of ours redirect flows to, by their tags."""
+    chains = {**nftables.read_chains(), **iptables.read()}
+    tags = (tag for found in chains.values() for tag in found)
+    return frozenset(int(found[1]) for found in map(_REDIRECT.match, tags) if found)
 
 
 def _withdraw_chains(kept: Plan | None) -> Iterator[Step | None]:

@@ -1,8 +1,8 @@
 """Datagrams, many in one system call: recvmmsg(2), sendmmsg(2), UDP_GRO and UDP_SEGMENT (udp(7)).
 
 A ``Batch`` is filled by one call and emptied by few: what it holds is sent on from where the
-kernel put it, with room in front of each datagram for a header. Python has neither call, so
-the C library is asked directly. The constants of <linux/udp.h> live here too.
+kernel put it, with room in front of each datagram for a header. The constants of
+<linux/udp.h> live here too.
 """
 
 from __future__ import annotations
@@ -15,9 +15,21 @@ import socket
 import struct
 from collections.abc import Iterator
 from socket import SocketType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from gateway.flow import Endpoint
+from gateway.kernel.mmsg import (
+    CONTROL_AT,
+    CONTROL_STEP,
+    HEADER_BYTES,
+    IOVEC,
+    LENGTH_AT,
+    LENGTH_STEP,
+    Iovec,
+    Mmsghdr,
+    recvmmsg,
+    sendmmsg,
+)
+from gateway.kernel.sockaddr import CMSG, ORDER, Address
 
 SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103
@@ -36,7 +48,6 @@ _STRIDE: Final = ROOM + 65_536
 _NAME_BYTES: Final = 32
 _CONTROL_BYTES: Final = 160
 _META: Final = _NAME_BYTES + _CONTROL_BYTES
-_CMSG: Final = struct.Struct("Nii")
 _SEGMENT_SIZE: Final = struct.Struct("i")
 _BLANK: Final = bytes(SLOTS * _META)
 
@@ -49,95 +60,11 @@ _AGAIN: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 _OF_EARLIER: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
 
 
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-class _Msghdr(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("namelen", ctypes.c_uint32),
-        ("iov", ctypes.c_void_p),
-        ("iovlen", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("controllen", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
-class _Mmsghdr(ctypes.Structure):
-    _fields_ = (("header", _Msghdr), ("length", ctypes.c_uint))
-
-
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_recvmmsg = _LIBC.recvmmsg
-_sendmmsg = _LIBC.sendmmsg
-_recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
-_sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
-
-_HEADER_BYTES: Final = ctypes.sizeof(_Mmsghdr)
-_LENGTH_STEP: Final = _HEADER_BYTES // 4
-_LENGTH_AT: Final = _Mmsghdr.length.offset // 4
-_CONTROL_STEP: Final = _HEADER_BYTES // ctypes.sizeof(ctypes.c_size_t)
-_CONTROL_AT: Final = _Msghdr.controllen.offset // ctypes.sizeof(ctypes.c_size_t)
-_IOVEC: Final = struct.Struct("PN")
-
-
-class Address:
-    """A socket address in the two forms that sends need; ``raw`` is the kernel's own."""
-
-    __slots__ = ("_buffer", "pointer", "raw", "size", "text")
-
-    def __init__(self, raw: bytes) -> None:
-        """``raw``: a ``sockaddr_in`` or ``sockaddr_in6``."""
-        self.raw = raw
-        self.text: tuple[str, int] | tuple[str, int, int, int] = (*endpoint_of(raw),)
-        if len(raw) > 16 and any(raw[24:28]):
-            # A link-local one: without its scope it is of no link.
-            self.text = (*self.text, 0, struct.unpack_from("=I", raw, 24)[0])
-        self._buffer = ctypes.create_string_buffer(raw, len(raw))
-        self.pointer = ctypes.addressof(self._buffer)
-        self.size = len(raw)
-
-
 class Way(NamedTuple):
     """How a socket addresses one far end: by a header in front, or by a socket address."""
 
     prefix: bytes
     to: Address | None
-
-
-def sockaddr(endpoint: Endpoint) -> bytes:
-    """An endpoint with an address as the kernel writes it (ip(7), ipv6(7))."""
-    host, port = endpoint
-    if ":" in host:
-        head = struct.pack("=H", socket.AF_INET6) + port.to_bytes(2, "big") + bytes(4)
-        return head + socket.inet_pton(socket.AF_INET6, host) + bytes(4)
-    head = struct.pack("=H", socket.AF_INET) + port.to_bytes(2, "big")
-    return head + socket.inet_aton(host) + bytes(8)
-
-
-def endpoint_of(raw: bytes) -> Endpoint:
-    """The endpoint that a ``sockaddr_in`` or ``sockaddr_in6`` names, without its scope."""
-    port = int.from_bytes(raw[2:4], "big")
-    if int.from_bytes(raw[:2], _ORDER) == socket.AF_INET6:
-        return Endpoint(socket.inet_ntop(socket.AF_INET6, raw[8:24]), port)
-    return Endpoint(socket.inet_ntop(socket.AF_INET, raw[4:8]), port)
-
-
-_ORDER: Final[Any] = "little" if struct.pack("=H", 1) == b"\1\0" else "big"
-
-
-def control_messages(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Level, type and data of each control message (cmsg(3)); stops at one that is cut off."""
-    at, header = 0, _CMSG.size
-    align = ctypes.sizeof(ctypes.c_size_t) - 1
-    while at + header <= len(raw):
-        length, level, kind = _CMSG.unpack_from(raw, at)
-        if length < header or at + length > len(raw):
-            return
-        yield level, kind, raw[at + header : at + length]
-        at += (length + align) & ~align
 
 
 class Batch:
@@ -155,15 +82,15 @@ class Batch:
     def __init__(self, control: int = 0) -> None:
         view = memoryview(mmap.mmap(-1, SLOTS * _STRIDE))
         meta = mmap.mmap(-1, SLOTS * _META)  # slices of it are bytes at once
-        table = bytearray(SLOTS * _HEADER_BYTES)
-        headers = (_Mmsghdr * SLOTS).from_buffer(table)
-        iovecs = (_Iovec * SLOTS)()
+        table = bytearray(SLOTS * HEADER_BYTES)
+        headers = (Mmsghdr * SLOTS).from_buffer(table)
+        iovecs = (Iovec * SLOTS)()
         base, meta_at = _address_of(view), _address_of(meta)
         for slot in range(SLOTS):
-            iovecs[slot] = _Iovec(base + slot * _STRIDE + ROOM, LARGEST)
+            iovecs[slot] = Iovec(base + slot * _STRIDE + ROOM, LARGEST)
             header = headers[slot].header
             header.name, header.namelen = meta_at + slot * _META, _NAME_BYTES
-            header.iov = ctypes.addressof(iovecs) + slot * ctypes.sizeof(_Iovec)
+            header.iov = ctypes.addressof(iovecs) + slot * ctypes.sizeof(Iovec)
             header.iovlen = 1
             header.control = meta_at + slot * _META + _NAME_BYTES
             header.controllen = _CONTROL_BYTES
@@ -176,12 +103,12 @@ class Batch:
         self._template = bytes(table)
         self._lengths = self._headers.cast("I")
         self._controls = self._headers.cast("P")
-        out = bytearray(SLOTS * _IOVEC.size)
-        out_iovecs = (_Iovec * SLOTS).from_buffer(out)
-        self._out_headers = (_Mmsghdr * SLOTS)()
+        out = bytearray(SLOTS * IOVEC.size)
+        out_iovecs = (Iovec * SLOTS).from_buffer(out)
+        self._out_headers = (Mmsghdr * SLOTS)()
         for slot in range(SLOTS):
             header = self._out_headers[slot].header
-            header.iov = ctypes.addressof(out_iovecs) + slot * ctypes.sizeof(_Iovec)
+            header.iov = ctypes.addressof(out_iovecs) + slot * ctypes.sizeof(Iovec)
             header.iovlen = 1
         self._out = out
         self._out_at = base
@@ -201,11 +128,11 @@ class Batch:
         if used:
             # The kernel has written lengths over the capacities; and what it leaves out between
             # control messages must not make two of one flow differ.
-            size = used * _HEADER_BYTES
+            size = used * HEADER_BYTES
             self._headers[:size] = self._template[:size]
             self._meta[: used * _META] = _BLANK[: used * _META]
             self._used = 0
-        count: int = _recvmmsg(fd, self._headers_at, SLOTS, socket.MSG_DONTWAIT, None)
+        count: int = recvmmsg(fd, self._headers_at, SLOTS, socket.MSG_DONTWAIT, None)
         if count < 0:
             code = ctypes.get_errno()
             if code in (errno.EAGAIN, errno.EINTR):
@@ -216,7 +143,7 @@ class Batch:
 
     def length(self, slot: int) -> int:
         """Bytes of the datagram, or of the whole train."""
-        return self._lengths[slot * _LENGTH_STEP + _LENGTH_AT]
+        return self._lengths[slot * LENGTH_STEP + LENGTH_AT]
 
     def name(self, slot: int, size: int) -> bytes:
         """The source as the kernel wrote it: 16 bytes for IPv4, 28 for IPv6."""
@@ -230,7 +157,7 @@ class Batch:
         """
         at = slot * _META
         start = at + _NAME_BYTES
-        size = self._controls[slot * _CONTROL_STEP + _CONTROL_AT]
+        size = self._controls[slot * CONTROL_STEP + CONTROL_AT]
         if size == self._control:
             return self._meta[at : start + size]
         # The kernel puts UDP_GRO before what belongs to the IP layer (udp_recvmsg()).
@@ -239,19 +166,19 @@ class Batch:
 
     def segment(self, slot: int) -> int:
         """Size of each datagram of a train, but the last; 0 where it is a single one."""
-        if self._controls[slot * _CONTROL_STEP + _CONTROL_AT] == self._control:
+        if self._controls[slot * CONTROL_STEP + CONTROL_AT] == self._control:
             return 0
         at = slot * _META + _NAME_BYTES
-        _, level, kind = _CMSG.unpack_from(self._meta, at)
+        _, level, kind = CMSG.unpack_from(self._meta, at)
         if (level, kind) != (SOL_UDP, UDP_GRO):
             return 0
-        step: int = _SEGMENT_SIZE.unpack_from(self._meta, at + _CMSG.size)[0]
+        step: int = _SEGMENT_SIZE.unpack_from(self._meta, at + CMSG.size)[0]
         return step if step < self.length(slot) else 0
 
     def data(self, slot: int) -> memoryview:
         """The bytes; valid until the next ``receive``."""
         at = slot * _STRIDE + ROOM
-        return self._view[at : at + self._lengths[slot * _LENGTH_STEP + _LENGTH_AT]]
+        return self._view[at : at + self._lengths[slot * LENGTH_STEP + LENGTH_AT]]
 
     def datagrams(self, slot: int) -> Iterator[memoryview]:
         """The datagrams of a slot, one by one."""
@@ -265,7 +192,7 @@ class Batch:
         if not self.segment(slot):
             at = slot * _STRIDE + ROOM
             size = len(start)
-            whole = self._lengths[slot * _LENGTH_STEP + _LENGTH_AT] >= size
+            whole = self._lengths[slot * LENGTH_STEP + LENGTH_AT] >= size
             return whole and self._view[at : at + size] == start
         return all(data[: len(start)] == start for data in self.datagrams(slot))
 
@@ -300,7 +227,7 @@ class Batch:
         self, sock: SocketType, slot: int, prefix: bytes, skip: int, to: Address | None
     ) -> int:
         start = slot * _STRIDE + ROOM
-        end = start + self._lengths[slot * _LENGTH_STEP + _LENGTH_AT]
+        end = start + self._lengths[slot * LENGTH_STEP + LENGTH_AT]
         start += skip
         head = start - len(prefix)
         view = self._view
@@ -341,24 +268,24 @@ class Batch:
         sizes = []
         for index, slot in enumerate(range(first, last)):
             start = slot * _STRIDE + ROOM + skip
-            size = self._lengths[slot * _LENGTH_STEP + _LENGTH_AT] - skip
+            size = self._lengths[slot * LENGTH_STEP + LENGTH_AT] - skip
             if before:
                 view[start - before : start] = prefix
-            _IOVEC.pack_into(out, index * _IOVEC.size, base + start - before, size + before)
+            IOVEC.pack_into(out, index * IOVEC.size, base + start - before, size + before)
             header = self._out_headers[index].header
             header.name, header.namelen = (to.pointer, to.size) if to else (None, 0)
             sizes.append(size)
             total += size
         done = 0
         while done < count:
-            at = ctypes.addressof(self._out_headers) + done * _HEADER_BYTES
-            sent: int = _sendmmsg(sock.fileno(), at, count - done, socket.MSG_DONTWAIT)
+            at = ctypes.addressof(self._out_headers) + done * HEADER_BYTES
+            sent: int = sendmmsg(sock.fileno(), at, count - done, socket.MSG_DONTWAIT)
             if sent > 0:
                 done += sent
                 continue
             code = ctypes.get_errno()
             if code in _OF_EARLIER:
-                sent = _sendmmsg(sock.fileno(), at, count - done, socket.MSG_DONTWAIT)
+                sent = sendmmsg(sock.fileno(), at, count - done, socket.MSG_DONTWAIT)
                 if sent > 0:
                     done += sent
                     continue
@@ -415,7 +342,7 @@ class Batch:
 
 def split_ends(ends: bytes) -> tuple[bytes, bytes]:
     """``Batch.ends`` as the source's socket address and the ancillary data."""
-    size = 28 if int.from_bytes(ends[:2], _ORDER) == socket.AF_INET6 else 16
+    size = 28 if int.from_bytes(ends[:2], ORDER) == socket.AF_INET6 else 16
     return ends[:size], ends[_NAME_BYTES:]
 
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from gateway.kernel.sockets import family_of, netlink_request
+from gateway.kernel.netlink import netlink_request
+from gateway.kernel.sockets import family_of
 
 #: Seconds that an answer is taken for true: addresses move from device to device, but slowly.
 FRESH_S: Final = 10.0

@@ -12,8 +12,8 @@ import socket
 from typing import Any, Final, NamedTuple, Protocol
 
 from gateway.errors import CapabilityError
+from gateway.kernel.netlink import NETLINK_NETFILTER, SOL_NETLINK
 from gateway.kernel.reactor import Reactor
-from gateway.kernel.sockets import NETLINK_NETFILTER, SOL_NETLINK
 from gateway.marks import Mark
 
 #: Packets that wait in the kernel, at most.

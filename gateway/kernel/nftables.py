@@ -89,6 +89,12 @@ def read() -> tuple[Chains, dict[str, AddressSet]]:
     return chains, {each["name"]: _address_set(each) for each in found}
 
 
+def read_chains() -> Chains:
+    """The tags of each chain's rules."""
+    chains, _ = _read_names()
+    return chains
+
+
 def _read_names() -> tuple[Chains, set[str]]:
     """The tags of each chain's rules, and the names of the sets: quick, however large they are."""
     tags: dict[str, list[str]] = {}

@@ -17,7 +17,8 @@ from typing import Final
 
 from gateway.flow import Endpoint, Owner, Protocol
 from gateway.kernel.neighbours import attributes
-from gateway.kernel.sockets import family_of, netlink_request
+from gateway.kernel.netlink import netlink_request
+from gateway.kernel.sockets import family_of
 
 CGROUP_ROOT: Final = "/sys/fs/cgroup"
 #: Seconds between two walks through the cgroups in search of one that is not known.

@@ -14,38 +14,29 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from socket import SocketType
-from typing import Final, Literal, NamedTuple
+from typing import Literal
 
 from gateway.errors import CapabilityError
 from gateway.flow import Endpoint
 from gateway.kernel import netns
+from gateway.kernel.own_sockets import OwnSockets
 from gateway.marks import Mark
 
 IP_TRANSPARENT = 19
 IP_PKTINFO = 8
-IP_PKTOPTIONS = 9
 IP_BIND_ADDRESS_NO_PORT = 24
 IPV6_TRANSPARENT = 75
-IPV6_2292PKTOPTIONS = 6
 IPV6_RECVPKTINFO = 49
 IPV6_PKTINFO = 50
-IP_TOS = 1
 IP_RECVTOS = 13
 IPV6_RECVTCLASS = 66
-IPV6_TCLASS = 67
 SO_ORIGINAL_DST = 80
 IP6T_SO_ORIGINAL_DST = 80
 TCP_FASTOPEN_CONNECT = 30
-
-NETLINK_NETFILTER = 12
-SOL_NETLINK = 270
-NETLINK_ADD_MEMBERSHIP = 1
-NFNLGRP_NFTABLES = 7
 
 BACKLOG = 4096
 
@@ -87,11 +78,13 @@ def family_of(host: str) -> Literal[socket.AddressFamily.AF_INET, socket.Address
 class SocketFactory:
     """Opens every socket that leaves this machine, with the bypass mark on it.
 
-    ``mark`` None exists for the lab alone, which shows the loop that it prevents.
+    ``mark`` None exists for the lab alone, which shows the loop that it prevents. ``opened``:
+    those that go to somebody, for the loop detector.
     """
 
     def __init__(self, mark: Mark | None) -> None:
         self._mark = mark
+        self.opened = OwnSockets()
 
     def connect_tcp(self, remote: Endpoint, options: SocketOptions) -> SocketType:
         """Begin a TCP connect to an address (not a name); never blocks (connect(2), EINPROGRESS).
@@ -107,10 +100,16 @@ class SocketFactory:
             code = sock.connect_ex(remote)
             if code and code not in _IN_PROGRESS:
                 raise OSError(code, os.strerror(code))
+            self.note(sock, remote)
         except BaseException:
             sock.close()
             raise
         return sock
+
+    def note(self, sock: SocketType, remote: Endpoint | None) -> None:
+        """Know a socket that has its end now. ``remote`` as of ``OwnSockets``."""
+        if self.opened.wanted:
+            self.opened.note(sock, local_endpoint(sock), remote)
 
     def open(self, family: int, kind: int, options: SocketOptions, protocol: int = 0) -> SocketType:
         """A non-blocking socket that leaves as ``options`` say. Raises ``OSError``."""
@@ -327,88 +326,6 @@ def nat_destination(sock: SocketType) -> Endpoint:
     return _shared_endpoint(
         socket.inet_ntop(socket.AF_INET, raw[4:8]), int.from_bytes(raw[2:4], "big")
     )
-
-
-class Arrival(NamedTuple):
-    """How a flow's first packet came: index of its interface (0: unknown), and its DSCP."""
-
-    interface: int
-    dscp: int | None
-
-
-UNKNOWN_ARRIVAL: Final = Arrival(0, None)
-
-
-def arrival(sock: SocketType) -> Arrival:
-    """How the SYN of an accepted flow came.
-
-    A TCP socket keeps it as the control data of its last "datagram" (ip(7)
-    ``IP_PKTOPTIONS``; for IPv6 RFC 2292 section 4).
-    """
-    if sock.family == socket.AF_INET6:
-        raw = sock.getsockopt(socket.IPPROTO_IPV6, IPV6_2292PKTOPTIONS, 256)
-        info, index_at, traffic_class = IPV6_PKTINFO, 16, IPV6_TCLASS  # the address comes first
-    else:
-        raw = sock.getsockopt(socket.IPPROTO_IP, IP_PKTOPTIONS, 256)
-        info, index_at, traffic_class = IP_PKTINFO, 0, IP_TOS
-    index, dscp = UNKNOWN_ARRIVAL
-    for kind, data in _ancillary(raw):
-        if kind == info:
-            (index,) = struct.unpack_from("i", data, index_at)
-        elif kind == traffic_class:
-            # RFC 2474 section 3: the upper six bits; ECN has the others.
-            dscp = struct.unpack_from("i", data)[0] >> 2
-    return Arrival(index, dscp)
-
-
-def netlink_request(protocol: int, message: bytes) -> bytes:
-    """The first answer to a netlink message (netlink(7)); empty where the kernel refuses it.
-
-    The kernel answers while it takes the message, so this never waits.
-    """
-    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    try:
-        with socket.socket(socket.AF_NETLINK, kind, protocol) as sock:
-            sock.send(message)
-            return sock.recv(8192)
-    except OSError:
-        return b""
-
-
-def interface_name(index: int) -> str:
-    """Name of an interface; empty for none (0), and for one that is gone."""
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return ""
-
-
-def _ancillary(raw: bytes) -> Iterable[tuple[int, bytes]]:
-    """Control messages as cmsg(3) lays them out: size_t length, int level, int type, data."""
-    at, header = 0, struct.calcsize("Nii")
-    while at + header <= len(raw):
-        length, _level, kind = struct.unpack_from("Nii", raw, at)
-        if length < header:
-            return
-        yield kind, raw[at + header : at + length]
-        at += (length + 7) & ~7
-
-
-def firewall_events() -> socket.socket:
-    """A non-blocking netlink socket that hears of every change of an nftables ruleset.
-
-    (nfnetlink, group ``NFNLGRP_NFTABLES`` of <linux/netfilter/nfnetlink.h>.) Raises
-    ``OSError`` where the kernel has no nftables.
-    """
-    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
-    sock = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
-    try:
-        sock.bind((0, 0))
-        sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def pending_error(sock: SocketType) -> int:

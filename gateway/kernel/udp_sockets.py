@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -10,13 +12,8 @@ from socket import SocketType
 from typing import NamedTuple
 
 from gateway.flow import Endpoint
-from gateway.kernel.datagrams import (
-    SOL_UDP,
-    UDP_GRO,
-    control_messages,
-    endpoint_of,
-    split_ends,
-)
+from gateway.kernel.datagrams import SOL_UDP, UDP_GRO, split_ends
+from gateway.kernel.sockaddr import control_messages, endpoint_of
 from gateway.kernel.sockets import (
     IP_PKTINFO,
     IPV6_PKTINFO,
@@ -34,6 +31,7 @@ IPV6_RECVERR = 25
 IPV6_RECVORIGDSTADDR = IPV6_ORIGDSTADDR = 74
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
+SO_ATTACH_FILTER = 26
 SO_EE_ORIGIN_ICMP = 2
 SO_EE_ORIGIN_ICMP6 = 3
 
@@ -47,6 +45,11 @@ LISTENER_CONTROL: dict[int, int] = {
     socket.AF_INET: socket.CMSG_SPACE(12) + socket.CMSG_SPACE(16),
     socket.AF_INET6: socket.CMSG_SPACE(20) + socket.CMSG_SPACE(28),
 }
+
+#: A socket filter (struct sock_fprog of <linux/filter.h>) that lets nothing in: raw sockets are
+#: given a copy of whatever is diverted from the address that they have.
+_RETURN_0 = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0), 8)  # BPF_RET | BPF_K
+_NOTHING = struct.pack("HP", 1, ctypes.addressof(_RETURN_0))
 
 #: struct sock_extended_err of <linux/errqueue.h>.
 _EXTENDED_ERROR = struct.Struct("=IBBBBII")
@@ -147,6 +150,7 @@ class UdpSockets:
                     sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
                 else:
                     sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+            self._factory.note(sock, remote)
         except BaseException:
             sock.close()
             raise
@@ -155,37 +159,49 @@ class UdpSockets:
     def open_reply(self, remote: Endpoint) -> SocketType:
         """A socket that sends as ``remote``, an address of another machine.
 
-        It is never read: what is sent to that address is diverted to the listener. Raises
-        ``OSError`` as bind(2) does.
+        It is never read: what is sent to that address is diverted to the listener. Where a
+        program of this machine has the port on every address, it is a raw one (``is_raw``),
+        which has no port: UDP headers are to be sent as well. Raises ``OSError`` as bind(2)
+        does.
         """
-        family = family_of(remote.host)
-        sock = self._factory.open(family, socket.SOCK_DGRAM, SocketOptions())
         try:
-            set_transparent(sock, family)
-            # Each worker may have one for the same address.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            _set_queue(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, QUEUE)
-            sock.bind(remote)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+            return self._open_as(remote, socket.SOCK_DGRAM)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        return self._open_as(remote._replace(port=0), socket.SOCK_RAW, socket.IPPROTO_UDP)
 
     def open_icmp(self, source: str) -> SocketType:
         """A raw socket that sends ICMP as ``source``, an address of another machine.
 
         Raises ``OSError`` without CAP_NET_RAW.
         """
-        family = family_of(source)
-        protocol = socket.IPPROTO_ICMPV6 if family == socket.AF_INET6 else socket.IPPROTO_ICMP
-        sock = self._factory.open(family, socket.SOCK_RAW, SocketOptions(), protocol)
+        six = family_of(source) == socket.AF_INET6
+        protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
+        return self._open_as(Endpoint(source, 0), socket.SOCK_RAW, protocol)
+
+    def _open_as(self, source: Endpoint, kind: int, protocol: int = 0) -> SocketType:
+        """A socket for sending alone, bound to an address of another machine."""
+        family = family_of(source.host)
+        sock = self._factory.open(family, kind, SocketOptions(), protocol)
         try:
             set_transparent(sock, family)
-            sock.bind((source, 0))
+            if kind == socket.SOCK_RAW:
+                sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, _NOTHING)
+            else:
+                # Each worker may have one for the same address.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _set_queue(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, QUEUE)
+            sock.bind(source)
         except BaseException:
             sock.close()
             raise
         return sock
+
+
+def is_raw(sock: SocketType) -> bool:
+    """Whether what it sends has its UDP header in front."""
+    return sock.type == socket.SOCK_RAW
 
 
 def read_errors(sock: SocketType) -> Iterator[ErrorReport]:

@@ -15,7 +15,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
 
-from gateway.kernel.sockets import firewall_events
+from gateway.kernel.netlink import firewall_events
 
 _GROUPS = (
     rtnl.RTMGRP_LINK

@@ -2,7 +2,8 @@
 
 An association lives as long as the TCP connection that asked for it. That connection is
 kept apart from the leg (``Control``), so that one can be made ready before a client needs it,
-and a lost one be replaced beneath a client that notices nothing but a gap.
+with the socket that will carry its datagrams, and a lost one be replaced beneath a client that
+notices nothing but a gap.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from gateway.errors import ProtocolError, UpstreamFailure
 from gateway.flow import Endpoint
 from gateway.kernel.datagrams import Batch, Way
 from gateway.kernel.reactor import HANGUP, READ_HANGUP, Reactor
-from gateway.kernel.sockets import SocketOptions, family_of, local_endpoint
-from gateway.kernel.udp_sockets import UdpSockets
 from gateway.outbound.base import Requester, failure_of
 from gateway.outbound.datagrams import Leg, LegOwner, Route
 from gateway.outbound.handshake import Socks5Attempt
@@ -40,6 +39,8 @@ REPLACED_AT_MOST: Final = 2
 
 #: Begins the connection, for a handshake that is to be carried out on it.
 Connector = Callable[[Requester, ClientHandshake], Socks5Attempt | None]
+#: Opens the socket for datagrams to a relay. Raises ``OSError``.
+RelayOpener = Callable[[Endpoint], SocketType]
 
 
 class ControlUser(Protocol):
@@ -55,13 +56,14 @@ class ControlUser(Protocol):
 class Control:
     """One TCP connection that an association is tied to.
 
-    ``relay`` is where it takes datagrams, once granted. ``learn`` is told whether the server
-    grants any: not, where it has accepted us, and then refused this, or hung up on it.
+    ``datagrams`` is the socket for them, connected to the server's relay, once that is granted;
+    who takes it sets it to None. ``learn`` is told whether the server grants any: not, where
+    it has accepted us, and then refused this, or hung up on it.
     """
 
     __slots__ = (
-        "_attempt", "_handshake", "_learn", "_reactor", "_server", "_sock", "_timer", "relay",
-        "user",
+        "_attempt", "_handshake", "_learn", "_open_relay", "_reactor", "_server", "_sock", "_timer",
+        "datagrams", "ready", "user",
     )  # fmt: skip
 
     def __init__(
@@ -70,15 +72,18 @@ class Control:
         server: Endpoint,
         user: ControlUser,
         learn: Callable[[bool], None],
+        open_relay: RelayOpener,
     ) -> None:
         self._reactor = reactor
         self._server = server
         self._learn = learn
+        self._open_relay = open_relay
         self._attempt: Socks5Attempt | None = None
         self._sock: SocketType | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._handshake: ClientHandshake | None = None
-        self.relay: Endpoint | None = None
+        self.datagrams: SocketType | None = None
+        self.ready = False
         self.user = user
 
     def begin(self, connector: Connector, handshake: ClientHandshake) -> None:
@@ -101,8 +106,14 @@ class Control:
         self._stop_timer()
         self._sock = upstream
         self._reactor.hand_over(upstream.fileno(), self)
-        self.relay = relay_address(self._handshake.bound, self._server)
         self._learn(True)
+        try:
+            self.datagrams = self._open_relay(relay_address(self._handshake.bound, self._server))
+        except OSError as error:
+            self.close()
+            self.user.control_lost(self, failure_of(error), error.strerror or str(error))
+            return
+        self.ready = True
         self.user.control_ready(self)
         if edges & (HANGUP | READ_HANGUP) and self._sock is not None:
             self.on_ready(upstream.fileno(), edges)
@@ -145,6 +156,9 @@ class Control:
         if self._sock is not None:
             self._reactor.close(self._sock)
             self._sock = None
+        if self.datagrams is not None:
+            self.datagrams.close()
+            self.datagrams = None
 
     def _expire(self) -> None:
         self._timer = None
@@ -169,20 +183,10 @@ class Association(Leg):
     and are silent about the other.
     """
 
-    __slots__ = ("_control", "_options", "_provide", "_replaced", "_since", "_sockets")
+    __slots__ = ("_control", "_provide", "_replaced", "_since")
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        batch: Batch,
-        owner: LegOwner,
-        sockets: UdpSockets,
-        options: SocketOptions,
-        provide: Provider,
-    ) -> None:
+    def __init__(self, reactor: Reactor, batch: Batch, owner: LegOwner, provide: Provider) -> None:
         super().__init__(reactor, batch, owner)
-        self._sockets = sockets
-        self._options = options
         self._provide = provide
         self._since = 0.0
         self._replaced = 0
@@ -191,7 +195,7 @@ class Association(Leg):
     def open(self) -> None:
         """Begin; ``leg_failed`` may be called before this returns."""
         control = self._provide(self)
-        if control.relay is not None and self._control is None:
+        if control.ready and self._control is None:
             self.control_ready(control)
         elif self._control is None:
             self._control = control
@@ -210,16 +214,11 @@ class Association(Leg):
         super().close()
 
     def control_ready(self, control: Control) -> None:
-        """Open the socket that it is for."""
-        assert control.relay is not None
+        """Use its socket."""
+        sock, control.datagrams = control.datagrams, None
+        assert sock is not None
         self._control = control
         self._since = time.monotonic()
-        try:
-            sock = self._sockets.open(family_of(control.relay.host), self._options, control.relay)
-        except OSError as error:
-            self._fail(failure_of(error), error.strerror or str(error))
-            return
-        self._owner.leg_opened(local_endpoint(sock), control.relay)
         self._open_for_use(sock)
 
     def control_lost(self, control: Control, failure: UpstreamFailure, detail: str) -> None:
@@ -228,7 +227,7 @@ class Association(Leg):
             self._replaced = 0
         self._control = None
         self._close_socket()
-        if control.relay is None or self._replaced >= REPLACED_AT_MOST:
+        if not control.ready or self._replaced >= REPLACED_AT_MOST:
             self._fail(failure, detail)
             return
         self._replaced += 1

@@ -13,7 +13,7 @@ from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.datagrams import Batch
 from gateway.kernel.ping_sockets import PingSocket
 from gateway.kernel.reactor import ERROR, HANGUP, IN, OUT, READ_HANGUP, UNKNOWN, URGENT, Reactor
-from gateway.kernel.sockets import SocketFactory, SocketOptions, local_endpoint, pending_error
+from gateway.kernel.sockets import SocketFactory, SocketOptions, pending_error
 from gateway.outbound.datagrams import Leg, LegOwner
 
 _FAILURES = {
@@ -64,10 +64,6 @@ class Requester(Protocol):
 
 class Attempt(Protocol):
     """A leg that is being opened."""
-
-    @property
-    def ends(self) -> tuple[Endpoint, Endpoint]:
-        """Our end of the leg and the other: the loop detector looks for a flow between them."""
 
     @property
     def member(self) -> str:
@@ -125,6 +121,14 @@ class Outbound(Protocol):
         """Give up what no flow uses: none will be opened. Legs that are being opened go on."""
 
 
+def target_of(facts: FlowFacts, *, by_name: bool) -> Endpoint:
+    """What an outbound is to be asked for: the destination, or its name where it asks by name."""
+    # The rest of the world knows nothing of a name that has but one label.
+    if by_name and facts.name is not None and "." in facts.name:
+        return Endpoint(facts.name, facts.destination.port)
+    return facts.destination
+
+
 def failure_of(error: OSError) -> UpstreamFailure:
     """What an error of connect(2), send(2) or recv(2) means to the client."""
     return _FAILURES.get(error.errno or 0, UpstreamFailure.UNREACHABLE)
@@ -136,25 +140,17 @@ class ConnectAttempt:
     A subclass that has a handshake overrides ``_on_connected`` and ``_on_readable``.
     """
 
-    __slots__ = ("_connecting", "_edges", "_reactor", "_remote", "_requester", "_sock")
+    __slots__ = ("_connecting", "_edges", "_reactor", "_requester", "_sock")
 
     member: ClassVar = ""
 
-    def __init__(
-        self, reactor: Reactor, requester: Requester, sock: SocketType, remote: Endpoint
-    ) -> None:
+    def __init__(self, reactor: Reactor, requester: Requester, sock: SocketType) -> None:
         self._reactor = reactor
         self._requester = requester
         self._sock = sock
-        self._remote = remote
         self._connecting = True
         self._edges = 0
         reactor.watch(sock.fileno(), self)
-
-    @property
-    def ends(self) -> tuple[Endpoint, Endpoint]:
-        """Our end (connect(2) has chosen address and port already) and the other."""
-        return local_endpoint(self._sock), self._remote
 
     def cancel(self) -> None:
         """Give up, close, call nobody."""

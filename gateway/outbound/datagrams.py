@@ -41,9 +41,6 @@ class LegOwner(Protocol):
     def stranger(self, remote: Endpoint) -> Route | None:
         """Somebody answers who has not been talked to; None: the client shall not hear it."""
 
-    def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
-        """The leg's socket has these ends; ``remote`` None: any. For the loop detector."""
-
     def leg_failed(self, failure: UpstreamFailure, detail: str) -> None:
         """The leg is gone; it has closed what it had."""
 

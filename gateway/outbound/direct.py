@@ -48,7 +48,7 @@ class DirectOutbound:
         sock = open_socket(self.factory, facts.destination, options, requester)
         if sock is None:
             return None
-        return ConnectAttempt(self.reactor, requester, sock, facts.destination)
+        return ConnectAttempt(self.reactor, requester, sock)
 
     @property
     def carries_udp(self) -> bool:

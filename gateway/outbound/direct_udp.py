@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 
 from gateway.flow import Endpoint
-from gateway.kernel.datagrams import Address, Batch, Way, endpoint_of, sockaddr
+from gateway.kernel.datagrams import Batch, Way
 from gateway.kernel.reactor import Reactor
-from gateway.kernel.sockets import SocketOptions, local_endpoint
+from gateway.kernel.sockaddr import Address, endpoint_of, sockaddr
+from gateway.kernel.sockets import SocketOptions
 from gateway.kernel.udp_sockets import UdpSockets
 from gateway.outbound.datagrams import Leg, LegOwner, Route
 
@@ -29,9 +30,7 @@ class DirectLeg(Leg):
         """Raises ``OSError`` where there can be no such socket."""
         super().__init__(reactor, batch, owner)
         self._name_bytes = 28 if family == socket.AF_INET6 else 16
-        sock = sockets.open(family, options)
-        owner.leg_opened(local_endpoint(sock), None)
-        self._open_for_use(sock)
+        self._open_for_use(sockets.open(family, options))
 
     def way(self, target: Endpoint, route: Route) -> Way:
         """By its address."""

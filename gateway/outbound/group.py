@@ -113,13 +113,6 @@ class GroupAttempt:
         self._next()
         return None if self._over else self
 
-    @property
-    def ends(self) -> tuple[Endpoint, Endpoint]:
-        """Those of the connection that was begun last."""
-        attempt = self._tries[-1].attempt
-        assert attempt is not None
-        return attempt.ends
-
     def cancel(self) -> None:
         """Give all up."""
         self._over = True
@@ -268,10 +261,6 @@ class _Watched:
     def stranger(self, remote: Endpoint) -> Route | None:
         """See ``LegOwner``."""
         return self._owner.stranger(remote)
-
-    def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
-        """See ``LegOwner``."""
-        self._owner.leg_opened(local, remote)
 
     def leg_failed(self, failure: UpstreamFailure, detail: str) -> None:
         """The next conversation goes by another member."""

@@ -34,13 +34,12 @@ class Socks5Attempt(ConnectAttempt):
         reactor: Reactor,
         requester: Requester,
         sock: SocketType,
-        server: Endpoint,
         handshake: ClientHandshake,
         on_accepted: OnAccepted | None,
         *,
         eager: bool,
     ) -> None:
-        super().__init__(reactor, requester, sock, server)
+        super().__init__(reactor, requester, sock)
         self._handshake = handshake
         self._on_accepted = on_accepted
         self._eager = eager

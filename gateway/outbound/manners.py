@@ -15,7 +15,6 @@ from socket import SocketType
 from typing import ClassVar, Final, Literal
 
 from gateway.errors import UpstreamFailure
-from gateway.flow import Endpoint
 from gateway.kernel.reactor import UNKNOWN, Reactor
 from gateway.outbound.base import Attempt, Requester
 
@@ -98,11 +97,6 @@ class Trial:
             return None
         trial._timer = reactor.call_later(PATIENCE_S, trial._lose_patience)
         return trial
-
-    @property
-    def ends(self) -> tuple[Endpoint, Endpoint]:
-        """Those of the connection that was begun first."""
-        return next(iter(self._attempts.values())).ends
 
     def cancel(self) -> None:
         """Give both up; nothing was learnt."""

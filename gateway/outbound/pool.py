@@ -60,13 +60,6 @@ class _Warm:
             return self._otherwise(target, requester)
         return self
 
-    @property
-    def ends(self) -> tuple[Endpoint, Endpoint]:
-        """Those of the connection that carries the flow."""
-        leg = self._replacement or self._attempt
-        assert leg is not None
-        return leg.ends
-
     def cancel(self) -> None:
         """Give up, close, call nobody."""
         for attempt in (self._attempt, self._replacement):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from socket import SocketType
 from typing import Final, Self
 
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.datagrams import Batch
 from gateway.kernel.reactor import Reactor
-from gateway.kernel.sockets import SocketFactory, SocketOptions
+from gateway.kernel.sockets import SocketFactory, SocketOptions, family_of
 from gateway.kernel.udp_sockets import UdpSockets
 from gateway.outbound.association import Association
-from gateway.outbound.base import Attempt, EchoRefusal, Requester, open_socket
+from gateway.outbound.base import Attempt, EchoRefusal, Requester, open_socket, target_of
 from gateway.outbound.datagrams import Leg, LegOwner
 from gateway.outbound.handshake import OnAccepted, Socks5Attempt
 from gateway.outbound.manners import Handshake, Manners, Trial
@@ -58,6 +59,7 @@ class Socks5Outbound:
             self.server,
             self._connect_for,
             partial(ClientHandshake, ANYTHING, self.credentials, command=UDP_ASSOCIATE),
+            self._open_relay,
             self.udp,
         )
         if self.warm_udp:
@@ -68,10 +70,7 @@ class Socks5Outbound:
 
     def open(self, facts: FlowFacts, requester: Requester) -> Attempt | None:
         """Begin to connect to the server, and through it to the flow's destination."""
-        target = facts.destination
-        # The rest of the world knows nothing of a name that has but one label.
-        if self.by_name and facts.name is not None and "." in facts.name:
-            target = Endpoint(facts.name, target.port)
+        target = target_of(facts, by_name=self.by_name)
         if self.pool is None:
             return self._open(target, requester)
         return self.pool.open(target, requester)
@@ -89,8 +88,7 @@ class Socks5Outbound:
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg:
         """An association of its own for the client."""
         del family, client
-        sockets = UdpSockets(self.factory)
-        leg = Association(self.reactor, batch, owner, sockets, self.options, self.spares.take)
+        leg = Association(self.reactor, batch, owner, self.spares.take)
         leg.open()
         return leg
 
@@ -104,6 +102,9 @@ class Socks5Outbound:
         self.spares.close()
         if self.pool is not None:
             self.pool.close()
+
+    def _open_relay(self, relay: Endpoint) -> SocketType:
+        return UdpSockets(self.factory).open(family_of(relay.host), self.options, relay)
 
     def _open(self, target: Endpoint, requester: Requester) -> Attempt | None:
         on_accepted = None if self.pool is None else self.pool.measured
@@ -143,7 +144,6 @@ class Socks5Outbound:
             self.reactor,
             requester,
             sock,
-            self.server,
             handshake,
             on_accepted,
             eager=self.handshake == "pipelined",

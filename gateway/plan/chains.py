@@ -179,7 +179,8 @@ def redirects(shape: Shape) -> list[Chain]:
     """REDIRECT of marked packets: nat hooks see the first packet of a flow only.
 
     Also where no rule leads here any more: without a nat chain at all, the kernel stops
-    translating the flows that it redirected before.
+    translating the flows that it redirected before. The port stands in the rule's name, and so
+    in its tag, for who cleans up (``Applier.remove``).
     """
     if not shape.redirect:
         return []
@@ -192,7 +193,7 @@ def redirects(shape: Shape) -> list[Chain]:
             f"nat_{point}",
             point,
             "nat",
-            [NftRule("redirect", Redirect(shape.port), (_TCP, MarkIs(mark)))],
+            [NftRule(f"redirect-{shape.port}", Redirect(shape.port), (_TCP, MarkIs(mark)))],
         )
         for point, wanted, mark in ways
         if wanted

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from socket import SocketType
 from typing import Protocol
 
 from gateway.flow import Endpoint
-from gateway.kernel.datagrams import Address, Batch, Way
+from gateway.kernel.datagrams import Batch, Way
+from gateway.kernel.sockaddr import Address, endpoint_of
+from gateway.kernel.udp_sockets import is_raw
+from gateway.wire.udp import encode_datagram
 
 
 class Upward(Protocol):
@@ -23,12 +27,20 @@ class Upward(Protocol):
 class Reply:
     """A lease of a socket that speaks as ``remote``, shared by all who hear from it."""
 
-    __slots__ = ("holders", "remote", "sock")
+    __slots__ = ("holders", "raw", "remote", "sock")
 
     def __init__(self, remote: Endpoint, sock: SocketType) -> None:
         self.remote = remote
         self.sock = sock
+        self.raw = is_raw(sock)
         self.holders = 0
+
+    def send(self, batch: Batch, data: memoryview, client: Address) -> bool:
+        """Give the client one datagram; False: it is dropped, and counted."""
+        if not self.raw:
+            return batch.send(self.sock, data, client)
+        datagram = encode_datagram(self.remote, endpoint_of(client.raw), bytes(data))
+        return batch.send(self.sock, datagram, client.without_port())
 
 
 class ReplySockets:
@@ -37,6 +49,8 @@ class ReplySockets:
     def __init__(self, opener: Callable[[Endpoint], SocketType]) -> None:
         self._open = opener
         self._leased: dict[Endpoint, Reply] = {}
+        #: How many there have been for a port that a program of this machine has.
+        self.raw = 0
 
     def __len__(self) -> int:
         """How many there are."""
@@ -47,6 +61,7 @@ class ReplySockets:
         reply = self._leased.get(remote)
         if reply is None:
             reply = self._leased[remote] = Reply(remote, self._open(remote))
+            self.raw += reply.raw
         reply.holders += 1
         return reply
 
@@ -103,14 +118,26 @@ class Conversation(ABC):
     def down(self, batch: Batch, first: int, last: int, skip: int) -> None:
         """Give the client slots ``first`` up to ``last``, without their first ``skip`` bytes."""
         reply = self._reply or self._lease()
-        if reply is not None:
+        if reply is None:
+            return
+        if not reply.raw:
             self.bytes_down += batch.forward(reply.sock, first, last, skip=skip, to=self.client)
+            return
+        for slot in range(first, last):
+            for data in batch.datagrams(slot):
+                self.down_one(batch, data[skip:])
 
     def down_one(self, batch: Batch, data: memoryview) -> None:
         """Give the client one datagram."""
         reply = self._reply or self._lease()
-        if reply is not None and batch.send(reply.sock, data, self.client):
+        if reply is not None and reply.send(batch, data, self.client):
             self.bytes_down += len(data)
+
+    def expect_answer(self) -> None:
+        """Have what an answer takes before it comes, if it can be had."""
+        if self.leg is not None and self._reply is None:
+            with suppress(OSError):
+                self._reply = self._replies.lease(self._remote)
 
     @abstractmethod
     def mute(self, error: OSError) -> None:

@@ -2,7 +2,8 @@
 
 A client's socket has one ``Mapping`` for each outbound: one leg, whoever it talks to, so that
 the world sees it behind one address (endpoint-independent mapping, RFC 4787), and anybody
-may answer there. With ``nat: symmetric`` it has one for each far end, who alone may.
+may answer there. With ``nat: symmetric`` it has one for each far end, who alone may; so has
+each far end that is asked for by name, as the address that answers is one the server chose.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import asyncio
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 from typing import Final
 
 from gateway.decision import Decision
 from gateway.dispatch import REASONS, RECENT, OwnTraffic, Routing
 from gateway.errors import UpstreamFailure
 from gateway.flow import CloseReason, Endpoint, FlowFacts
-from gateway.inbound.udp import LISTEN_ON, Upgoing
-from gateway.kernel.datagrams import Address, Batch, split_ends
+from gateway.inbound.udp import LISTEN_ON, Begun, Upgoing
+from gateway.kernel.datagrams import Batch, split_ends
 from gateway.kernel.icmp_errors import ErrorSender
+from gateway.kernel.sockaddr import Address
 from gateway.kernel.sockets import SocketFactory, family_of
 from gateway.kernel.udp_sockets import ErrorReport, UdpSockets, read_ends
-from gateway.outbound.base import Outbound
+from gateway.outbound.base import Outbound, target_of
 from gateway.outbound.datagrams import Leg
 from gateway.relay.udp import ReplySockets
 from gateway.sniff.sighting import Sighting
@@ -62,10 +65,11 @@ class Datagrams:
         sockets = UdpSockets(factory)
         self.routing = routing
         self.settings = settings
-        self.loops = LoopWatch(own)
+        self.loops = LoopWatch(own, factory.opened)
         self.replies = ReplySockets(sockets.open_reply)
         self.batch = Batch()
         self.known: dict[bytes, Upgoing] = {}
+        self.begun: list[Begun] = []
         self.counters: Counter[str] = Counter()
         self.recent: deque[UdpFlow] = deque(maxlen=RECENT)
         self._errors = ErrorSender(sockets)
@@ -112,7 +116,7 @@ class Datagrams:
             return None
         answer = policy.decide(facts, now)
         first = next(batch.datagrams(slot))
-        if isinstance(answer, Decision):
+        if isinstance(answer, Decision) and not self._wants_name(answer):
             return self._begin(ends, facts, answer, first)
         if not self._may_wait(destination.port):
             return self._begin(ends, facts, policy.settle(facts, now), first)
@@ -123,6 +127,10 @@ class Datagrams:
     def heard(self, flow: UnheardFlow, seen: Sighting) -> None:
         """Decide a flow by its client's first datagrams, and send onward what was kept of them."""
         self._sniffing.learned(flow, seen)
+
+    def _wants_name(self, decision: Decision) -> bool:
+        """Whether the outbound is asked by name, which a QUIC client's first datagrams tell."""
+        return decision.sniff and self.routing.outbounds[decision.way].by_name
 
     def _may_wait(self, port: int) -> bool:
         return self.routing.sniff.covers(port) and len(self._sniffing) < MOST_WAITING
@@ -140,17 +148,30 @@ class Datagrams:
     def answered_by_stranger(self, mapping: Mapping, remote: Endpoint) -> UdpFlow | None:
         """The conversation of a far end that speaks first; None: it is not heard."""
         client = mapping.key.client
-        if mapping.key.far is not None or (client, remote) in self._by_ends:
+        narrow = mapping.key.far is not None
+        if narrow or (client, remote) in self._by_ends or not self._may_speak_as(remote.host):
             self.dropped("stranger")
             return None
         first = next(iter(mapping.flows.values()), None)
         if first is None or mapping.leg is None:
             return None
-        facts = mapping.facts._replace(destination=remote)
+        facts = mapping.facts._replace(destination=remote, name=None, sniffed=None)
         flow = self._flow(facts, mapping.decision, first.client)
         if flow.reason is None:
             self._join(flow, mapping, mapping.leg)
         return flow if flow.reason is None else None
+
+    def _may_speak_as(self, host: str) -> bool:
+        """Whether a host that a server names can be somebody out there.
+
+        A socket with an address of this machine would take what is sent to its services.
+        """
+        try:
+            address = ip_address(host)
+        except ValueError:  # a name
+            return False
+        nobody = address.is_unspecified or address.is_multicast or address.is_loopback
+        return not (nobody or address.is_link_local or host in self.loops.own.addresses)
 
     def _begin(
         self, ends: bytes, facts: FlowFacts, decision: Decision, first: bytes | memoryview
@@ -195,12 +216,16 @@ class Datagrams:
             self._close_refused(flow, CloseReason.REJECTED)
             return
         family = family_of(destination.host)
-        far = destination if self.settings.symmetric else None
+        target = target_of(flow.facts, by_name=carrier.by_name)
+        # Who answers for a name is known by nothing but that it answers there.
+        named = target != destination
+        far = destination if named or self.settings.symmetric else None
         key = MappingKey(source, id(carrier), family, far)
         mapping = self._mappings.get(key)
         if mapping is None:
-            mapping = self._mappings[key] = Mapping(self, key, flow.facts, flow.decision)
+            mapping = Mapping(self, key, flow.facts, flow.decision, target if named else None)
             mapping.member = flow.member
+            self._mappings[key] = mapping
         if mapping.leg is None:
             mapping.flows[destination] = flow
             flow.mapping = mapping
@@ -212,6 +237,7 @@ class Datagrams:
             if flow.reason is not None or leg is None:
                 return
             mapping.leg = leg
+            self.begun.append(flow)
         self._join(flow, mapping, mapping.leg)
 
     def _join(self, flow: UdpFlow, mapping: Mapping, leg: Leg) -> None:
@@ -219,7 +245,7 @@ class Datagrams:
         flow.member = flow.member or mapping.member
         flow.leg = leg
         mapping.flows[flow.facts.destination] = flow
-        flow.way = leg.way(flow.facts.destination, flow)
+        flow.way = leg.way(mapping.target or flow.facts.destination, flow)
 
     # --- ends ------------------------------------------------------------------------------
 
@@ -321,13 +347,3 @@ class Datagrams:
         """Send the client an ICMP error in the name of the far end."""
         said = self._errors.tell(error, client, remote, time.monotonic(), mtu)
         self.counters["udp_icmp_sent" if said else "udp_icmp_unsent"] += 1
-
-    # --- loops ---------------------------------------------------------------------------------
-
-    def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
-        """Know a leg's datagrams, should they come back."""
-        self.loops.leg_opened(local, remote)
-
-    def leg_closed(self, local: Endpoint, remote: Endpoint | None) -> None:
-        """Forget it."""
-        self.loops.leg_closed(local, remote)

@@ -9,7 +9,8 @@ from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision
 from gateway.flow import CloseReason, FlowFacts
 from gateway.flow import Protocol as Transport
-from gateway.kernel.datagrams import Address, Batch
+from gateway.kernel.datagrams import Batch
+from gateway.kernel.sockaddr import Address
 from gateway.relay.udp import Conversation, ReplySockets
 
 if TYPE_CHECKING:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from socket import SOCK_DGRAM
 from typing import NamedTuple
 
 from gateway.breaker import DNS_PORT, DatagramBreaker, advice
 from gateway.dispatch import OwnTraffic
 from gateway.flow import Endpoint, FlowFacts
+from gateway.kernel.own_sockets import OwnSockets
 from gateway.sniff.dns import question_name
 from gateway.udp.flow import UdpFlow
 
@@ -20,33 +21,18 @@ class Caught(NamedTuple):
 
 
 class LoopWatch:
-    """Knows the legs of one data plane, and looks at each new flow."""
+    """Looks at each new flow of one data plane, of which it knows the sockets."""
 
-    def __init__(self, own: OwnTraffic) -> None:
+    def __init__(self, own: OwnTraffic, opened: OwnSockets) -> None:
         self.own = own
-        self._legs: defaultdict[int, list[tuple[Endpoint, Endpoint | None]]] = defaultdict(list)
+        self._opened = opened
         self._breaker: DatagramBreaker[UdpFlow] = DatagramBreaker()
-
-    def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
-        """Know a leg's datagrams, should they come back."""
-        self._legs[local.port].append((local, remote))
-
-    def leg_closed(self, local: Endpoint, remote: Endpoint | None) -> None:
-        """Forget it."""
-        legs = self._legs[local.port]
-        legs.remove((local, remote))
-        if not legs:
-            del self._legs[local.port]
 
     def is_own(self, source: Endpoint, destination: Endpoint) -> bool:
         """Whether a datagram is one that a leg sent."""
         if source.host not in self.own.addresses:
             return False
-        if not self.own.diverted:
-            return True
-        return any(
-            remote is None or remote == destination for _, remote in self._legs.get(source.port, ())
-        )
+        return not self.own.diverted or self._opened.sent(SOCK_DGRAM, source, destination)
 
     def caught(self, flow: UdpFlow, first: bytes) -> Caught | None:
         """What to end now that this flow has begun, with this datagram; mostly nothing."""

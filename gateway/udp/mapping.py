@@ -27,12 +27,6 @@ class MappingOwner(Protocol):
     def answered_by_stranger(self, mapping: Mapping, remote: Endpoint) -> UdpFlow | None:
         """A far end speaks that the client has not talked to through the mapping."""
 
-    def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
-        """A leg has these ends; ``remote`` None: any."""
-
-    def leg_closed(self, local: Endpoint, remote: Endpoint | None) -> None:
-        """It is gone."""
-
     def mapping_failed(self, mapping: Mapping, failure: UpstreamFailure, detail: str) -> None:
         """The mapping has lost its leg."""
 
@@ -47,14 +41,22 @@ class Mapping:
     """One leg, whoever the client talks to through it."""
 
     def __init__(
-        self, owner: MappingOwner, key: MappingKey, facts: FlowFacts, decision: Decision
+        self,
+        owner: MappingOwner,
+        key: MappingKey,
+        facts: FlowFacts,
+        decision: Decision,
+        target: Endpoint | None = None,
     ) -> None:
-        """``facts`` and ``decision`` are those of the flow that it was made for."""
+        """``facts`` and ``decision`` are those of the flow that it was made for.
+
+        ``target``: what its one far end is asked for by, if by name.
+        """
         self._owner = owner
-        self._ends: tuple[Endpoint, Endpoint | None] | None = None
         self.key = key
         self.facts = facts
         self.decision = decision
+        self.target = target
         #: Of a group, if it is by one.
         self.member = ""
         self.leg: Leg | None = None
@@ -62,20 +64,16 @@ class Mapping:
 
     def close(self) -> None:
         """Give the leg up."""
-        self.forget_leg()
         if self.leg is not None:
             self.leg.close()
             self.leg = None
 
     def stranger(self, remote: Endpoint) -> UdpFlow | None:
         """The route of a far end that the leg does not know."""
+        if self.target is not None and remote.port == self.target.port:
+            # The address that the server has found for the name.
+            return next(iter(self.flows.values()), None)
         return self.flows.get(remote) or self._owner.answered_by_stranger(self, remote)
-
-    def leg_opened(self, local: Endpoint, remote: Endpoint | None) -> None:
-        """Let the loop detector know the leg."""
-        self.forget_leg()
-        self._ends = (local, remote)
-        self._owner.leg_opened(local, remote)
 
     def leg_failed(self, failure: UpstreamFailure, detail: str) -> None:
         """End every flow, and have their client told."""
@@ -89,9 +87,3 @@ class Mapping:
     def leg_dropped(self, why: str) -> None:
         """Have it counted."""
         self._owner.dropped(why)
-
-    def forget_leg(self) -> None:
-        """The leg's socket is gone."""
-        if self._ends is not None:
-            self._owner.leg_closed(*self._ends)
-            self._ends = None

@@ -117,7 +117,8 @@ class Relay:
     """A SOCKS5 server for UDP on a machine, one client after another.
 
     ``bound`` is what it says that its relay's address is; ``change`` makes of each answer
-    the datagrams that are sent for it. ``controls`` are its control connections.
+    the datagrams that are sent for it. ``controls`` are its control connections, ``asked`` the
+    targets of datagrams, ``names`` the addresses of those that are names.
     """
 
     def __init__(self, machine: Machine, host: str, port: int = 1080) -> None:
@@ -125,6 +126,8 @@ class Relay:
         self.bound = Endpoint(host, 0)
         self.change: Callable[[bytes], list[bytes]] = lambda datagram: [datagram]
         self.controls: list[socket.socket] = []
+        self.asked: list[Endpoint] = []
+        self.names: dict[str, str] = {}
         self._machine = machine
         self._listener = new_socket(machine, host)
         self._listener.settimeout(None)
@@ -180,6 +183,8 @@ class Relay:
                 client = client or peer
                 size = header_size(datagram)
                 target = decode_header(datagram[:size])
+                self.asked.append(target)
+                target = target._replace(host=self.names.get(target.host, target.host))
                 sock = onward[6 if ":" in target.host else 4]
                 sock.sendto(datagram[size:], target)
                 answer, far = sock.recvfrom(70_000)

@@ -66,6 +66,20 @@ def test_every_cell_has_a_number(tmp_path: Path) -> None:
             assert all(cell["median"] > 0 for cell in row["candidates"].values())
 
 
+def test_what_a_peer_carries_without_loss_is_the_measure() -> None:
+    """Both are offered the same part of it, in the same run."""
+    chosen = ["--scenario", "without loss", "--scenario", "60 %", "--scenario", "new flow"]
+    report = report_of("udp", "--seconds", "0.2", *chosen)
+    assert not report["failures"]
+    rows = {row["metric"]: row["candidates"] for row in report["rows"]}
+    assert all(set(cells) == {"gateway", "sing-box"} for cells in rows.values())
+    (highest,) = rows["lossless_rate"]["sing-box"]["samples"]
+    assert highest > 0
+    for cell in rows["part_rate"].values():
+        assert 0 < cell["median"] < highest
+    assert rows["open_p50"]["gateway"]["median"] > 0
+
+
 def test_flows_that_are_routed_are_measured_in_both_families() -> None:
     """A run in which one flow went through the SOCKS server would fail."""
     chosen = ["--scenario", "download, 1 flow", "--scenario", "new connections"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
+import struct
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,13 +14,16 @@ from traffic import (
     address,
     attempt,
     command,
+    dial,
     listen,
     peer_seen,
+    read,
     running,
     targets,
     upstream,
 )
 
+from gateway.lab import serve
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
@@ -137,3 +143,68 @@ def test_a_failed_start_leaves_nothing(lab: Lab, mode: str, wrong: str) -> None:
     assert "Traceback" not in said
     lab.router.assert_unchanged(before)
     assert [path.name for path in gateway.run_dir.iterdir() if path.suffix != ".yaml"] == ["lock"]
+
+
+#: A program of this machine that redirects, too: its flows are not ours to forget.
+FOREIGN_NAT = """
+table inet foreign {
+    chain output {
+        type nat hook output priority -100
+        tcp dport 2022 redirect to :2023
+    }
+}
+"""
+
+
+def tracked(machine: Machine, port: int) -> int:
+    """How many flows the kernel translates to this port of the machine."""
+    asked = ["conntrack", "-L", "-p", "tcp", "--reply-port-src", str(port), "-f"]
+    lists = (machine.run([*asked, family]).stdout for family in ("ipv4", "ipv6"))
+    return sum(len(found.splitlines()) for found in lists)
+
+
+@pytest.mark.parametrize(("backend", "end"), [("nftables", "stop"), ("iptables", "down")])
+def test_redirected_flows_are_forgotten_with_the_rules(
+    module_lab: Lab, backend: str, end: str
+) -> None:
+    """What a client then sends between the same two ends goes where it is sent to."""
+    lab, desk, router = module_lab, module_lab.client("desk"), module_lab.router
+    router.run(["nft", "-f", "-"], stdin=FOREIGN_NAT)
+    config = lab.config({"to": "home"})
+    config["inbound"]["udp"] = "off"
+    before = router.snapshot()
+    gateway = lab.start_gateway(config, backend=backend, mode="redirect")
+    ports = {}
+    with (
+        listen(router, "127.0.0.1", 2023),
+        dial(router, "127.0.0.1", 2022),
+        ExitStack() as flows,
+    ):
+        for host in targets(lab, "web"):
+            flow = flows.enter_context(dial(desk, host, serve.ECHO_PORT))
+            # So that its port is free once it is closed.
+            flow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            flow.sendall(b"awake")
+            assert read(flow, 5) == b"awake"
+            ports[host] = flow.getsockname()[1]
+        others = tracked(router, 2023)
+        assert (tracked(router, DEFAULT_TCP_PORT), others > 0) == (len(ports), True)
+        if end == "stop":
+            gateway.stop()
+        else:
+            kill_alone(lab, gateway)
+            assert tracked(router, DEFAULT_TCP_PORT) == len(ports)
+            done = command(lab, "down", "--run-dir", str(gateway.run_dir))
+            assert f"{len(ports)} redirected flows forgotten" in done.stdout
+        assert (tracked(router, DEFAULT_TCP_PORT), tracked(router, 2023)) == (0, others)
+    router.assert_unchanged(before)
+    forwarding = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+    for key in forwarding:
+        router.sysctl(key, "1")
+    for host, port in ports.items():
+        with dial(desk, host, serve.ECHO_PORT, source_port=port) as flow:
+            flow.sendall(b"again")
+            assert read(flow, 5) == b"again"
+    for key in forwarding:
+        router.sysctl(key, "0")
+    router.run(["nft", "delete", "table", "inet", "foreign"])

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from traffic import FAMILIES, Family, new_socket, running, target, wait_counter
+from datagrams import Relay, talking
+from traffic import FAMILIES, Family, new_socket, running, target, targets, wait_counter
 
+from gateway.flow import Endpoint
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
+from gateway.wire.socks5_udp import encode_header, header_size
 
 PORT = 443
 STUN = b"\x00\x01\x00\x00\x21\x12\xa4\x42" + bytes(12)
@@ -83,6 +86,52 @@ def echoed(lab: Lab, family: Family, datagrams: list[bytes]) -> tuple[int, list[
 def flow_from(gateway: GatewayProcess, port: int) -> dict[str, Any]:
     (flow,) = [flow for flow in gateway.flows() if flow["client"].endswith(f":{port}")]
     return flow
+
+
+@pytest.mark.parametrize("says", ["address", "name"])
+def test_the_server_resolves_the_name(module_lab: Lab, family: Family, says: str) -> None:
+    """`override: target`: it is asked by name, and answers as the address of its choice, or so.
+
+    The client hears whom it has asked. With `sniff: off` the address stays.
+    """
+    lab, name = module_lab, "www.video.example"
+    server = Endpoint(lab.topology.upstreams["spare"].addresses.ipv4, 1081)
+    relay = Relay(lab.internet, *server)
+    relay.names[name] = target(lab, 4)
+    if says == "name":
+        header = encode_header(Endpoint(name, PORT))
+        relay.change = lambda answer: [header + answer[header_size(answer) :]]
+    way = {"type": "socks5", "server": server.host, "port": server.port}
+    rules = ({"destination": targets(lab, "web"), "sniff": False, "to": "relay"}, {"to": "relay"})
+    config = lab.config(*rules, outbounds={"relay": way}) | {"sniff": {"override": "target"}}
+    config["inbound"] |= {"udp": "tproxy", "workers": 1}
+
+    def asked_for(host: str, *datagrams: bytes) -> tuple[set[Endpoint], dict[str, Any]]:
+        """What the server was asked for, and the flow."""
+        relay.asked.clear()
+        with new_socket(lab.client("desk"), host, socket.SOCK_DGRAM) as client:
+            client.connect((host, PORT))
+            for datagram in datagrams:
+                client.send(datagram)
+                assert client.recv(65535) == datagram
+            return {*relay.asked}, flow_from(gateway, client.getsockname()[1])
+
+    try:
+        with running(lab, config) as gateway:
+            mirror = target(lab, family, "mirror")
+            asked, flow = asked_for(mirror, *hello(name), b"one more", b"and another")
+            assert asked == {Endpoint(name, PORT)}
+            assert (flow["name"], flow["destination"]) == (name, str(Endpoint(mirror, PORT)))
+            if says == "address":
+                web = target(lab, family)
+                assert asked_for(web, *hello(name))[0] == {Endpoint(web, PORT)}
+                return
+            # Of one that was asked by address, an answer by name is nobody's.
+            with talking(lab.client("desk"), target(lab, family), PORT) as client:
+                client.send(b"not QUIC")
+                wait_counter(gateway, "udp_dropped_stranger")
+    finally:
+        relay.close()
 
 
 @pytest.mark.parametrize("protocols", [1, 150])

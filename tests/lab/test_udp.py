@@ -18,6 +18,8 @@ from gateway.lab.process import wait_until
 
 #: Ports of the ways out, besides the SOCKS server.
 DEVICE, PRESERVED, CLOSED = 8001, 8002, 8009
+#: A port that a program of the router has, too.
+BUSY = 8003
 WAYS: dict[str, dict[str, Any]] = {
     "device": {"type": "direct", "interface": "wan0"},
     "preserve": {"type": "direct", "preserve_source": True},
@@ -32,7 +34,7 @@ def servers(module_lab: Lab) -> Iterator[Served]:
         for pair in module_lab.topology.targets.values():
             for host in pair:
                 servers.add(module_lab.internet, host, ECHO, echo)
-                for port in (TELL, DEVICE, PRESERVED):
+                for port in (TELL, DEVICE, PRESERVED, BUSY):
                     servers.add(module_lab.internet, host, port, tell)
         yield servers
 
@@ -138,6 +140,25 @@ def test_datagrams_of_any_size_pass(
                 data = bytes([size % 251]) * size
                 answer = ask(sock, data)
                 assert (seen_by(answer)[2] if port == DEVICE else answer) == data
+
+
+def test_answers_come_from_a_port_that_a_program_here_has(
+    module_lab: Lab, gateway: GatewayProcess, client: Machine, family: Family
+) -> None:
+    """No socket can be bound to it; the program hears nothing of it all."""
+    lab, host = module_lab, target(module_lab, family)
+    with new_socket(lab.router, host, socket.SOCK_DGRAM) as program:
+        if family == 6:
+            program.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        program.bind(("", BUSY))
+        program.setblocking(False)
+        with talking(client, host, BUSY) as sock:
+            for size in (0, 1, 1200, 9000):
+                data = bytes([size % 251]) * size
+                assert seen_by(ask(sock, data))[2] == data
+        with pytest.raises(BlockingIOError):
+            program.recv(1)
+    assert gateway.counters()["udp_replies_raw"] >= 1
 
 
 def test_a_closed_port_is_told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -237,6 +238,11 @@ def test_quic_is_refused_where_the_outbound_carries_no_udp(
             return any("QUIC: refused" in each["rule"] for each in gateway.placements())
 
         wait_until(planned, "the plan to know of it")
+        where = ("--run-dir", str(gateway.run_dir), "--json")
+        asked = command(lab, "plan", "--config", str(gateway.config_path), *where)
+        plan = json.loads(asked.stdout)
+        assert (plan["without_udp"], plan["difference"]) == (["home"], "")
+        assert json.loads(command(lab, "status", *where).stdout)["without_udp"] == ["home"]
         before = gateway.counters()["udp_refused"]
         for family in FAMILIES:
             assert refused(target(lab, family), QUIC)

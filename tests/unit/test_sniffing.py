@@ -79,7 +79,9 @@ class Rig:
             "home": home,
         }
         routing = Routing(policy, outbounds, FlowTimeouts(10, 1000, 100), limits, FactFinder())
-        self.dispatcher = Dispatcher(self.mover, routing, OwnTraffic(), self.closed.append)
+        self.dispatcher = Dispatcher(
+            self.mover, routing, OwnTraffic(), factory.opened, self.closed.append
+        )
         self._listener = plane.own(open_listener("127.0.0.1", 0, transparent=False))
 
     async def flow(self, *said: bytes, to: Endpoint | None = None) -> socket.socket:

@@ -5,9 +5,9 @@
 for port 7; once it listens, it writes ``ready``. ``COUNTERS KIND TARGET RATE`` is a client,
 until it is told to stop: ``plain`` sends datagrams, ``train`` many in one call (UDP_SEGMENT),
 both to port 9 from one socket; ``many`` sends small ones from a thousand sockets in turn, to
-port 7, all of them RATE a second. ``echo`` and ``open`` ask port 7 and wait, one after the
-other, from one socket and from a new one each time; on SIGTERM they write the seconds that
-each answer took, as JSON.
+port 7, all of them RATE a second. ``steady`` is ``plain``, but has had an answer before it
+begins. ``echo`` and ``open`` ask port 7 and wait, one after the other, from one socket and
+from a new one each time; on SIGTERM they write the seconds that each answer took, as JSON.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from gateway.lab.load.counters import Counters
 ENDS: Final = ("arrived", "answered", "sent")
 ARRIVED, ANSWERED, SENT = range(3)
 READY: Final = "ready"
+#: Of senders: methods of ``Sender``.
+KINDS: Final = ("plain", "steady", "train", "many", "echo", "open")
 
 #: As QUIC sends them, mostly; and as games and calls do.
 LARGE: Final = bytes(1200)
@@ -113,11 +115,15 @@ class Sender:
 
     def plain(self) -> None:
         """One flow, one datagram a call."""
-        sock = self._socket(server.DISCARD)
-        for due in self._paced():
-            for _ in range(due):
-                sock.send(LARGE)
-            self._count[SENT] += due
+        self._send_all(self._socket(server.DISCARD))
+
+    def steady(self) -> None:
+        """One flow that is open, one datagram a call: not one may be lost on the way to it."""
+        sock = self._socket(server.ECHO)
+        while not self.times_s:
+            self._ask(sock)
+        sock.connect((self._target, server.DISCARD))
+        self._send_all(sock)
 
     def train(self) -> None:
         """One flow, many datagrams a call."""
@@ -160,6 +166,12 @@ class Sender:
                 self._ask(sock)
             time.sleep(0.005)
 
+    def _send_all(self, sock: socket.socket) -> None:
+        for due in self._paced():
+            for _ in range(due):
+                sock.send(LARGE)
+                self._count[SENT] += 1
+
     def _ask(self, sock: socket.socket) -> None:
         began = time.perf_counter()
         sock.send(SMALL)
@@ -196,7 +208,9 @@ def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(prog="gateway.lab.load.datagrams", description=__doc__)
     parser.add_argument("counters", type=Path)
-    parser.add_argument("kind", choices=["serve", "plain", "train", "many", "echo", "open"])
+    parser.add_argument(
+        "kind", choices=["serve", "plain", "steady", "train", "many", "echo", "open"]
+    )
     parser.add_argument("host")
     parser.add_argument("number", type=int)
     arguments = parser.parse_args()

@@ -92,6 +92,7 @@ class FakeRunning:
             "home", "socks5", ok=True, strategy="mark", route="203.0.113.5 via 203.0.113.1 dev eth0"
         ),
     )
+    without_udp: tuple[str, ...] = ()
     asked_recent: list[int] = field(default_factory=list)
     reloads: int = 0
     known_groups: tuple[GroupRecord, ...] = ()
@@ -110,6 +111,7 @@ class FakeRunning:
             backend_reason="nftables works here",
             flows=1,
             outbounds=self.outbounds,
+            without_udp=self.without_udp,
         )
 
     async def flows(self, recent: int) -> list[FlowRecord]:

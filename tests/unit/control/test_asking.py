@@ -55,6 +55,11 @@ def test_status_tells_a_monitor_of_a_refused_outbound(served: FakeRunning, run_d
     assert "REFUSED: it would loop; use route: mark" in result.output
 
 
+def test_status_names_outbounds_without_udp(served: FakeRunning, run_dir: Path) -> None:
+    served.without_udp = ("home", "work")
+    assert "without UDP    home, work\n" in gateway(run_dir, "status").output
+
+
 @pytest.mark.parametrize(("left", "hint"), [((), "gateway run"), (("4 ip rules",), "gateway down")])
 def test_status_without_a_gateway(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, left: tuple[str, ...], hint: str

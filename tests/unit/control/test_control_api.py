@@ -131,6 +131,7 @@ def test_counters_and_plan(served: FakeRunning, run_dir: Path) -> None:
             }
         ],
         "difference": "+ rule pre\n",
+        "without_udp": [],
     }
 
 

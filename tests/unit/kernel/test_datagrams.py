@@ -10,18 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.flow import Endpoint
-from gateway.kernel.datagrams import (
-    SLOTS,
-    SOL_UDP,
-    UDP_GRO,
-    UDP_SEGMENT,
-    Address,
-    Batch,
-    control_messages,
-    endpoint_of,
-    sockaddr,
-    split_ends,
-)
+from gateway.kernel.datagrams import SLOTS, SOL_UDP, UDP_GRO, UDP_SEGMENT, Batch, split_ends
+from gateway.kernel.sockaddr import Address, control_messages, endpoint_of, sockaddr
 
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 

@@ -14,14 +14,13 @@ import pytest
 
 from gateway.errors import CapabilityError
 from gateway.flow import Endpoint
+from gateway.kernel.arrival import Arrival, arrival
 from gateway.kernel.sockets import (
     IP_TRANSPARENT,
     IPV6_TRANSPARENT,
-    Arrival,
     SocketFactory,
     SocketOptions,
     accept,
-    arrival,
     local_endpoint,
     nat_destination,
     open_listener,
@@ -227,7 +226,8 @@ NAMESPACES = [f"gwf{os.getpid()}{side}" for side in "ab"]
 LISTEN = """
 import socket
 from gateway.kernel.neighbours import ask_kernel
-from gateway.kernel.sockets import accept, arrival, interface_name, open_listener
+from gateway.kernel.sockets import accept, open_listener
+from gateway.kernel.arrival import arrival, interface_name
 listeners = [open_listener(host, 7000, transparent=False) for host in ("0.0.0.0", "::")]
 print("ready", flush=True)
 for listener in listeners:

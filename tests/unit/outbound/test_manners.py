@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts, Protocol
-from gateway.kernel.sockets import SocketFactory, SocketOptions
+from gateway.kernel.sockets import SocketFactory, SocketOptions, endpoint
 from gateway.outbound import manners
 from gateway.outbound.socks5 import Socks5Outbound
 from gateway.wire.socks5 import encode_request
@@ -70,12 +71,14 @@ def test_a_server_that_does_not_keeps_its_flow_and_is_spared_from_then_on(
     monkeypatch.setattr(manners, "PATIENCE_S", 0.01)
     server, where = plane.server()
     home = outbound(where)
+    opened = home.factory.opened
+    opened.wanted = True
 
     async def scenario():
         requester = new_requester()
-        attempt = home.open(FACTS, requester)
+        home.open(FACTS, requester)
         tried = await plane.accept(server)
-        assert attempt.ends[1] == where
+        assert opened.sent(socket.SOCK_STREAM, endpoint(tried.getpeername()), where)
         assert await plane.loop.sock_recv(tried, 100) == GREETING + REQUEST
         await plane.loop.sock_sendall(tried, b"\x05\x00")  # and the request is swallowed
         if dislike == "close":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,11 +47,13 @@ def test_direct_connects_to_the_destination(plane, requester, host):
     server, where = plane.server(host)
 
     async def scenario():
-        attempt = direct(plane).open(facts(where), requester)
+        home = direct(plane)
+        home.factory.opened.wanted = True
+        home.open(facts(where), requester)
         far = await plane.accept(server)
-        assert attempt.ends == (endpoint(far.getpeername()), where)
+        assert home.factory.opened.sent(socket.SOCK_STREAM, endpoint(far.getpeername()), where)
         leg, surplus = await requester.answer()
-        assert endpoint(leg.getsockname()) == attempt.ends[0]
+        assert endpoint(leg.getsockname()) == endpoint(far.getpeername())
         assert surplus == b""
 
     plane.run(scenario())
@@ -85,8 +88,11 @@ def test_without_descriptors_it_is_our_resources_that_are_missing(plane, request
 def test_direct_with_the_clients_own_source(plane, requester):
     """An address that is not this machine's own; the port is left to the kernel."""
     _, where = plane.server()
-    attempt = direct(plane, preserve_source=True).open(facts(where), requester)
-    local, remote = attempt.ends
+    home = direct(plane, preserve_source=True)
+    noted = []
+    home.factory.opened = SimpleNamespace(wanted=True, note=lambda *given: noted.append(given))
+    attempt = home.open(facts(where), requester)
+    ((_, local, remote),) = noted
     assert (local.host, remote) == (CLIENT.host, where)
     assert local.port not in {0, CLIENT.port}
     attempt.cancel()
@@ -130,8 +136,7 @@ def test_socks5_anonymous(plane, requester, socks, target):
     server, where = plane.server()
 
     async def scenario():
-        attempt = socks(where).open(facts(target), requester)
-        assert attempt.ends[1] == where
+        socks(where).open(facts(target), requester)
         far = await plane.accept(server)
         await play(
             plane, far, (b"\x05\x01\x00", b"\x05\x00"), (encode_request(target), GRANTED + b"hi")
