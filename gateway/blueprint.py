@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.facts import FactSources
 from gateway.groups.standing import Standing
+from gateway.icmp.limits import UNBOUNDED, EchoSettings
 from gateway.inbound.queue import Judgement
 from gateway.kernel.privilege import Capability
 from gateway.kernel.tun import TunSettings
@@ -40,7 +41,8 @@ class ListenOn(NamedTuple):
     """Where a data plane listens, and how flows are diverted to it.
 
     ``udp``: datagrams, too. ``congestion``: TCP congestion control towards the LAN, where it
-    is not the system's. ``tun``: the device, where some protocol reaches us by one.
+    is not the system's. ``tun``: the device, where some protocol reaches us by one, such as
+    datagrams, with ``udp_by_tun``.
     """
 
     mode: Literal["tproxy", "redirect", "tun"]
@@ -49,6 +51,7 @@ class ListenOn(NamedTuple):
     udp: bool = False
     congestion: str | None = None
     tun: TunSettings | None = None
+    udp_by_tun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +79,4 @@ class Blueprint:
     capabilities: frozenset[Capability] = frozenset()
     judgement: Judgement | None = None
     groups: Mapping[str, Standing] = field(default_factory=dict)
+    echo: EchoSettings = UNBOUNDED

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Final, Literal, NamedTuple, Protocol
 
 from gateway import logs
 from gateway.blueprint import Blueprint, ListenOn
@@ -16,6 +16,7 @@ from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, Routing
 from gateway.facts import FactFinder
 from gateway.flow import CloseReason
 from gateway.groups.standing import Standing
+from gateway.icmp.flow import EchoFlow
 from gateway.inbound.queue import Classifier
 from gateway.inbound.tcp import TcpListener, open_listeners, require_free_port
 from gateway.inbound.udp import UdpListener, open_udp_listeners, require_free_udp_port
@@ -33,6 +34,25 @@ log = logging.getLogger(__name__)
 
 #: Records made at once: a few milliseconds' work, and less than a pipe holds when they are sent.
 PAGE: Final = 256
+
+
+AnyFlow = Flow | UdpFlow | EchoFlow
+
+
+class Pipeline(Protocol):
+    """The flows of a transport: live ones, oldest first, and some that have ended."""
+
+    @property
+    def live(self) -> Iterable[AnyFlow]:
+        """They have not ended."""
+
+    @property
+    def live_count(self) -> int:
+        """How many these are."""
+
+    @property
+    def recent(self) -> Sequence[AnyFlow]:
+        """Those that have, the latest last."""
 
 
 class DataPlane:
@@ -61,7 +81,7 @@ class DataPlane:
             self._factory.opened,
             self._ended,
             detect_loops=plan.detect_loops,
-            flow_ids=(first_id, 2 * id_step),
+            flow_ids=(first_id, 3 * id_step),
         )
         self._datagrams = Datagrams(
             self._factory,
@@ -71,8 +91,9 @@ class DataPlane:
             self._ended,
             self._reactor.call_later,
             detect_loops=plan.detect_loops,
-            flow_ids=(first_id + id_step, 2 * id_step),
+            flow_ids=(first_id + id_step, 3 * id_step),
         )
+        self._echo_ids = (first_id + 2 * id_step, 3 * id_step)
         self._index = index
         self._classifiers: dict[int, Classifier] = {}  # by the number of their queue
         self._listeners: dict[_ListenerKey, tuple[TcpListener | UdpListener, ...]] = {}
@@ -94,7 +115,15 @@ class DataPlane:
             if key not in self._listeners:
                 self._listeners[key] = self._open_listeners(key)
         if where.tun is not None and self._tunnel is None and self._index == 0:
-            self._tunnel = Tunnel(self._reactor, where, self._dispatcher)
+            self._tunnel = Tunnel(
+                self._reactor,
+                plan,
+                self._dispatcher,
+                self._datagrams,
+                self._ended,
+                self._echo_ids,
+            )
+            self._choose_face(plan)
 
     def adopt(self, plan: Blueprint) -> None:
         """Decide new flows by this blueprint, and listen for no other; live flows go on."""
@@ -109,12 +138,22 @@ class DataPlane:
         for key in self._listeners.keys() - _listeners(plan.listen_on):
             for listener in self._listeners.pop(key):
                 listener.retire()
-        if self._tunnel is not None:
-            if plan.listen_on.tun is None:
-                self._tunnel.close()
-                self._tunnel = None
-            else:
-                self._tunnel.recover()
+        self._adopt_tunnel(plan)
+
+    def _adopt_tunnel(self, plan: Blueprint) -> None:
+        if self._tunnel is None:
+            return
+        if plan.listen_on.tun is None:
+            self._tunnel.close()
+            self._tunnel = None
+        else:
+            self._tunnel.recover()
+            self._tunnel.adopt(plan, self._dispatcher.routing)
+        self._choose_face(plan)
+
+    def _choose_face(self, plan: Blueprint) -> None:
+        by_tun = self._tunnel if plan.listen_on.udp_by_tun else None
+        self._datagrams.face = by_tun.face if by_tun else self._datagrams.by_sockets
 
     def retire(self) -> None:
         """Leave all that comes to other data planes; live flows go on."""
@@ -196,9 +235,14 @@ class DataPlane:
             if self._tunnel is not None:
                 self._tunnel.expire(now)
 
+    def _pipelines(self) -> Sequence[Pipeline]:
+        """One for each transport."""
+        echoes = () if self._tunnel is None else (self._tunnel.echoes,)
+        return (self._dispatcher, self._datagrams, *echoes)
+
     def live_count(self) -> int:
         """How many flows have not closed."""
-        return self._dispatcher.live_count + self._datagrams.live_count
+        return sum(pipeline.live_count for pipeline in self._pipelines())
 
     def flows(self, recent: int) -> Iterator[list[FlowRecord]]:
         """Live flows, then at most ``recent`` closed ones, latest first, a page at a time.
@@ -206,11 +250,12 @@ class DataPlane:
         All those of a busy house take long enough to be felt; between two pages whoever asks
         lets the loop turn. A flow that ends meanwhile is in its page as one that has ended.
         """
-        streams, datagrams = self._dispatcher, self._datagrams
-        flows: list[Flow | UdpFlow] = [*streams.live, *datagrams.live]
-        yield from _pages(flows)
+        pipelines = self._pipelines()
+        yield from _pages([flow for pipeline in pipelines for flow in pipeline.live])
         if recent:
-            flows = [*list(streams.recent)[-recent:], *list(datagrams.recent)[-recent:]]
+            flows: list[AnyFlow] = []
+            for each in pipelines:
+                flows += list(each.recent)[-recent:]
             closed = [record for page in _pages(flows) for record in page]
             closed.sort(key=lambda flow: flow.started + flow.duration_s, reverse=True)
             yield closed[:recent]
@@ -225,7 +270,8 @@ class DataPlane:
         )
         # Sums of counters leave out what is zero.
         counters = self._dispatcher.counters + self._datagrams.counters
-        counters += Counter(udp_dropped_unsent=unsent, udp_replies_raw=self._datagrams.replies.raw)
+        raw = self._datagrams.reply_sockets.raw
+        counters += Counter(udp_dropped_unsent=unsent, udp_replies_raw=raw)
         counters += self._board.counters
         for classifier in self._classifiers.values():
             counters += classifier.counters
@@ -273,7 +319,7 @@ class DataPlane:
         self._mover.pipes.close()
         self._reactor.stop()
 
-    def _ended(self, flow: Flow | UdpFlow) -> None:
+    def _ended(self, flow: AnyFlow) -> None:
         asked_for = flow.decision is not None and flow.decision.log
         if asked_for or log.isEnabledFor(logging.INFO):
             self._flow_log.add(flow.record(), asked_for=asked_for)
@@ -287,7 +333,7 @@ def require_free(where: ListenOn) -> None:
         require_free_udp_port(where.port, ipv6=where.ipv6)
 
 
-def _pages(flows: Sequence[Flow | UdpFlow]) -> Iterator[list[FlowRecord]]:
+def _pages(flows: Sequence[AnyFlow]) -> Iterator[list[FlowRecord]]:
     for at in range(0, len(flows), PAGE):
         yield [flow.record() for flow in flows[at : at + PAGE]]
 

@@ -90,7 +90,8 @@ class FactFinder:
 
     def _with_needs(self, facts: FlowFacts, came: Arrival) -> FlowFacts:
         needs, host = self._needs, facts.source.host
-        if self._tun and self._arrives and self._name(came.interface) == self._tun:
+        through = not came.interface or self._name(came.interface) == self._tun
+        if self._tun and self._arrives and through:
             came = came._replace(interface=0 if host in self._own else link_towards(host))
         mac = self._neighbours.mac(host, came.interface) if needs.mac else None
         return facts._replace(

@@ -19,6 +19,7 @@ from gateway.facts import FactSources
 from gateway.flow import Endpoint, Protocol
 from gateway.groups.standing import Standing
 from gateway.groups.state import Observed, standings
+from gateway.icmp.limits import EchoSettings
 from gateway.inbound.queue import Judgement
 from gateway.kernel.congestion import for_lan, for_outbound
 from gateway.kernel.guard import Finding
@@ -29,6 +30,7 @@ from gateway.marks import Mark
 from gateway.outbound import direct, reject, socks5
 from gateway.plan.egress import Egress
 from gateway.plan.lookups import needed_names
+from gateway.plan.tun import tunnelled
 from gateway.sniffing import SniffLimits
 from gateway.udp.flow import UdpSettings
 from gateway.wire.socks5 import Credentials
@@ -53,6 +55,7 @@ def blueprint(
         ),
         sniff=_sniff_limits(config.sniff),
         udp=_udp_settings(assembly),
+        echo=_echo_settings(assembly.config),
         judgement=_judgement(assembly),
         own=OwnTraffic(
             assembly.host.addresses,
@@ -97,7 +100,8 @@ def _judgement(assembly: Assembly) -> Judgement | None:
             answers[name] = refusals[outbound.answer]
         else:
             answers[name] = marks.direct if outbound == plain else marks.divert
-    carried = (Protocol.TCP,) if inbound.udp == "off" else (Protocol.TCP, Protocol.UDP)
+    left = {Protocol.UDP: inbound.udp == "off", Protocol.ICMP: inbound.icmp == "direct"}
+    carried = tuple(protocol for protocol in Protocol if not left.get(protocol))
     return Judgement(inbound.queue, answers, marks.divert, marks.direct, carried)
 
 
@@ -114,6 +118,19 @@ def _udp_settings(assembly: Assembly) -> UdpSettings:
     )
 
 
+def _echo_settings(config: Config) -> EchoSettings:
+    """Those of the one process that has the TUN."""
+    icmp = config.icmp
+    return EchoSettings(
+        timeout=config.timeouts.icmp,
+        flows=icmp.flows,
+        flows_per_device=icmp.flows_per_device,
+        rate=icmp.rate,
+        rate_per_device=icmp.rate_per_device,
+        pretend=config.inbound.icmp == "pretend",
+    )
+
+
 def _listen_on(assembly: Assembly) -> ListenOn:
     settings, host = assembly.config.inbound, assembly.host
     system = host.sysctls.get("net.ipv4.tcp_congestion_control")
@@ -125,11 +142,12 @@ def _listen_on(assembly: Assembly) -> ListenOn:
         settings.udp == "tproxy",
         congestion,
         _tun(assembly.config),
+        settings.udp == "tun",
     )
 
 
 def _tun(config: Config) -> TunSettings | None:
-    if "tun" not in (config.inbound.tcp, config.inbound.udp, config.inbound.icmp):
+    if not tunnelled(config.inbound):
         return None
     return TunSettings(config.tun.name, config.tun.mtu, config.tun.ipv4, config.tun.ipv6)
 
@@ -146,7 +164,7 @@ def _capabilities(assembly: Assembly) -> frozenset[Capability]:
     free = assembly.host.sysctls.get("net.ipv4.tcp_allowed_congestion_control", "").split()
     privileged = set(congestion_controls(config)) - set(free)
     inbound = config.inbound
-    if inbound.udp == "tproxy" or inbound.classify == "nfqueue" or privileged:
+    if inbound.udp != "off" or inbound.classify == "nfqueue" or privileged:
         needed.add(Capability.NET_ADMIN)
     if any(way.netns is not None for way in assembly.ways):
         needed.add(Capability.SYS_ADMIN)
@@ -236,7 +254,7 @@ def _socks5(name: str, settings: Socks5Outbound, way: Egress, assembly: Assembly
         warm=settings.pool == "auto",
         by_name=assembly.config.sniff.override == "target",
         udp=None if settings.udp == "auto" else settings.udp,
-        warm_udp=assembly.config.inbound.udp == "tproxy" and _may_carry_udp(name, assembly),
+        warm_udp=assembly.config.inbound.udp != "off" and _may_carry_udp(name, assembly),
     )
 
 

@@ -174,6 +174,24 @@ def direct(**choices: Any) -> None:
 
 @bench.command()
 @_shared_options
+def icmp(**choices: Any) -> None:
+    """ICMP echo: how much longer a ping takes than where the kernel forwards it.
+
+    Pings go from the LAN through the TUN, leave by the gateway's ping sockets, and the answers
+    come back the same way. Ratios are to forwarding with connection tracking.
+
+    \b
+    Examples:
+      gateway bench icmp
+      gateway bench icmp --rounds 20 --scenario IPv6
+    """
+    from gateway.lab.bench.icmp import suite
+
+    _compare(suite(), **choices)
+
+
+@bench.command()
+@_shared_options
 def queue(**choices: Any) -> None:
     """New flows a second that one worker decides by their first packet (`classify: nfqueue`).
 

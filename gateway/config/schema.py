@@ -73,16 +73,23 @@ class Inbound(Model):
         default="tproxy",
         description="how TCP reaches the listener; `tun`: through a device of ours (key `tun`)",
     )
-    udp: Literal["tproxy", "off"] = Field(
+    udp: Literal["tproxy", "tun", "off"] = Field(
         default="tproxy",
         description=(
-            "how UDP reaches the listener; `off`: it is routed as if we were not there, except"
-            " what rules reject"
+            "how UDP reaches us: at the listener, or through a device of ours (key `tun`); `off`:"
+            " it is routed as if we were not there, except what rules reject"
         ),
     )
-    icmp: Literal["direct"] = Field(
+    icmp: Literal["direct", "tun", "pretend"] = Field(
         default="direct",
-        description="ICMP is routed as if we were not there, except what rules reject",
+        description=(
+            "`direct`: ICMP is routed as if we were not there, except what rules reject; `tun`:"
+            " what rules do not route goes to the TUN, where an outbound of type `direct` carries"
+            " echo requests, and others refuse them, as they do protocols other than TCP, UDP and"
+            " ICMP; `pretend`: the same, but echo requests that"
+            " an outbound cannot carry (SOCKS5 knows no ICMP) are answered by the gateway itself,"
+            " whether or not anybody is there"
+        ),
     )
     port: Port = Field(default=DEFAULT_TCP_PORT, description="port of the listeners, TCP and UDP")
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
@@ -145,6 +152,9 @@ class Timeouts(Model):
         default=180,
         description="the same, towards port 443, and once 64 KiB have gone each way",
     )
+    icmp: Seconds = Field(
+        default=10, description="a host's pings of another are forgotten after so long a silence"
+    )
 
 
 class Udp(Model):
@@ -162,6 +172,24 @@ class Udp(Model):
     )
     flows_per_device: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
         default=4096, description="the same, for one source address"
+    )
+
+
+class Icmp(Model):
+    """Bounds on the echo requests that go through the TUN."""
+
+    flows: Annotated[int, Field(ge=16, le=65536)] = Field(
+        default=1024,
+        description="pings (of one host, by one other) at a time; the oldest makes room",
+    )
+    flows_per_device: Annotated[int, Field(ge=16, le=65536)] = Field(
+        default=256, description="the same, for one source address: what a scan of a /24 takes"
+    )
+    rate: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=5000, description="echo requests a second; more are dropped and counted"
+    )
+    rate_per_device: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=1000, description="the same, for one source address"
     )
 
 
@@ -328,6 +356,9 @@ class Config(Model):
         description="directory for what outlives a run, relative to the configuration file",
     )
     udp: Udp = Field(default_factory=Udp, description="how UDP is carried")
+    icmp: Icmp = Field(
+        default_factory=Icmp, description="how much of ICMP is carried, where it goes to the TUN"
+    )
     marks: MarkSettings = Field(
         default_factory=MarkSettings, description="which bits of the packet mark are ours"
     )

@@ -13,11 +13,16 @@ from typing import Final, Literal
 from gateway.assembly import Assembly
 from gateway.clock import WeekClock
 from gateway.config.groups import stands_for
-from gateway.config.outbounds import DirectOutbound, LoadBalanceGroup, RejectOutbound
+from gateway.config.outbounds import (
+    DirectOutbound,
+    LoadBalanceGroup,
+    RejectOutbound,
+    Socks5Outbound,
+)
 from gateway.config.rule_values import DAY
 from gateway.decision import DIRECT, REJECT, Decision, Undecided
 from gateway.explain.question import Question, QuestionError, ask, device_facts, read_moment
-from gateway.flow import FlowFacts
+from gateway.flow import FlowFacts, Protocol
 from gateway.groups.report import GroupRecord
 from gateway.groups.standing import balanced_by, by_weight
 from gateway.kernel.guard import Finding, judge
@@ -261,6 +266,11 @@ def _notes(
         early = policy.decide(facts._replace(name=None, sniffed=None), now)
         if isinstance(early, Undecided):
             notes.append(f"the first bytes are waited for: {early.rule} asks for the {early.need}")
+    if fate is Fate.DIVERTED and facts.protocol is Protocol.ICMP and decision is not None:
+        outbound, inbound = assembly.config.outbound(decision.outbound), assembly.config.inbound
+        if isinstance(outbound, Socks5Outbound):
+            does = "answers it itself" if inbound.icmp == "pretend" else "refuses it"
+            notes.append(f"SOCKS5 carries no ICMP: the gateway {does}")
     if fate is Fate.LEFT_ALONE and decision is not None:
         notes.append(f"no listener takes {facts.protocol.upper()}: it is routed on, not proxied")
     unknown = [

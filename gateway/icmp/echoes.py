@@ -134,6 +134,8 @@ class Echoes:
             way = outbound.ping(key.destination)
         except OSError as error:
             detail = error.strerror or str(error)
+            if error.errno == errno.EACCES:
+                detail = "this process' group is outside net.ipv4.ping_group_range"
             full = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
             way = EchoRefusal.RESOURCES if full else EchoRefusal.UNREACHABLE
         flow = EchoFlow(self, self._next_id, facts, decision, way)

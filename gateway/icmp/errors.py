@@ -10,6 +10,7 @@ from typing import Final
 
 from gateway.flow import Endpoint
 from gateway.icmp.limits import Rate
+from gateway.kernel.error_queue import Told
 from gateway.wire.icmp_error import IcmpError
 from gateway.wire.icmp_packet import error_packet, raw_error_packet, sent_datagram
 from gateway.wire.ip import Buffer
@@ -53,13 +54,14 @@ class ErrorWriter:
         hop = self._hops.get(about[0] >> 4, "")
         return self._send(error_packet(about, IcmpError.TIME_EXCEEDED, source=hop))
 
-    def pass_on(self, about: Buffer, kind: int, code: int, info: int, host: str) -> bool:
-        """Tell the sender of a packet what ``host`` says of it."""
-        source = "" if host in self.own else host
-        return self._send(raw_error_packet(about, (kind, code), info=info, source=source))
+    def pass_on(self, about: Buffer, told: Told) -> bool:
+        """Tell the sender of a packet what the network says of it."""
+        source = "" if told.host in self.own else told.host
+        kind = (told.kind, told.code)
+        return self._send(raw_error_packet(about, kind, info=told.info, source=source))
 
     def tell_of_datagram(
-        self, error: IcmpError, client: Endpoint, remote: Endpoint, mtu: int, host: str = ""
+        self, error: IcmpError, client: Endpoint, remote: Endpoint, mtu: int = 0, host: str = ""
     ) -> bool:
         """Tell the client of a UDP flow, in the name of ``host``, or else of the far end."""
         about = sent_datagram(client.host, remote.host, (client.port, remote.port))

@@ -99,8 +99,7 @@ class EchoFlow:
         self.quiet_since = time.monotonic()
         if events & ERROR:
             for error in socket.errors():
-                about = sent_request(request, error.sequence)
-                owner.errors.pass_on(about, error.kind, error.code, error.info, error.host)
+                owner.errors.pass_on(sent_request(request, error.sequence), error.told)
         for reply in socket.replies():
             if reply.host != request.destination:
                 owner.count("icmp_dropped_stranger")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class EchoSettings(NamedTuple):
@@ -20,6 +20,9 @@ class EchoSettings(NamedTuple):
     rate: int
     rate_per_device: int
     pretend: bool = False
+
+
+UNBOUNDED: Final = EchoSettings(3600.0, 1 << 20, 1 << 20, 1 << 30, 1 << 30)
 
 
 class Rate:

@@ -16,11 +16,11 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from gateway.kernel.reactor import Reactor
-from gateway.kernel.tun import FRAME_BYTES, TunDevice
+from gateway.kernel.tun import FRAME_BYTES, USO4, TunDevice
 from gateway.wire.fragments import Reassembler
 from gateway.wire.ip import (
     NO_OFFLOAD,
@@ -73,8 +73,17 @@ class TunWriter:
 
         ``vnet``: what is left to the kernel, as ``Vnet.pack`` gives it.
         """
+        return self.gather((vnet, packet))
+
+    @property
+    def segments(self) -> bool:
+        """Whether the kernel cuts super-packets of UDP (Linux 6.2)."""
+        return bool(self.device.offloads & USO4)
+
+    def gather(self, parts: Sequence[Buffer]) -> bool:
+        """The same of a frame in parts, the first of which is the vnet header."""
         try:
-            os.writev(self.device.fileno(), (vnet, packet))
+            os.writev(self.device.fileno(), parts)
         except OSError as error:
             self.refused(error)
             return False
@@ -84,6 +93,10 @@ class TunWriter:
         """Count what the kernel did not take."""
         words = errno.errorcode.get(error.errno or 0, "unknown").lower()
         self._counters[f"tun_dropped_write_{words}"] += 1
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""
 
 
 class TunReader:
@@ -100,8 +113,11 @@ class TunReader:
         rewriter: Rewriter,
         counters: Counter[str],
         others: PacketHandler | None = None,
+        served: Callable[[], None] = _nothing,
     ) -> None:
         """``others`` takes the protocols that have no handler.
+
+        ``served`` is called when all that has come, or enough of it, has been handed over.
 
         ``counters``: whose keys begin with ``tun_``; the writer's, too.
         """
@@ -112,6 +128,7 @@ class TunReader:
         self._rewriter = rewriter
         self._counters = counters
         self._others = others
+        self._served = served
         self._fragments = Reassembler()
         self._frame = bytearray(FRAME_BYTES)
         self._buffers = (self._frame,)
@@ -128,6 +145,10 @@ class TunReader:
     def on_ready(self, fd: int, events: int) -> None:
         """Take what waits, up to a budget."""
         del events
+        self._drain(fd)
+        self._served()
+
+    def _drain(self, fd: int) -> None:
         frame, buffers, view = self._frame, self._buffers, self._view
         rewrite, read, write = self._rewriter.rewrite, os.readv, os.write
         for _ in range(BUDGET):

@@ -49,6 +49,7 @@ _NAME_BYTES: Final = 32
 _CONTROL_BYTES: Final = 160
 _META: Final = _NAME_BYTES + _CONTROL_BYTES
 _SEGMENT_SIZE: Final = struct.Struct("i")
+_TRAIN_BYTES: Final = socket.CMSG_SPACE(_SEGMENT_SIZE.size)
 _BLANK: Final = bytes(SLOTS * _META)
 
 #: UDP_MAX_SEGMENTS of <linux/udp.h> before 6.9, and what one send may hold (RFC 768, IPv4).
@@ -75,8 +76,9 @@ class Batch:
     """
 
     __slots__ = (
-        "_control", "_controls", "_headers", "_headers_at", "_iovecs", "_lengths", "_meta",
-        "_out", "_out_at", "_out_headers", "_template", "_used", "_view", "dropped", "failure",
+        "_control", "_controls", "_headers", "_headers_at", "_hop_limit", "_iovecs", "_lengths",
+        "_meta", "_out", "_out_at", "_out_headers", "_template", "_used", "_view", "dropped",
+        "failure",
     )  # fmt: skip
 
     def __init__(self, control: int = 0) -> None:
@@ -113,6 +115,7 @@ class Batch:
         self._out = out
         self._out_at = base
         self._used = 0
+        self._hop_limit = 0
         #: Datagrams that could not be sent, and the errno of the last of them.
         self.dropped = 0
         self.failure = 0
@@ -140,6 +143,29 @@ class Batch:
             raise OSError(code, os.strerror(code))
         self._used = count
         return count
+
+    def put(
+        self, slot: int, data: bytes | memoryview, segment: int = 0, hop_limit: int = 0
+    ) -> None:
+        """Hold, in a slot, what was not received by a socket.
+
+        ``segment``: the size of each datagram of a train, as UDP_GRO tells it. ``hop_limit``: with
+        which one alone is sent on by its address; 0 for the system's.
+        """
+        size = len(data)
+        at = slot * _STRIDE + ROOM
+        self._view[at : at + size] = data
+        self._lengths[slot * LENGTH_STEP + LENGTH_AT] = size
+        self._used = max(self._used, slot + 1)
+        self._hop_limit = hop_limit
+        train = 0 < segment < size
+        self._controls[slot * CONTROL_STEP + CONTROL_AT] = self._control + (
+            _TRAIN_BYTES if train else 0
+        )
+        if train:
+            at = slot * _META + _NAME_BYTES
+            CMSG.pack_into(self._meta, at, CMSG.size + 4, SOL_UDP, UDP_GRO)
+            _SEGMENT_SIZE.pack_into(self._meta, at + CMSG.size, segment)
 
     def length(self, slot: int) -> int:
         """Bytes of the datagram, or of the whole train."""
@@ -233,6 +259,8 @@ class Batch:
         view = self._view
         if prefix:
             view[head:start] = prefix
+        elif self._hop_limit and to is not None:
+            return end - start if self._send_so_far(sock, view[head:end], to) else 0
         return end - start if self.send(sock, view[head:end], to) else 0
 
     def send(self, sock: SocketType, data: bytes | memoryview, to: Address | None) -> bool:
@@ -244,6 +272,19 @@ class Batch:
                 if error.errno not in _OF_EARLIER:
                     raise
                 _send(sock, data, to)
+        except OSError as error:
+            self._lose(1, error.errno or 0)
+            return False
+        return True
+
+    def _send_so_far(self, sock: SocketType, data: memoryview, to: Address) -> bool:
+        """One datagram that goes no further than ``put`` has said (ip(7), RFC 3542)."""
+        if sock.family == socket.AF_INET6:
+            kind = (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)
+        else:
+            kind = (socket.IPPROTO_IP, socket.IP_TTL)
+        try:
+            sock.sendmsg([data], [(*kind, struct.pack("i", self._hop_limit))], 0, to.text)
         except OSError as error:
             self._lose(1, error.errno or 0)
             return False

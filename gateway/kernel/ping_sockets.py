@@ -10,15 +10,13 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from socket import SocketType
 from typing import Final, NamedTuple
 
+from gateway.kernel.error_queue import Told, ask_for_errors, told
 from gateway.kernel.sockets import SocketFactory, SocketOptions, family_of
 
-IP_RECVERR: Final = 11
-IPV6_RECVERR: Final = 25
 IP_MTU_DISCOVER: Final = 10
 IPV6_MTU_DISCOVER: Final = 23
 IP_MTU: Final = 14
@@ -26,12 +24,11 @@ IPV6_MTU: Final = 24
 PMTUDISC_WANT: Final = 1
 PMTUDISC_DO: Final = 2
 IP_RECVTTL: Final = 12
-SO_EE_ORIGIN_ICMP: Final = 2
-SO_EE_ORIGIN_ICMP6: Final = 3
 
-#: struct sock_extended_err of <linux/errqueue.h>; the offender's address follows.
-_EXTENDED_ERROR: Final = struct.Struct("=IBBBBII")
-_LARGEST: Final = 65_535
+#: Taken from, before anybody else is: all sockets of a process share it.
+_BUFFER: Final = bytearray(65_535)
+_BUFFERS: Final = (_BUFFER,)
+_HEADER: Final = 8
 #: Errors of a socket that one wake-up bears.
 _ERRORS: Final = 8
 _CONTROL: Final = socket.CMSG_SPACE(4)
@@ -47,13 +44,10 @@ class EchoReply(NamedTuple):
 
 
 class EchoError(NamedTuple):
-    """An ICMP error about a request; ``host`` is who tells, ``info`` the MTU of "too big"."""
+    """An ICMP error about a request."""
 
-    host: str
-    kind: int
-    code: int
-    info: int
     sequence: int
+    told: Told
 
 
 class PingSocket:
@@ -71,11 +65,10 @@ class PingSocket:
         options = replace(options, transparent=False)
         sock = factory.open(family, socket.SOCK_DGRAM, options, protocol)
         try:
+            ask_for_errors(sock)
             if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
             else:
-                sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
                 sock.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
             sock.connect((host, 0))
         except BaseException:
@@ -123,7 +116,7 @@ class PingSocket:
         errors = 0
         while True:
             try:
-                data, control, _, address = self.sock.recvmsg(_LARGEST, _CONTROL)
+                size, control, _, address = self.sock.recvmsg_into(_BUFFERS, _CONTROL)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error, told by the error queue besides
@@ -131,13 +124,14 @@ class PingSocket:
                 if errors > _ERRORS:
                     return
                 continue
-            if len(data) < 8:
+            if size < _HEADER:
                 continue
             hop_limit = 64
             for _, _, value in control:
                 (hop_limit,) = struct.unpack("i", value[:4])
             host = str(address[0]).partition("%")[0]
-            yield EchoReply(host, int.from_bytes(data[6:8], "big"), hop_limit, data[8:])
+            sequence = int.from_bytes(_BUFFER[6:_HEADER], "big")
+            yield EchoReply(host, sequence, hop_limit, bytes(_BUFFER[_HEADER:size]))
 
     def errors(self) -> Iterator[EchoError]:
         """Take what the error queue holds (ip(7), ``IP_RECVERR``)."""
@@ -146,22 +140,6 @@ class PingSocket:
                 quoted, control, _, _ = self.sock.recvmsg(64, 512, socket.MSG_ERRQUEUE)
             except OSError:  # none waits
                 return
-            for _, kind, data in control:
-                if kind in (IP_RECVERR, IPV6_RECVERR) and len(quoted) >= 8:
-                    error = _read_error(data, int.from_bytes(quoted[6:8], "big"))
-                    if error is not None:
-                        yield error
-
-
-def _read_error(data: bytes, sequence: int) -> EchoError | None:
-    if len(data) < _EXTENDED_ERROR.size:
-        return None
-    _, origin, kind, code, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
-    offender = data[_EXTENDED_ERROR.size :]
-    host = ""
-    with suppress(ValueError):
-        if origin == SO_EE_ORIGIN_ICMP:
-            host = socket.inet_ntop(socket.AF_INET, offender[4:8])
-        elif origin == SO_EE_ORIGIN_ICMP6:
-            host = socket.inet_ntop(socket.AF_INET6, offender[8:24])
-    return EchoError(host, kind, code, info, sequence) if host else None
+            for error in told(control):
+                if len(quoted) >= _HEADER:
+                    yield EchoError(int.from_bytes(quoted[6:_HEADER], "big"), error)

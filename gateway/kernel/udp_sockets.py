@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from gateway.flow import Endpoint
 from gateway.kernel.datagrams import SOL_UDP, UDP_GRO, split_ends
+from gateway.kernel.error_queue import ask_for_errors, told
 from gateway.kernel.sockaddr import control_messages, endpoint_of
 from gateway.kernel.sockets import (
     IP_PKTINFO,
@@ -25,15 +26,11 @@ from gateway.kernel.sockets import (
     set_transparent,
 )
 
-IP_RECVERR = 11
 IP_RECVORIGDSTADDR = IP_ORIGDSTADDR = 20
-IPV6_RECVERR = 25
 IPV6_RECVORIGDSTADDR = IPV6_ORIGDSTADDR = 74
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 SO_ATTACH_FILTER = 26
-SO_EE_ORIGIN_ICMP = 2
-SO_EE_ORIGIN_ICMP6 = 3
 
 #: What a socket may queue (bytes): a burst must outlast a busy moment of ours.
 LISTENER_QUEUE = 8 << 20
@@ -51,9 +48,6 @@ LISTENER_CONTROL: dict[int, int] = {
 _RETURN_0 = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0), 8)  # BPF_RET | BPF_K
 _NOTHING = struct.pack("HP", 1, ctypes.addressof(_RETURN_0))
 
-#: struct sock_extended_err of <linux/errqueue.h>.
-_EXTENDED_ERROR = struct.Struct("=IBBBBII")
-
 
 class Ends(NamedTuple):
     """Of a diverted datagram: who sent it, where to, and the index of its interface (0: none)."""
@@ -64,13 +58,17 @@ class Ends(NamedTuple):
 
 
 class ErrorReport(NamedTuple):
-    """An ICMP error about a datagram that a socket sent to ``remote``; ``mtu`` of "too big"."""
+    """An ICMP error about a datagram that a socket sent to ``remote``; ``mtu`` of "too big".
+
+    ``host`` is who says so; empty where that is not told.
+    """
 
     remote: Endpoint
     family: int
     kind: int
     code: int
     mtu: int
+    host: str = ""
 
 
 def open_udp_listener(host: str, port: int, *, shared: bool = True) -> SocketType:
@@ -124,6 +122,27 @@ def read_ends(ends: bytes) -> Ends | None:
     return Ends(endpoint_of(source), destination, interface)
 
 
+#: As ``Batch.ends``: the source in 32 bytes, and a control message with the destination.
+_ENDS_V4 = struct.Struct("@H2s4s24xNiiH2s4s8x")
+_ENDS_V6 = struct.Struct("@H2s4x16s4x4xNiiH2s4x16s4x4x")
+
+
+def ends_of(source: bytes, source_port: int, destination: bytes, destination_port: int) -> bytes:
+    """What ``Batch.ends`` would be of a datagram between these; of no interface."""
+    ours, theirs = source_port.to_bytes(2, "big"), destination_port.to_bytes(2, "big")
+    if len(source) == 4:
+        four = int(socket.AF_INET)
+        return _ENDS_V4.pack(
+            four, ours, source,
+            socket.CMSG_LEN(16), socket.IPPROTO_IP, IP_ORIGDSTADDR, four, theirs, destination,
+        )  # fmt: skip
+    six = int(socket.AF_INET6)
+    return _ENDS_V6.pack(
+        six, ours, source,
+        socket.CMSG_LEN(28), socket.IPPROTO_IPV6, IPV6_ORIGDSTADDR, six, theirs, destination,
+    )  # fmt: skip
+
+
 class UdpSockets:
     """Opens what leaves this machine; each socket is marked by the factory."""
 
@@ -146,10 +165,7 @@ class UdpSockets:
             else:
                 if not options.sources:
                     sock.bind(("", 0))
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
-                else:
-                    sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+                ask_for_errors(sock)
             self._factory.note(sock, remote)
         except BaseException:
             sock.close()
@@ -211,13 +227,9 @@ def read_errors(sock: SocketType) -> Iterator[ErrorReport]:
             _, control, _, remote = sock.recvmsg(0, 512, socket.MSG_ERRQUEUE)
         except OSError:  # none waits, or one whose address cannot be told
             return
-        for _, kind, data in control:
-            if kind not in (IP_RECVERR, IPV6_RECVERR) or len(data) < _EXTENDED_ERROR.size:
-                continue
-            _, origin, icmp_type, icmp_code, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
-            if origin in (SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6) and remote:
-                family = 4 if origin == SO_EE_ORIGIN_ICMP else 6
-                yield ErrorReport(Endpoint(*remote[:2]), family, icmp_type, icmp_code, info)
+        if remote:
+            for error in told(control):
+                yield ErrorReport(Endpoint(*remote[:2]), *error)
 
 
 def _set_queues(sock: SocketType, size: int) -> None:

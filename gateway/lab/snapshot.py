@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
 
-_SYSCTLS = r"^net\.(ipv4\.(ip_forward|conf\..*)|ipv6\.conf\..*)$"
+_SYSCTLS = r"^net\.(ipv4\.(ip_forward|ping_group_range|conf\..*)|ipv6\.conf\..*)$"
 
 #: Section, and the command that prints it; ``nft -s`` leaves counters and expiry times out.
 COMMANDS: dict[str, tuple[str, ...]] = {

@@ -104,7 +104,10 @@ def build_plan(
             *routing.routes(shape),
             *(entry for entry in needed if isinstance(entry, Route)),
         ),
-        sysctls=routing.sysctls(config.lan, host),
+        sysctls=(
+            *routing.sysctls(config.lan, host),
+            *(routing.ping_sysctls(host) if config.inbound.icmp != "direct" else ()),
+        ),
         accept_input=accept,
         accept_forward=through,
         placements=tuple(

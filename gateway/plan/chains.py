@@ -57,7 +57,7 @@ from gateway.plan.model import (
 )
 from gateway.plan.policy_rules import REFUSE, REFUSE_ICMP, direct_chain
 from gateway.plan.shape import Shape
-from gateway.plan.tun import arrivals, enter, kept
+from gateway.plan.tun import arrivals, enter, kept, unknown
 
 DIVERT: Final = "divert"
 DIVERT_OWN: Final = "divert_own"
@@ -394,6 +394,8 @@ def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
             rules.append(NftRule("unmark", SetMark(Mark(0, mark.mask)), (shape.by_tproxy,)))
         else:
             rules.append(NftRule("no-listener", Drop(), (shape.by_tproxy,)))
+    if shape.tun is not None:
+        rules += unknown(shape.tun, shape.marks)
     return Chain(name, "mangle", tuple(rules))
 
 

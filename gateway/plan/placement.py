@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal
 
 from gateway.config.groups import stands_for
-from gateway.config.outbounds import DirectOutbound, Group, RejectOutbound
+from gateway.config.outbounds import DirectOutbound, Group, RejectOutbound, Socks5Outbound
 from gateway.config.schema import Config
 from gateway.flow import Protocol
 from gateway.plan.address_sets import AddressSets
@@ -105,6 +105,10 @@ class _List:
         reason = f"the kernel diverts {diverted}, the listener connects through {rule.outbound}"
         if isinstance(outbound, Group):
             reason += f", a group ({outbound.type}): how its members are is not for the kernel"
+        if Protocol.ICMP in carried and isinstance(outbound, Socks5Outbound):
+            pretends = self._config.inbound.icmp == "pretend"
+            does = "answered by the gateway itself" if pretends else "refused"
+            reason += f"; ICMP: {does}, as SOCKS5 carries none"
         return "both", f"{reason}; {not_carried}" if lost else reason
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from gateway.config.schema import Config
+from gateway.config.schema import Config, Inbound
 from gateway.flow import Protocol
 from gateway.marks import Marks
 from gateway.plan.model import (
@@ -45,9 +45,14 @@ class TunShape:
         return Transport(self.protocols)
 
 
+def tunnelled(inbound: Inbound) -> tuple[Protocol, ...]:
+    """The protocols that go into the TUN."""
+    return tuple(p for p in Protocol if getattr(inbound, p) in ("tun", "pretend"))
+
+
 def tun_shape(config: Config, families: tuple[Family, ...]) -> TunShape | None:
     """None where nothing goes into a TUN."""
-    protocols = tuple(p for p in Protocol if getattr(config.inbound, p) == "tun")
+    protocols = tunnelled(config.inbound)
     if not protocols:
         return None
     networks: dict[Family, Network] = {
@@ -87,6 +92,19 @@ def kept(tun: TunShape, marks: Marks) -> list[NftRule]:
     return [
         NftRule("tunnelled", SetMark(marks.tun), match),
         NftRule("keep-tunnelled", Return(), match),
+    ]
+
+
+def unknown(tun: TunShape, marks: Marks) -> list[NftRule]:
+    """Where ICMP is taken, so are protocols that no outbound carries: the TUN refuses them.
+
+    Else they would be routed on to their destinations, past the proxy.
+    """
+    if Protocol.ICMP not in tun.protocols:
+        return []
+    return [
+        NftRule("known", Return(), (Transport(tuple(Protocol)),)),
+        NftRule("unknown", SetMark(marks.tun)),
     ]
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from socket import SocketType
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.flow import Endpoint
 from gateway.kernel.datagrams import Batch, Way
@@ -22,6 +22,26 @@ class Upward(Protocol):
 
     def keep_one(self, way: Way, datagram: bytes) -> int:
         """Hold one datagram back; its size, 0 where it is dropped."""
+
+
+class Speaker(Protocol):
+    """What speaks to clients as one far end."""
+
+    def forward(self, batch: Batch, first: int, last: int, skip: int, client: Address) -> int:
+        """Give the client slots, without their first ``skip`` bytes; the bytes that were sent."""
+
+    def send(self, batch: Batch, data: memoryview, client: Address) -> bool:
+        """Give the client one datagram; False: it is dropped, and counted."""
+
+
+class Replies(Protocol):
+    """Who lends speakers."""
+
+    def lease(self, remote: Endpoint) -> Any:
+        """One that speaks as ``remote``. Raises ``OSError`` where it cannot be had."""
+
+    def release(self, reply: Any) -> None:
+        """Give it back."""
 
 
 class Reply:
@@ -41,6 +61,17 @@ class Reply:
             return batch.send(self.sock, data, client)
         datagram = encode_datagram(self.remote, endpoint_of(client.raw), bytes(data))
         return batch.send(self.sock, datagram, client.without_port())
+
+    def forward(self, batch: Batch, first: int, last: int, skip: int, client: Address) -> int:
+        """Give the client slots, without their first ``skip`` bytes; the bytes that were sent."""
+        if not self.raw:
+            return batch.forward(self.sock, first, last, skip=skip, to=client)
+        sent = 0
+        for slot in range(first, last):
+            for datagram in batch.datagrams(slot):
+                data = datagram[skip:]
+                sent += len(data) if self.send(batch, data, client) else 0
+        return sent
 
 
 class ReplySockets:
@@ -83,11 +114,11 @@ class Conversation(ABC):
         "_remote", "_replies", "_reply", "bytes_down", "bytes_up", "client", "leg", "way",
     )  # fmt: skip
 
-    def __init__(self, client: Address, remote: Endpoint, replies: ReplySockets) -> None:
+    def __init__(self, client: Address, remote: Endpoint, replies: Replies) -> None:
         self.client = client
         self._remote = remote
         self._replies = replies
-        self._reply: Reply | None = None
+        self._reply: Speaker | None = None
         self.leg: Upward | None = None
         self.way = Way(b"", None)
         self.bytes_up = 0
@@ -118,14 +149,8 @@ class Conversation(ABC):
     def down(self, batch: Batch, first: int, last: int, skip: int) -> None:
         """Give the client slots ``first`` up to ``last``, without their first ``skip`` bytes."""
         reply = self._reply or self._lease()
-        if reply is None:
-            return
-        if not reply.raw:
-            self.bytes_down += batch.forward(reply.sock, first, last, skip=skip, to=self.client)
-            return
-        for slot in range(first, last):
-            for data in batch.datagrams(slot):
-                self.down_one(batch, data[skip:])
+        if reply is not None:
+            self.bytes_down += reply.forward(batch, first, last, skip, self.client)
 
     def down_one(self, batch: Batch, data: memoryview) -> None:
         """Give the client one datagram."""
@@ -143,7 +168,7 @@ class Conversation(ABC):
     def mute(self, error: OSError) -> None:
         """There is no way to speak as the far end."""
 
-    def _lease(self) -> Reply | None:
+    def _lease(self) -> Speaker | None:
         try:
             self._reply = self._replies.lease(self._remote)
         except OSError as error:

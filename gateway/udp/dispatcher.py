@@ -31,6 +31,7 @@ from gateway.relay.udp import ReplySockets
 from gateway.sniff.sighting import Sighting
 from gateway.sniffing import Sniffing
 from gateway.sniffing_udp import MOST_WAITING, UnheardFlow
+from gateway.udp.face import Face
 from gateway.udp.flow import UdpFlow, UdpSettings
 from gateway.udp.loops import LoopWatch
 from gateway.udp.mapping import Mapping, MappingKey
@@ -66,13 +67,15 @@ class Datagrams:
         self.routing = routing
         self.settings = settings
         self.loops = LoopWatch(own, factory.opened)
-        self.replies = ReplySockets(sockets.open_reply)
+        self.reply_sockets = ReplySockets(sockets.open_reply)
+        self.by_sockets = Face(self.reply_sockets, ErrorSender(sockets))
+        #: Of flows that begin from now on.
+        self.face = self.by_sockets
         self.batch = Batch()
         self.known: dict[bytes, Upgoing] = {}
         self.begun: list[Begun] = []
         self.counters: Counter[str] = Counter()
         self.recent: deque[UdpFlow] = deque(maxlen=RECENT)
-        self._errors = ErrorSender(sockets)
         self._on_closed = on_closed
         self._detect_loops = detect_loops
         self._mappings: dict[MappingKey, Mapping] = {}
@@ -332,18 +335,19 @@ class Datagrams:
         flow = mapping.flows.get(report.remote)
         error = from_wire(report.family, report.kind, report.code)
         if flow is not None and error is not None:
-            self.tell(error, flow.facts.source, flow.facts.destination, report.mtu)
+            self.tell(error, flow.facts, report.mtu, report.host)
 
     def refused(self, facts: FlowFacts) -> None:
         """Tell a client whose conversation was refused a moment ago."""
         self.counters["udp_refused"] += 1
-        self.tell(IcmpError.PORT_UNREACHABLE, facts.source, facts.destination)
+        self.tell(IcmpError.PORT_UNREACHABLE, facts)
 
     def dropped(self, why: str) -> None:
         """Count a datagram that was left out."""
         self.counters[f"udp_dropped_{why}"] += 1
 
-    def tell(self, error: IcmpError, client: Endpoint, remote: Endpoint, mtu: int = 0) -> None:
-        """Send the client an ICMP error in the name of the far end."""
-        said = self._errors.tell(error, client, remote, time.monotonic(), mtu)
+    def tell(self, error: IcmpError, facts: FlowFacts, mtu: int = 0, host: str = "") -> None:
+        """Send the client an ICMP error, in the name of ``host`` or else of the far end."""
+        client, remote = facts.source, facts.destination
+        said = self.face.errors.tell_of_datagram(error, client, remote, mtu, host)
         self.counters["udp_icmp_sent" if said else "udp_icmp_unsent"] += 1

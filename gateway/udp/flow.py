@@ -11,7 +11,8 @@ from gateway.flow import CloseReason, FlowFacts
 from gateway.flow import Protocol as Transport
 from gateway.kernel.datagrams import Batch
 from gateway.kernel.sockaddr import Address
-from gateway.relay.udp import Conversation, ReplySockets
+from gateway.relay.udp import Conversation
+from gateway.udp.face import Face
 
 if TYPE_CHECKING:
     from gateway.udp.mapping import Mapping
@@ -36,7 +37,7 @@ class UdpSettings(NamedTuple):
 class FlowOwner(Protocol):
     """Who keeps the flows."""
 
-    replies: ReplySockets
+    face: Face
     batch: Batch
 
     def closed(self, flow: UdpFlow) -> None:
@@ -54,7 +55,7 @@ class UdpFlow(Conversation):
     def __init__(
         self, owner: FlowOwner, flow_id: int, facts: FlowFacts, decision: Decision, client: Address
     ) -> None:
-        super().__init__(client, facts.destination, owner.replies)
+        super().__init__(client, facts.destination, owner.face.replies)
         self._owner = owner
         self.id = flow_id
         self.facts = facts

@@ -95,6 +95,18 @@ def test_flows_that_are_routed_are_measured_in_both_families() -> None:
         assert all(cell["median"] > 0 for cell in candidates.values())
 
 
+def test_pings_are_measured_in_both_families() -> None:
+    """By the kernel alone, and through the TUN."""
+    report = report_of("icmp")
+    assert not report["failures"]
+    rows = {row["metric"]: row["candidates"] for row in report["rows"]}
+    assert set(rows) == {f"ping_ipv{f}_{what}" for f in (4, 6) for what in ("p50", "p99", "lost")}
+    for family in (4, 6):
+        cells = rows[f"ping_ipv{family}_p50"]
+        assert set(cells) == {"tracked forwarding", "gateway (ping sockets)"}
+        assert all(cell["median"] > 0 for cell in cells.values())
+
+
 def test_idle_flows_are_counted_with_their_descriptors() -> None:
     report = report_of(
         "idle", "--flows", "200", "--candidate", "gateway", "--candidate", "redsocks"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.flow import Endpoint
 from gateway.kernel.datagrams import SLOTS, SOL_UDP, UDP_GRO, UDP_SEGMENT, Batch, split_ends
 from gateway.kernel.sockaddr import Address, control_messages, endpoint_of, sockaddr
+from gateway.kernel.udp_sockets import ends_of, read_ends
 
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
@@ -175,3 +177,44 @@ def test_socket_addresses_are_read_as_they_were_written(endpoint: Endpoint) -> N
 @given(st.binary(max_size=200))
 def test_control_messages_are_read_to_their_end(raw: bytes) -> None:
     assert sum(len(data) for _, _, data in control_messages(raw)) <= len(raw)
+
+
+def test_what_no_socket_received_goes_on_too(path: Path, batch: Batch) -> None:
+    """A train, a single one, and one that may go so many hops."""
+    six = path.sender.family == socket.AF_INET6
+    if six:
+        path.receiver.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+    else:
+        path.receiver.setsockopt(socket.IPPROTO_IP, 12, 1)  # IP_RECVTTL
+    for data, segment, hops in (
+        (b"a" * 250, 100, 0), (b"b" * 250, 0, 0), (b"c" * 250, 250, 7), (b"", 0, 0),
+    ):  # fmt: skip
+        batch.put(0, data, segment, hops)
+        assert batch.segment(0) == (100 if segment == 100 else 0)
+        assert batch.forward(path.outlet, 0, 1, to=path.to) == len(data)
+        sizes = [100, 100, 50] if segment == 100 else [len(data)]
+        for size in sizes:
+            got, control, _, _ = path.receiver.recvmsg(1000, 100)
+            assert got == data[:size]
+            assert (int.from_bytes(control[0][2][:4], sys.byteorder) == 7) == bool(hops)
+    for slot, (data, segment) in enumerate(((b"1" * 9, 0), (b"2" * 9, 4), (b"3", 0))):
+        batch.put(slot, data, segment)
+    assert batch.forward(path.outlet, 0, 3, to=path.to) == 19
+    assert path.received(5) == [b"1" * 9, b"2" * 4, b"2" * 4, b"2", b"3"]
+    fill(path, batch, [b"again"])
+    assert bytes(batch.data(0)) == b"again"
+
+
+@given(
+    st.sampled_from([4, 6]), st.data(), st.integers(0, 65535), st.integers(0, 65535)
+)  # fmt: skip
+def test_ends_that_were_made_are_read(
+    family: int, data: st.DataObject, ours: int, theirs: int
+) -> None:
+    hosts = [data.draw(st.ip_addresses(v=family)) for _ in range(2)]
+    ends = ends_of(hosts[0].packed, ours, hosts[1].packed, theirs)
+    found = read_ends(ends)
+    assert found is not None
+    assert found.source == endpoint_of(sockaddr(Endpoint(str(hosts[0]), ours)))
+    assert found.destination == endpoint_of(sockaddr(Endpoint(str(hosts[1]), theirs)))
+    assert found.interface == 0

@@ -87,6 +87,9 @@ _EVERY_KEY = (
 SCENARIOS = {
     "lan": Scenario(_config()),
     "lan_tun": Scenario(_config(*_EVERY_KEY[:2], inbound={"tcp": "tun"})),
+    "lan_tun_all": Scenario(
+        _config(*_EVERY_KEY[:2], inbound={"tcp": "tun", "udp": "tun", "icmp": "pretend"})
+    ),
     "own_tun_open": Scenario(
         _config(
             lan={"interfaces": ["lan0"], "this_machine": True},

@@ -10,7 +10,7 @@ import pytest
 from gateway.config.schema import Config
 from gateway.marks import Mark, Marks
 from gateway.plan.build import build_plan
-from gateway.plan.host import DefaultRoute
+from gateway.plan.host import DefaultRoute, HostFacts
 from gateway.plan.model import (
     Addresses,
     Backend,
@@ -27,7 +27,7 @@ from gateway.plan.model import (
     SetMark,
     Tproxy,
 )
-from gateway.plan.routing import sysctls
+from gateway.plan.routing import ping_sysctls, sysctls
 from gateway.plan.xt import chain_name, xt_tables
 from gateway.policy.compile import compile_policy
 
@@ -267,3 +267,19 @@ def test_accept_ra_before_forwarding_and_only_where_routes_are_learnt() -> None:
     assert keys[-2:] == ["net.ipv6.conf.wan0.accept_ra", "net.ipv6.conf.all.forwarding"]
     static = replace(ROUTER, default_routes=(DefaultRoute("ipv6", "wan0", "fe80::1"),))
     assert not any("accept_ra" in sysctl.key for sysctl in sysctls(lan, static))
+
+
+@pytest.mark.parametrize(
+    ("now", "wanted"),
+    [("1 0", "7 7"), ("0 2147483647", "0 2147483647"), ("7 9", "7 9"), ("9 9", "7 9"), ("", None)],
+)
+def test_ping_sockets_are_for_our_group_beside_those_who_have_them(
+    now: str, wanted: str | None
+) -> None:
+    sysctls = {"net.ipv4.ping_group_range": now} if now else {}
+    found = ping_sysctls(HostFacts(sysctls=sysctls, group=7))
+    assert [setting.value for setting in found] == ([wanted] if wanted else [])
+    # Once it is set, the same is wanted.
+    if wanted:
+        again = ping_sysctls(HostFacts(sysctls={"net.ipv4.ping_group_range": wanted}, group=7))
+        assert again == found

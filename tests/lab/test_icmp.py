@@ -1,0 +1,223 @@
+"""ICMP from the LAN: echo by ping sockets, errors of the network's and of ours, and bounds."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from beyond import LINK, MTU, NOBODY, add_beyond, hops
+from traffic import FAMILIES, Family, address, command, running, target, targets, within
+
+from gateway.kernel.error_queue import ask_for_errors, told
+from gateway.lab.gateway_process import GatewayProcess
+from gateway.lab.lab import Lab
+from gateway.lab.machine import Machine
+from gateway.lab.process import wait_until
+from gateway.wire.icmp_error import checksum
+
+PREFIX = {4: 24, 6: 64}
+#: Requests a second that one device may send.
+RATE = 50
+#: Nobody has it, and rules send it to a SOCKS server.
+NOWHERE: dict[Family, str] = {4: "198.51.100.99", 6: "2001:db8:51::99"}
+
+
+def config(lab: Lab, icmp: str) -> dict[str, Any]:
+    """``blocked`` is direct in the kernel, ``mirror`` goes by SOCKS, all else by ``wan``."""
+    rules: list[dict[str, Any]] = [
+        {"destination": targets(lab, "blocked"), "to": "direct"},
+        {"destination": [*targets(lab, "mirror"), *NOWHERE.values()], "to": "home"},
+        {"protocol": "icmp", "to": "wan"},
+        {"to": "home"},
+    ]
+    outbounds = {"home": lab.socks("home"), "wan": {"type": "direct", "interface": "wan0"}}
+    found = lab.config(*rules, outbounds=outbounds)
+    found["inbound"]["icmp"] = icmp
+    found["icmp"] = {"rate_per_device": RATE}
+    return found
+
+
+@pytest.fixture(scope="module")
+def far_lab(module_lab: Lab) -> Lab:
+    """With a host two hops away, behind a narrow link."""
+    add_beyond(module_lab)
+    return module_lab
+
+
+@pytest.fixture(scope="module")
+def gateway(far_lab: Lab, backend: str, workers: int) -> Iterator[GatewayProcess]:
+    with running(far_lab, config(far_lab, "tun"), backend=backend, workers=workers) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def desk(far_lab: Lab) -> Machine:
+    return far_lab.client("desk")
+
+
+# The other combinations differ in nothing that ICMP meets.
+@pytest.fixture(scope="module")
+def mode() -> str:
+    return "tproxy"
+
+
+def ping(machine: Machine, host: str, *options: str, count: int = 1) -> str:
+    """What ping(8) prints. An answer is waited for no longer than 3 s."""
+    command = ["ping", "-n", "-c", str(count), "-i", "0.1", "-W", "3", *options, host]
+    done = machine.run(command, check=False)
+    return done.stdout + done.stderr
+
+
+def received(text: str) -> int:
+    """How many answers ping counted."""
+    found = re.search(r"(\d+) received", text)
+    assert found, text
+    return int(found[1])
+
+
+def rise(gateway: GatewayProcess, name: str, before: dict[str, int]) -> int:
+    """By how much a counter has risen."""
+    return gateway.counters().get(name, 0) - before.get(name, 0)
+
+
+def test_echo_goes_onward_and_comes_back(
+    far_lab: Lab, gateway: GatewayProcess, desk: Machine, family: Family
+) -> None:
+    """Small ones and fragmented ones; and the client sees the hops that a routed one sees."""
+    before = gateway.counters()
+    small = ping(desk, target(far_lab, family), count=3)
+    large = ping(desk, target(far_lab, family), "-s", "4000", count=2)
+    assert (received(small), received(large)) == (3, 2), small + large
+    assert "4008 bytes" in large
+    assert rise(gateway, "icmp_echo_replies", before) == 5
+    routed = ping(desk, target(far_lab, family, "blocked"))
+    assert rise(gateway, "icmp_echo_replies", before) == 5
+    ttl = re.compile(r"ttl=(\d+)")
+    assert set(ttl.findall(small)) == set(ttl.findall(routed)) != set()
+    flows = [flow for flow in gateway.flows() if flow["protocol"] == "icmp"]
+    assert {flow["outbound"] for flow in flows} == {"wan"}
+    assert any(flow["client"].strip("[").startswith(address(desk, family)) for flow in flows)
+
+
+def test_what_socks_cannot_carry_is_refused(
+    far_lab: Lab, gateway: GatewayProcess, desk: Machine, family: Family
+) -> None:
+    before = gateway.counters()
+    text = ping(desk, target(far_lab, family, "mirror"))
+    assert received(text) == 0
+    assert ("Packet filtered" if family == 4 else "Administratively prohibited") in text
+    assert rise(gateway, "icmp_refused_not-carried", before) == 1
+    placed = {each["rule"]: each["reason"] for each in gateway.placements()}
+    (reason,) = (why for rule, why in placed.items() if rule.startswith("rules[1]"))
+    assert "ICMP: refused, as SOCKS5 carries none" in reason
+    host = target(far_lab, family, "mirror")
+    host = f"[{host}]" if family == 6 else host
+    said = command(
+        far_lab, "explain", address(desk, family), f"{host}/icmp",
+        "--config", str(gateway.config_path),
+    )  # fmt: skip
+    assert "SOCKS5 carries no ICMP: the gateway refuses it" in said.stdout
+
+
+def test_the_path_shows_its_hops(
+    far_lab: Lab, gateway: GatewayProcess, desk: Machine, family: Family
+) -> None:
+    """Each hop says that it is one: traceroute -I does nothing else."""
+    del gateway
+    far = LINK[family][1]
+    for hop, hosts in enumerate(hops(far_lab, family), 1):
+        text = ping(desk, far, "-t", str(hop))
+        told = re.search(r"From (\S+) .*exceeded", text)
+        assert told, text
+        assert told[1] in hosts
+    assert received(ping(desk, far, "-t", "3")) == 1
+
+
+def test_an_error_of_the_networks_reaches_the_client(
+    gateway: GatewayProcess, desk: Machine, family: Family
+) -> None:
+    del gateway
+    text = ping(desk, NOBODY[family], "-W", "5")
+    assert re.search(r"Destination Host Unreachable|Address unreachable", text), text
+
+
+def test_a_path_tells_what_it_takes(gateway: GatewayProcess, desk: Machine, family: Family) -> None:
+    """Path MTU discovery, across a link of 1280."""
+    del gateway
+    far = LINK[family][1]
+    text = ping(desk, far, "-M", "do", "-s", "1400", count=3)
+    assert re.search(rf"mtu ?[=:] ?{MTU}", text), text
+    assert received(text) == 0
+    assert received(ping(desk, far, "-M", "do", "-s", "1200")) == 1
+    if family == 4:  # whoever allows it is cut on the way
+        assert received(ping(desk, far, "-M", "dont", "-s", "1400")) == 1
+    desk.run(["ip", f"-{family}", "route", "flush", "cache"])
+
+
+def test_a_storm_is_bounded(
+    far_lab: Lab, gateway: GatewayProcess, desk: Machine, family: Family
+) -> None:
+    """No more is answered than the rate allows: in the seconds that it took."""
+    before = gateway.counters()
+    text = ping(desk, target(far_lab, family), "-i", "0.002", "-W", "1", count=400)
+    duration = re.search(r"time (\d+)ms", text)
+    assert duration
+    assert 0 < received(text) <= RATE * (int(duration[1]) // 1000 + 2)
+    assert rise(gateway, "tun_dropped_icmp_rate", before) == 400 - received(text)
+    wait_until(lambda: received(ping(desk, target(far_lab, family))) == 1, "a second to pass")
+
+
+def test_what_else_icmp_asks_is_refused(
+    far_lab: Lab, gateway: GatewayProcess, desk: Machine
+) -> None:
+    """A timestamp request (RFC 792) has no answer, but an error."""
+    before = gateway.counters()
+    host = target(far_lab, 4)
+    request = bytearray(struct.pack("!BBHHHIII", 13, 0, 0, 7, 1, 0, 0, 0))
+    request[2:4] = checksum(bytes(request)).to_bytes(2, "big")
+    kind, protocol = socket.SOCK_RAW, socket.IPPROTO_ICMP
+    with within(desk, lambda: socket.socket(socket.AF_INET, kind, protocol)) as sock:
+        sock.settimeout(5)
+        sock.sendto(request, (host, 0))
+        answer, (source, _) = sock.recvfrom(2000)
+    assert (source, *answer[20:22]) == (host, 3, 13)
+    assert answer[28:][20:].startswith(bytes(request[:8]))
+    assert rise(gateway, "tun_dropped_icmp_other", before) == 1
+
+
+def test_other_protocols_are_refused(
+    far_lab: Lab, gateway: GatewayProcess, desk: Machine, family: Family
+) -> None:
+    """GRE, which no outbound carries: by the error that says so; and nothing leaves."""
+    before = gateway.counters()
+    host = target(far_lab, family)
+    kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+    with within(desk, lambda: socket.socket(kind, socket.SOCK_RAW, socket.IPPROTO_GRE)) as sock:
+        sock.settimeout(5)
+        ask_for_errors(sock)
+        sock.connect((host, 0))
+        sock.send(bytes(8))
+        wait_until(lambda: rise(gateway, "tun_dropped_protocol", before) == 1, "it to be refused")
+        _, control, _, _ = sock.recvmsg(100, 500, socket.MSG_ERRQUEUE)
+    (error,) = told(control)
+    assert error[:3] == ((4, 3, 2) if family == 4 else (6, 4, 1))
+    assert error.info == (0 if family == 4 else 6)
+
+
+def test_nobody_is_answered_for_unless_it_is_written_down(lab: Lab) -> None:
+    """By ``pretend`` alone; and with ``direct`` nothing of this happens at all."""
+    desk = lab.client("desk")
+    for icmp, answered in (("tun", 0), ("pretend", 1)):
+        with running(lab, config(lab, icmp)) as gateway:
+            for family in FAMILIES:
+                assert received(ping(desk, NOWHERE[family], "-W", "1")) == answered
+            counters = gateway.counters()
+            assert counters.get("icmp_pretended", 0) == 2 * answered
+            gateway.reload(config(lab, "direct"))
+            for family in FAMILIES:
+                assert received(ping(desk, target(lab, family))) == 1
+            assert gateway.counters().get("icmp_echo_replies", 0) == 0

@@ -1,0 +1,57 @@
+"""Pings of this machine through its own TUN; and what becomes of those that go round."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from test_icmp import ping, received
+from traffic import FAMILIES, running, target
+
+from gateway.lab.lab import Lab
+from gateway.lab.process import wait_until
+from gateway.lab.storm import NAIVE
+
+#: What a host sends with, and so the most that a ping can go round.
+HOP_LIMIT = 64
+#: As which the gateway is a hop: the address behind the device's own.
+HOPS = {4: "172.29.88.2", 6: "fd67:6174:6577:6179::2"}
+
+
+def config(lab: Lab) -> dict[str, Any]:
+    """By this machine's own routing: nothing but the mark keeps its packets out of the TUN."""
+    out = {"out": {"type": "direct", "route": "mark"}, "home": lab.socks("home")}
+    found = lab.config({"protocol": "icmp", "to": "out"}, {"to": "home"}, outbounds=out)
+    found["lan"]["this_machine"] = True
+    found["inbound"] |= {"icmp": "tun", "workers": 1}
+    return found
+
+
+def test_this_machines_own_pings(lab: Lab) -> None:
+    """Answered, and known as one hop more: it is the gateway itself that they go through."""
+    with running(lab, config(lab)) as gateway:
+        for family in FAMILIES:
+            host = target(lab, family)
+            assert received(ping(lab.router, host)) == 1
+            assert received(ping(lab.client("desk"), host)) == 1
+            told = re.search(r"From (\S+) .*exceeded", ping(lab.router, host, "-t", "1"))
+            assert told
+            assert told[1] == HOPS[family]
+        assert gateway.counters()["icmp_echo_replies"] == 4
+        assert "tun_dropped_icmp_loop" not in gateway.counters()
+
+
+def test_what_goes_round_ends(lab: Lab) -> None:
+    """Without the mark every request comes back: until its hops are spent, or it is known."""
+    for program, bound in ((NAIVE, HOP_LIMIT), ((*NAIVE, "--detect-loops"), 2)):
+        for family in FAMILIES:
+            with running(lab, config(lab), program=program) as gateway:
+                text = ping(lab.client("desk"), target(lab, family), "-W", "1")
+                assert received(text) == 0
+                requests = gateway.counters()["icmp_echo_requests"]
+                assert bound // 2 < requests <= bound
+                ended = "loop" if bound == 2 else "expired"
+                wait_until(
+                    lambda: gateway.counters().get(f"tun_dropped_icmp_{ended}") == 1,  # noqa: B023
+                    "the last of them to be counted",
+                )
