@@ -257,6 +257,13 @@ class Workers:
         if plan.capabilities <= self._kept:
             await self._tell("listen", plan)
             return
+        if self._plan.listen_on.tun is not None:
+            # Two would read the device, each of which knows the flows of one.
+            missing = ", ".join(sorted(f"CAP_{c.name}" for c in plan.capabilities - self._kept))
+            raise GatewayError(
+                f"the worker that reads the TUN device has given up {missing}",
+                "restart the gateway",
+            )
         wider = replace(self._plan, capabilities=plan.capabilities)
         fresh = await self._start_all(wider)
         try:

@@ -150,6 +150,8 @@ def test_the_death_of_the_worker_that_reads_the_device(module_lab: Lab) -> None:
         with dial(desk, target(lab, 4), serve.ECHO_PORT) as sock:
             sock.sendall(b"x")
             assert read(sock, 1) == b"x"
+            with pytest.raises(GatewayError, match="given up CAP_NET_ADMIN"):
+                gateway.reload(config(lab, udp="tproxy", workers=2, backend="nftables"))
             os.kill(reader, signal.SIGKILL)
             wait_counter(gateway, "workers_lost")
             sock.sendall(b"x")
