@@ -54,7 +54,7 @@ class GroupKeeper:
 
     def report(self, config: Config) -> tuple[GroupRecord, ...]:
         """What is known of each group."""
-        return report(config, self._observed)
+        return report(config, self._observed, time.time())
 
     async def run(
         self, plane: Plane, config: Callable[[], Config], connect: Callable[[str], Connect]

@@ -365,6 +365,7 @@ class Workers:
             self._workers[index] = fresh = await self._start(index, self._plan)
             try:
                 await fresh.ask("listen", self._plan)
+                await fresh.ask("adopt", self._plan)  # it may have changed since the start
             except GatewayError as error:
                 log.warning("%s", error, extra=logs.fields(worker=index, hint=error.hint))
 

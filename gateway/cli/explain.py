@@ -98,7 +98,7 @@ def explain(
         assembly = assemble(config)
         asked = question(assembly, words)
         chosen = read_choices(choices_of(assembly.config, config))
-        groups = report(assembly.config, Observed(chosen=chosen))
+        groups = report(assembly.config, Observed(chosen=chosen), time.time())
         explanation = asdict(explain_flow(assembly, findings(assembly), asked, groups))
     if as_json:
         print_json(explanation)

@@ -43,23 +43,27 @@ class GroupRecord:
     members: tuple[MemberRecord, ...]
 
 
-def report(config: Config, observed: Observed) -> tuple[GroupRecord, ...]:
-    """Every group, in the order of the file."""
+def report(config: Config, observed: Observed, now: float) -> tuple[GroupRecord, ...]:
+    """Every group, in the order of the file. ``now`` is Unix time in seconds."""
     stand = standings(config, observed)
-    return tuple(_record(name, group, observed, stand) for name, group in groups_of(config).items())
+    return tuple(
+        _record(name, group, observed, stand, now) for name, group in groups_of(config).items()
+    )
 
 
-def _record(name: str, group: Group, observed: Observed, stand: dict[str, Standing]) -> GroupRecord:
-    now = stand[name].now
+def _record(
+    name: str, group: Group, observed: Observed, stand: dict[str, Standing], now: float
+) -> GroupRecord:
+    takes = stand[name].now
     healths = {
         member: health_of(observed, member, group.probe.url, stand)
         if isinstance(group, ProbingGroup)
         else Health()
         for member in group.members
     }
-    members = tuple(_member(each, health, each in now) for each, health in healths.items())
-    reason = "; ".join(_reasons(name, group, observed, stand[name], healths))
-    return GroupRecord(name, group.type, now, reason, members)
+    members = tuple(_member(each, health, each in takes) for each, health in healths.items())
+    reason = "; ".join(_reasons(name, group, observed, stand[name], healths, now))
+    return GroupRecord(name, group.type, takes, reason, members)
 
 
 def _member(name: str, health: Health, taken: bool) -> MemberRecord:
@@ -76,7 +80,12 @@ def _member(name: str, health: Health, taken: bool) -> MemberRecord:
 
 
 def _reasons(
-    name: str, group: Group, observed: Observed, stand: Standing, healths: dict[str, Health]
+    name: str,
+    group: Group,
+    observed: Observed,
+    stand: Standing,
+    healths: dict[str, Health],
+    now: float,
 ) -> Iterator[str]:
     if isinstance(group, SelectGroup):
         chosen = observed.chosen.get(name) in group.members
@@ -92,4 +101,13 @@ def _reasons(
         why = "the first that is well" if group.type == "fallback" else "the fastest"
         yield f"{why}: {latency}"
     for member in stand.others:
-        yield f"{member} is down: {healths[member].failure}"
+        health = healths[member]
+        yield f"{member} is down for {_span(now - health.since)}: {health.failure}"
+
+
+def _span(seconds: float) -> str:
+    """A duration in its largest unit, cut to a whole number of it."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"

@@ -26,6 +26,7 @@ from traffic import (
     reset_flow,
     running,
     target,
+    targets,
     upstream,
     url,
     wait_counter,
@@ -275,6 +276,7 @@ def troubled(module_lab: Lab) -> Iterator[GatewayProcess]:
     wrong = {**lab.socks("work"), "password": "not-that"}
     wanted = config(
         lab,
+        {"destination": targets(lab, "mirror"), "to": "guarded"},
         {"port": 80, "to": "denied"},
         {"port": 443, "to": "silent"},
         {"port": 8201, "to": "dead"},
@@ -284,12 +286,14 @@ def troubled(module_lab: Lab) -> Iterator[GatewayProcess]:
         wrong=wrong,
         gone={**lab.socks("home"), "port": 9},
         nobody={**lab.socks("home"), "server": NOBODY},
+        vpn={"type": "direct", "interface": "wg9"},
+        guarded={"type": "fallback", "members": ["vpn", "home"]},
         denied={"type": "fallback", "members": ["wrong", "home"]},
         silent={"type": "fallback", "members": ["nobody", "home"]},
         dead={"type": "load-balance", "members": ["gone", "wrong"]},
         last={"type": "fallback", "members": ["gone", "wrong", "direct"]},
     )
-    for each in ("denied", "silent", "dead", "last"):
+    for each in ("guarded", "denied", "silent", "dead", "last"):
         # Nobody answers the probes either: what flows meet decides.
         wanted["outbounds"][each]["probe"] = {"url": url(target(lab, 4), "/whoami"), "every": 3600}
     with running(lab, wanted, workers=2) as gateway:
@@ -300,6 +304,12 @@ def test_a_member_that_lets_nobody_in(module_lab: Lab, troubled: GatewayProcess)
     assert {way(module_lab, family) for family in FAMILIES} == {"home"}
     wait_takes(troubled, "denied", "home")
     assert "denied" in groups(troubled)["denied"]["reason"]
+
+
+def test_a_member_whose_interface_is_not_there(module_lab: Lab, troubled: GatewayProcess) -> None:
+    for family in FAMILIES:
+        seen = peer_seen(module_lab.client("desk"), target(module_lab, family, "mirror"))
+        assert seen in upstream(module_lab, "home")
 
 
 def test_what_a_destination_says_is_not_held_against_the_member(
@@ -351,6 +361,6 @@ def test_explain_and_plan_name_the_group(module_lab: Lab, troubled: GatewayProce
     assert explained["ways"][0]["destination"] == lab.topology.upstreams["home"].addresses.ipv4
     told = command(lab, "explain", client, f"{host}:80", "--config", str(troubled.config_path))
     assert "denied (fallback) -> wrong: the first that is well: not measured" in told.stdout
-    placed = troubled.placements()[0]
+    placed = troubled.placements()[1]
     assert placed["place"] == "both"
     assert "a group (fallback)" in placed["reason"]

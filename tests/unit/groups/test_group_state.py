@@ -21,6 +21,12 @@ OTHER = "http://a.example/"
 WELL = UNKNOWN.after(Result(5.0, 0.020))
 DOWN = UNKNOWN.after(Result(7.0, 0.5, "refused"))
 
+#: Faster, but by less than the tolerance.
+NEAR = Observed(
+    taken={"g": "home"},
+    healths={Tried("home", URL): UNKNOWN.after(Result(5.0, 0.060)), Tried("away", URL): WELL},
+)
+
 
 def test_the_ends_of_groups() -> None:
     nested = config(
@@ -102,32 +108,43 @@ def test_choices_that_mean_nothing_any_more_are_left_alone() -> None:
             "fallback",
             Observed(healths={Tried("home", URL): DOWN, Tried("away", URL): WELL}),
             ("away",),
-            "the first that is well: 20 ms; home is down: refused",
+            "the first that is well: 20 ms; home is down for 3 s: refused",
         ),
         (
             "fallback",
             Observed(healths={Tried("home", URL): DOWN, Tried("away", URL): DOWN}),
             ("home",),
-            "all are down, and tried in their order; home is down: refused; away is down: refused",
+            "all are down, and tried in their order; home is down for 3 s: refused; away is down for 3 s: refused",
         ),
         ("url-test", Observed(healths={Tried("away", URL): WELL}), ("away",), "the fastest: 20 ms"),
+        ("url-test", NEAR, ("home",), "the fastest: 60 ms"),
         (
             "load-balance",
             Observed(healths={Tried("home", URL): DOWN}),
             ("away",),
-            "1 of 2, by source; home is down: refused",
+            "1 of 2, by source; home is down for 3 s: refused",
         ),
     ],
 )
 def test_what_is_said(kind: str, observed: Observed, takes: tuple[str, ...], reason: str) -> None:
-    (record,) = report(config(g=group(kind, "home", "away")), observed)
+    (record,) = report(config(g=group(kind, "home", "away")), observed, 10.0)
     assert (record.type, record.takes, record.reason) == (kind, takes, reason)
     assert [member.name for member in record.members if member.taken] == list(takes)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(-1, "0 s"), (59.9, "60 s"), (60, "1 min"), (7199, "1 h"), (90_000, "1 d")],
+)
+def test_how_long_a_member_is_down(seconds: float, said: str) -> None:
+    observed = Observed(healths={Tried("home", URL): DOWN})
+    (record,) = report(config(g=group("fallback", "home", "away")), observed, 7.0 + seconds)
+    assert record.reason.endswith(f"home is down for {said}: refused")
+
+
 def test_what_is_said_of_members() -> None:
     observed = Observed(healths={Tried("home", URL): DOWN, Tried("away", URL): WELL})
-    (record,) = report(config(g=group("fallback", "home", "away", "direct")), observed)
+    (record,) = report(config(g=group("fallback", "home", "away", "direct")), observed, 10.0)
     home, away, direct = record.members
     assert (home.state, home.since, home.latency_ms, home.failure) == ("down", 7.0, None, "refused")
     assert (away.state, away.since, away.latency_ms, away.failure) == ("up", 5.0, 20.0, "")
