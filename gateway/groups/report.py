@@ -109,5 +109,5 @@ def _span(seconds: float) -> str:
     """A duration in its largest unit, cut to a whole number of it."""
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"

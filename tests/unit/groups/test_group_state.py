@@ -114,7 +114,10 @@ def test_choices_that_mean_nothing_any_more_are_left_alone() -> None:
             "fallback",
             Observed(healths={Tried("home", URL): DOWN, Tried("away", URL): DOWN}),
             ("home",),
-            "all are down, and tried in their order; home is down for 3 s: refused; away is down for 3 s: refused",
+            (
+                "all are down, and tried in their order; home is down for 3 s: refused;"
+                " away is down for 3 s: refused"
+            ),
         ),
         ("url-test", Observed(healths={Tried("away", URL): WELL}), ("away",), "the fastest: 20 ms"),
         ("url-test", NEAR, ("home",), "the fastest: 60 ms"),
@@ -134,7 +137,7 @@ def test_what_is_said(kind: str, observed: Observed, takes: tuple[str, ...], rea
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(-1, "0 s"), (59.9, "60 s"), (60, "1 min"), (7199, "1 h"), (90_000, "1 d")],
+    [(-1, "0 s"), (59.9, "59 s"), (60, "1 min"), (7199, "1 h"), (90_000, "1 d")],
 )
 def test_how_long_a_member_is_down(seconds: float, said: str) -> None:
     observed = Observed(healths={Tried("home", URL): DOWN})
