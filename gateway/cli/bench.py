@@ -331,7 +331,8 @@ def policy(rules: int, names: int, prefixes: int, as_json: bool, output: Path | 
     Rules of several kinds and two made-up lists, one of names and one of prefixes, which most
     flows get as far as. Loading is measured from text, where the lists are compiled, and from
     what was compiled. Memory is what two processes take more together once each has the policy
-    and has decided flows by it; pages that they share count once. No traffic, and no root.
+    and has decided flows by it; pages that they share count once. A stall is how long loading in
+    one thread keeps another from running, in CPU time of the process. No traffic, and no root.
 
     \b
     Examples:

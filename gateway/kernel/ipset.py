@@ -8,7 +8,7 @@ name first: what has its name is whole (ipset(8), rename). Ours are all those wh
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -16,6 +16,7 @@ from gateway.errors import ApplyError, CapabilityError
 from gateway.marks import SET_PREFIX
 from gateway.plan.model import AddressSet, Family, Network
 from gateway.plan.render_iptables import create_set
+from gateway.policy.sets.networks import texts
 
 _DRAFT = f"{SET_PREFIX}draft"
 _FAMILIES = {Family.V4: "inet", Family.V6: "inet6"}
@@ -63,7 +64,7 @@ def restore_lines(wanted: AddressSet) -> Iterator[str]:
     yield f"{create_set(draft)} -exist"
     yield f"destroy {_DRAFT}"
     yield create_set(draft)
-    for element in _storable(wanted.elements):
+    for element in texts(_storable(wanted.elements)):
         yield f"add {_DRAFT} {element}"
     yield f"rename {_DRAFT} {wanted.name}"
 
@@ -92,13 +93,12 @@ def parse_save(text: str) -> AddressSet:
     return AddressSet(name, family, tuple(elements if timeout else _joined(elements)), timeout)
 
 
-def _storable(elements: Iterable[Network]) -> Iterator[Network]:
-    """hash:net cannot hold a /0."""
-    for element in elements:
-        if element.prefixlen == 0:
-            yield from element.subnets()
-        else:
-            yield element
+def _storable(elements: Collection[Network]) -> Collection[Network]:
+    """hash:net cannot hold a /0, beside which there is nothing else."""
+    if len(elements) == 1:
+        (element,) = elements
+        return tuple(element.subnets()) if element.prefixlen == 0 else elements
+    return elements
 
 
 def _joined(elements: list[Network]) -> list[Network]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from hashlib import blake2s
 from typing import Literal
 
 from gateway.marks import SET_PREFIX
 from gateway.plan.model import Addresses, AddressSet, Family, InSet, Match, Network
+from gateway.policy.sets.networks import CompactNetworks
 
 Side = Literal["source", "destination"]
 
@@ -31,28 +32,31 @@ class AddressSets:
             return ()
         if len(prefixes) == 1:
             return (Addresses(side, tuple(prefixes)),)
-        return (self.set_match(side, prefixes),)
+        return (self.set_match(side, tuple(prefixes)),)
 
-    def set_match(self, side: Side, prefixes: Sequence[Network]) -> InSet:
+    def set_match(self, side: Side, prefixes: Collection[Network]) -> InSet:
         """The match for at least one prefix, by a set whatever their number."""
-        name = set_name(prefixes)
+        family = _FAMILIES[next(iter(prefixes)).version]
+        name = set_name(family, prefixes)
         if name not in self._sets:
-            family = _FAMILIES[prefixes[0].version]
-            self._sets[name] = AddressSet(name, family, tuple(prefixes))
+            self._sets[name] = AddressSet(name, family, prefixes)
         return InSet(side, name)
 
 
-def set_name(prefixes: Sequence[Network]) -> str:
+def set_name(family: Family, prefixes: Collection[Network]) -> str:
     """The name of the set with these prefixes, all of one family.
 
     It is a digest of the content: a changed list is a new set, filled before any rule refers
     to it, and a list that stays is not loaded again.
     """
-    content = b"".join(
-        prefix.network_address.packed + bytes((prefix.prefixlen,)) for prefix in prefixes
-    )
+    if isinstance(prefixes, CompactNetworks):
+        content = prefixes.packed()
+    else:
+        content = b"".join(
+            prefix.network_address.packed + bytes((prefix.prefixlen,)) for prefix in prefixes
+        )
     digest = blake2s(content, digest_size=8).hexdigest()
-    return f"{SET_PREFIX}v{prefixes[0].version}_{digest}"
+    return f"{SET_PREFIX}v{family.value[-1]}_{digest}"
 
 
 def of_family(networks: Iterable[Network], family: Family) -> tuple[Network, ...]:

@@ -7,6 +7,7 @@ vocabulary is small: what each type below means is all that a backend must do.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2s
@@ -344,7 +345,7 @@ class AddressSet:
 
     name: str
     family: Family
-    elements: tuple[Network, ...]
+    elements: Collection[Network]
     timeout_s: int | None = None
 
 

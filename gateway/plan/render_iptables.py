@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gateway.plan.model import AddressSet, Family, Plan
 from gateway.plan.xt import XtExtension, XtRule, XtTable, xt_tables
+from gateway.policy.sets.networks import texts
 
 _SET_FAMILY = {Family.V4: "inet", Family.V6: "inet6"}
 
@@ -45,7 +46,7 @@ def create_set(address_set: AddressSet) -> str:
 
 def _set(address_set: AddressSet) -> Iterator[str]:
     yield create_set(address_set)
-    for element in address_set.elements:
+    for element in texts(address_set.elements):
         yield f"add {address_set.name} {element}"
 
 

@@ -45,6 +45,7 @@ from gateway.plan.model import (
     Verdict,
     WithDscp,
 )
+from gateway.policy.sets.networks import texts
 
 #: Removes the table, whether or not it is there: naming it first makes it be there.
 REMOVE: Final = f"table inet {NFT_TABLE} {{\n}}\ndelete table inet {NFT_TABLE}\n"
@@ -93,7 +94,7 @@ def _set(address_set: AddressSet) -> str:
         lines.append("flags interval")
     else:
         lines += ["flags interval,timeout", f"timeout {address_set.timeout_s}s"]
-    elements = ",\n".join(f"\t\t\t{element}" for element in address_set.elements)
+    elements = ",\n".join(f"\t\t\t{element}" for element in texts(address_set.elements))
     lines.append(f"elements = {{\n{elements}\n\t\t}}")
     return _block(f"set {address_set.name}", lines)
 

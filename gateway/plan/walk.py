@@ -7,7 +7,7 @@ match, and the walk says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
@@ -51,6 +51,8 @@ from gateway.plan.model import (
     Verdict,
     WithDscp,
 )
+from gateway.policy.prefixes import address_number
+from gateway.policy.sets.networks import CompactNetworks
 
 
 class Fate(StrEnum):
@@ -253,7 +255,9 @@ def _is_owners(name: str) -> bool:
     return name.startswith("rule-")
 
 
-def _inside(endpoint: Endpoint, prefixes: Sequence[Network]) -> bool:
+def _inside(endpoint: Endpoint, prefixes: Collection[Network]) -> bool:
+    if isinstance(prefixes, CompactNetworks):
+        return prefixes.has(address_number(endpoint.host))
     address = ip_address(endpoint.host)
     return any(address in prefix for prefix in prefixes)
 

@@ -102,14 +102,23 @@ class PrefixSet:
 
 
 def networks_of(start: int, end: int) -> Iterator[Network]:
-    """The CIDRs of one interval: at each step the largest aligned block that fits."""
-    if start < IPV6_START:
-        base, width = 0, 32
-    else:
-        base, width = IPV6_START, 128
-    start, end = start - base, end - base
-    while start < end:
-        aligned = (start & -start).bit_length() - 1 if start else width
-        size = min(aligned, (end - start).bit_length() - 1)
-        yield IPv4Network((start, 32 - size)) if width == 32 else IPv6Network((start, 128 - size))
-        start += 1 << size
+    """The CIDRs of one interval."""
+    for first, length in blocks_of(start, end):
+        if first < IPV6_START:
+            yield IPv4Network((first, length))
+        else:
+            yield IPv6Network((first - IPV6_START, length))
+
+
+def blocks_of(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The same as first numbers on the line and prefix lengths.
+
+    At each step the largest aligned block that fits.
+    """
+    base, width = (0, 32) if start < IPV6_START else (IPV6_START, 128)
+    at, end = start - base, end - base
+    while at < end:
+        aligned = (at & -at).bit_length() - 1 if at else width
+        size = min(aligned, (end - at).bit_length() - 1)
+        yield base + at, width - size
+        at += 1 << size

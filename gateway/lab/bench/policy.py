@@ -19,9 +19,15 @@ from typing import Any, Final
 import yaml
 
 from gateway.config.load import Loaded, parse
+from gateway.config.schema import Config
 from gateway.flow import Endpoint, FlowFacts, Protocol
 from gateway.lab import lists
+from gateway.lab.bench.stalls import longest_stall_s
 from gateway.lab.bench.usage import memory_bytes
+from gateway.plan.build import build_plan
+from gateway.plan.host import Feature, HostFacts
+from gateway.plan.model import Backend
+from gateway.plan.render_nft import render_nft
 from gateway.policy.compile import compile_policy
 from gateway.policy.engine import Policy
 from gateway.rulesets.store import RuleSetStore
@@ -34,6 +40,7 @@ PROCESSES: Final = 2
 _FLOWS: Final = 2000
 _BATCH: Final = 10
 _ROUNDS: Final = 5
+_HOST: Final = HostFacts(features={"ipv6": Feature(True, "")})
 _CLIENT: Final = Endpoint("192.168.250.5", 40000)
 
 
@@ -93,7 +100,11 @@ def run(amounts: Amounts, progress: Progress) -> Figures:
         packed = pickle.dumps(policy)
         progress("memory of several processes", 0.6)
         megabytes = _memory_bytes(packed) / 1e6
-        progress("decisions", 0.7)
+        progress("a reload", 0.65)
+        lists.write(directory / "prefixes.txt", lists.prefixes(amounts.prefixes, seed=2))
+        reload_s = longest_stall_s(lambda: _reload(loaded.config, store))
+        adopt_s = longest_stall_s(lambda: pickle.loads(packed))  # noqa: S301 - made above
+        progress("decisions", 0.8)
         figures = (
             *_decisions(policy, amounts),
             Figure("rule sets from text", from_text_s, "s"),
@@ -101,8 +112,17 @@ def run(amounts: Amounts, progress: Progress) -> Figures:
             Figure("rules compiled", compile_s, "s"),
             Figure("policy as it is sent to a worker", len(packed) / 1e6, "MB"),
             Figure(f"memory of it in {PROCESSES} processes together", megabytes, "MB"),
+            Figure("longest stall of a worker that is sent it", adopt_s * 1e3, "ms"),
+            Figure("longest stall of one process that reloads the prefixes", reload_s * 1e3, "ms"),
         )
     return Figures(amounts, figures)
+
+
+def _reload(config: Config, store: RuleSetStore) -> None:
+    """All that is computed once a list has changed, up to what workers and nftables are sent."""
+    policy = compile_policy(config, store.refresh())
+    render_nft(build_plan(config, policy, _HOST, Backend.NFTABLES))
+    pickle.dumps(policy)
 
 
 def _configuration(directory: Path, amounts: Amounts) -> Loaded:

@@ -29,7 +29,7 @@ from gateway.lab.load.counters import Counters
 from gateway.lab.process import Process
 
 #: Rules that lead a flow to ``direct``, and that only a program can judge.
-BY_PACKET: Final = ({"weekday": "mon-sun", "to": "direct"},)
+BY_PACKET: Final = ({"weekday": "mon-sun", "to": "direct"}, {"to": UPSTREAM})
 BY_NAME: Final = ({"domain": "+.blocked.example", "to": "reject"}, {"to": "direct"})
 #: Connection tracking forgets a flow without an answer after so long (seconds): a table full of
 #: them would be measured instead.
@@ -57,7 +57,7 @@ def suite() -> Suite:
 
 def _queued(name: str, *rules: dict[str, Any]) -> Candidate:
     def start(lab: Lab) -> Process:
-        config = {**lab.config(*rules, {"to": UPSTREAM}), "log": {"level": "warning"}}
+        config = {**lab.config(*rules), "log": {"level": "warning"}}
         config["inbound"] = {"classify": "nfqueue", "workers": 1}
         lab.router.sysctl("net.ipv4.ip_forward", "1")
         lab.router.sysctl("net.ipv6.conf.all.forwarding", "1")

@@ -58,6 +58,12 @@ class IntervalSet:
         """The memory, for a file."""
         return self._ipv4, self._high, self._low
 
+    def of_version(self, version: int) -> IntervalSet:
+        """Those of one IP version, in the same memory."""
+        if version == 4:
+            return IntervalSet(self._ipv4, NO_PREFIXES._high, NO_PREFIXES._low)
+        return IntervalSet(NO_PREFIXES._ipv4, self._high, self._low)
+
     def contains(self, number: int) -> bool:
         """Whether the address with this place on the number line is in the set."""
         if number < IPV6_START:

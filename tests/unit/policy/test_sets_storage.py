@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -19,6 +19,7 @@ from gateway.policy.sets.entries import Entries, read_interval
 from gateway.policy.sets.formats import Contents
 from gateway.policy.sets.intervals import IntervalSet
 from gateway.policy.sets.names import NameSet, pattern_of, plain_key, trie_key
+from gateway.policy.sets.networks import CompactNetworks, texts
 from gateway.policy.sets.stored import open_stored, pack
 
 networks = st.one_of(
@@ -86,6 +87,24 @@ def _host(number: int) -> str | None:
         return str(IPv4Address(number))
     number -= 1 << 33
     return str(ip_address(number.to_bytes(16, "big"))) if 0 <= number < 1 << 128 else None
+
+
+@given(st.lists(networks, max_size=8), st.integers(0, 2**32 - 1))
+def test_networks_need_not_be_written_out(its: list[Network], number: int) -> None:
+    inside = IntervalSet.of(map(interval, its))
+    written = tuple(inside.networks())
+    compact = CompactNetworks(inside)
+    assert tuple(compact) == written
+    assert len(compact) == len(written)
+    assert [ip_network(text) for text in texts(compact)] == list(written)
+    assert list(texts(written)) == list(map(str, written))
+    assert compact.has(number) == any(IPv4Address(number) in each for each in written)
+    assert compact == CompactNetworks(IntervalSet.of(map(interval, written)))
+    assert hash(compact) == hash(CompactNetworks(IntervalSet.of(map(interval, written))))
+    for version in (4, 6):
+        its_own = CompactNetworks(inside.of_version(version))
+        assert tuple(its_own) == tuple(each for each in written if each.version == version)
+        assert (its_own == compact) == (len(its_own) == len(compact))
 
 
 @given(st.lists(patterns, max_size=6), st.lists(names, min_size=1, max_size=6))
