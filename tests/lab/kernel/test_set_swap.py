@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,9 @@ from gateway.plan.build import build_plan
 from gateway.plan.host import Feature, HostFacts
 from gateway.plan.model import Backend, Plan
 from gateway.policy.engine import Policy
-from gateway.policy.rule import CompiledRule
+from gateway.policy.prefixes import interval
+from gateway.policy.rule import CompiledRule, Destinations, LargeSet
+from gateway.policy.sets.intervals import IntervalSet
 
 from .witness import Router
 
@@ -37,9 +39,12 @@ def listing(backend: Backend, first: str) -> Plan:
     """What goes to so many prefixes is direct, all else is dropped."""
     start = int(IPv4Network(first).network_address)
     # Every other one, so that none can be joined with its neighbour.
-    many = (IPv4Network((start + 512 * n, 24)) for n in range(PREFIXES))
+    many = [(start + 512 * n, start + 512 * n + 256) for n in range(PREFIXES)]
+    large = LargeSet("many", IntervalSet.of([*many, interval(IPv6Network("2001:db8::/32"))]))
     rules = [
-        CompiledRule(index=0, text="", outbound="direct", destination=(*many, IN_BOTH)),
+        CompiledRule(
+            index=0, text="", outbound="direct", destinations=(Destinations((IN_BOTH,), (large,)),)
+        ),
         CompiledRule(index=1, text="", outbound="silent"),
     ]
     return build_plan(CONFIG, Policy(rules), HOST, backend)
