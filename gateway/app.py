@@ -44,7 +44,7 @@ from gateway.keeper import GroupKeeper, choices_of
 from gateway.kernel import deadman, limits
 from gateway.kernel.applier import Applier
 from gateway.kernel.guard import Finding
-from gateway.kernel.tun import TunKeeper
+from gateway.kernel.tun_keeper import TunKeeper
 from gateway.kernel.watch import watch
 from gateway.plan.diff import diff
 from gateway.plan.lookups import Lookup
