@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,7 @@ class Gateway:
         self._stop = asyncio.Event()
         self._hang_up = asyncio.Event()
         self._changing = asyncio.Lock()
+        self._refreshing = ThreadPoolExecutor(1, "dead-man")
         self._tun = TunKeeper()
         self._updates = Updates()
         self._unable: frozenset[str] = frozenset()
@@ -210,7 +212,9 @@ class Gateway:
 
     async def _refresh(self) -> None:
         # Beside a change, not after it: a slow one must not let the kernel take us for dead.
-        await asyncio.to_thread(deadman.refresh, self._assembly.plan)
+        # In a thread of its own: those of the loop may all wait for servers that do not answer.
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._refreshing, deadman.refresh, self._assembly.plan)
 
     async def _watch_udp(self) -> None:
         """Plan anew where an outbound has turned out to carry UDP, or not to."""

@@ -291,11 +291,12 @@ class DataPlane:
         """
         before = self._board.standings
         self._board.stand(groups, well)
-        if not any(standing.interrupt for standing in groups.values()):
+        if not self._board.interrupts(before):
             return
         live: list[Flow | UdpFlow] = [*self._dispatcher.live, *self._datagrams.live]
         for flow in live:
-            if flow.member and self._board.interrupted(before, flow.record().outbound, flow.member):
+            decision, member = flow.decision, flow.member
+            if decision and member and self._board.interrupted(before, decision.outbound, member):
                 flow.close(CloseReason.SWITCHED)
 
     def group_report(self) -> GroupReport:

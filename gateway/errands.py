@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_address
 from itertools import islice
+from typing import Final
 
 from gateway.blueprint import Blueprint
 from gateway.config.outbounds import Socks5Outbound
@@ -21,6 +23,9 @@ from gateway.outbound import socks5
 from gateway.outbound.base import Outbound
 from gateway.outbound.board import TRIED_AT_MOST
 from gateway.outbound.leg import open_leg
+
+#: A resolver that does not answer must not hold up the threads of the loop.
+_resolving: Final = ThreadPoolExecutor(4, "resolving")
 
 
 def connector(
@@ -58,7 +63,8 @@ async def _connect(plan: Blueprint, config: Config, via: str, target: Endpoint) 
 
     hosts: tuple[str, ...] = (target.host,)
     if not asks_by_name and not _is_address(target.host):
-        hosts = await asyncio.to_thread(resolve, target.host)
+        loop = asyncio.get_running_loop()
+        hosts = await loop.run_in_executor(_resolving, resolve, target.host)
     problem = GatewayError(f"{target.host} does not resolve", "check this machine's resolver")
     for host in hosts:
         try:

@@ -26,7 +26,7 @@ from gateway.groups.report import GroupRecord, report
 from gateway.groups.schedule import Schedule
 from gateway.groups.standing import Standing
 from gateway.groups.state import Observed, Order, Tried, standings
-from gateway.probing import Connect, probe
+from gateway.probing import AT_ONCE, Connect, probe
 from gateway.workers import Plane
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class GroupKeeper:
         self._observed = Observed(chosen=read_choices(choices))
         self._schedule = Schedule()
         self._told: Mapping[str, Standing] = {}
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self.counters: Counter[str] = Counter()
 
     def standings(self, config: Config) -> dict[str, Standing]:
@@ -133,12 +134,13 @@ class GroupKeeper:
         order: Order,
         connect: Connect,
     ) -> None:
-        started = time.monotonic()
-        try:
-            took = await probe(tried.url, order.timeout, connect)
-            result = Result(time.time(), took)
-        except GatewayError as error:
-            result = Result(time.time(), time.monotonic() - started, str(error))
+        async with self._turns:
+            started = time.monotonic()
+            try:
+                took = await probe(tried.url, order.timeout, connect)
+                result = Result(time.time(), took)
+            except GatewayError as error:
+                result = Result(time.time(), time.monotonic() - started, str(error))
         self.counters["probes" if result.ok else "probes_failed"] += 1
         before = self._observed.healths.get(tried, UNKNOWN)
         health = before.after(result)

@@ -7,8 +7,10 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException
+from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.errors import GatewayError
@@ -18,11 +20,18 @@ from gateway.version import VERSION
 #: Opens a blocking connection to a name or an address. Raises ``GatewayError``.
 Connect = Callable[[Endpoint], Awaitable[socket.socket]]
 
+#: Probes that may be under way. Each has a thread, and those of the loop are left alone: a server
+#: that does not answer must not keep the kernel's state waiting.
+AT_ONCE: Final = 8
+_asking: Final = ThreadPoolExecutor(AT_ONCE, "probe")
+
 _PORTS = {"http": 80, "https": 443}
 
 
 async def probe(url: str, timeout_s: float, connect: Connect) -> float:
     """How long the answer took, the connection included (seconds).
+
+    Call at most ``AT_ONCE`` at a time: more would wait for one another, and seem slow.
 
     Raises ``GatewayError`` where there is none in time, or its status is not 200 to 299.
     """
@@ -34,7 +43,8 @@ async def probe(url: str, timeout_s: float, connect: Connect) -> float:
         async with asyncio.timeout(timeout_s):
             sock = await connect(Endpoint(host, parts.port or _PORTS[parts.scheme]))
             try:
-                status = await asyncio.to_thread(_ask, sock, url)
+                loop = asyncio.get_running_loop()
+                status = await loop.run_in_executor(_asking, _ask, sock, url)
             except asyncio.CancelledError:
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)  # the thread wakes up, and ends

@@ -88,6 +88,13 @@ class Board:
         for name in well:
             self._suspects.pop(name, None)
 
+    def interrupts(self, before: Mapping[str, Standing]) -> bool:
+        """Whether some group that ends flows when it moves has moved since."""
+        return any(
+            standing.interrupt and name in before and before[name].now != standing.now
+            for name, standing in self.standings.items()
+        )
+
     def interrupted(self, before: Mapping[str, Standing], group: str, member: str) -> bool:
         """Whether a flow by a member is to end, because a group has taken another one since.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,30 @@ def test_a_probe_asks_for_the_url_and_wants_a_good_answer() -> None:
             assert 0 < took < 10
             assert web.asked[0].startswith(b"GET /x?y=1 HTTP/1.1\r\n")
             assert b"\r\nHost: www.a.example:81\r\n" in web.asked[0]
+
+    asyncio.run(scenario())
+
+
+def test_a_probe_needs_no_thread_of_the_loop() -> None:
+    """Which are for the kernel's state, and may all be waiting."""
+    busy = threading.Event()
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as connecting:
+            async with Web() as web:
+
+                async def connect(_: Endpoint) -> socket.socket:
+                    where = ("127.0.0.1", web.port)
+                    return await loop.run_in_executor(connecting, socket.create_connection, where)
+
+                loop.set_default_executor(ThreadPoolExecutor(1))
+                waiting = loop.run_in_executor(None, busy.wait, 30)
+                try:
+                    await probe("http://a.example/", 10, connect)
+                    assert not waiting.done()
+                finally:
+                    busy.set()
 
     asyncio.run(scenario())
 
