@@ -47,6 +47,7 @@ from gateway.kernel.applier import Applier
 from gateway.kernel.guard import Finding
 from gateway.kernel.tun_keeper import TunKeeper
 from gateway.kernel.watch import watch
+from gateway.pauses import shorten_pauses
 from gateway.plan.diff import diff
 from gateway.plan.lookups import Lookup
 from gateway.plan.render import render
@@ -139,6 +140,7 @@ class Gateway:
             ]
             if any(way.entries for way in self._assembly.ways):
                 await self._attempt(self._adopt)  # what was foreseen stands in the kernel now
+            shorten_pauses()
             self._state = "running"
             log.info("ready", extra=logs.fields(**summary(self._assembly)))
             await self._stop.wait()

@@ -20,6 +20,7 @@ from gateway.blueprint import Blueprint
 from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError
 from gateway.kernel.privilege import keep_only
+from gateway.pauses import shorten_pauses
 
 #: Length of a message, then the message. Both ends are this program: pickle is safe here.
 HEADER: Final = struct.Struct("!I")
@@ -55,6 +56,7 @@ async def _serve(first_id: int, step: int, index: int) -> None:
     logs.configure(blueprint.log_level, blueprint.log_format)
     plane = DataPlane(blueprint, first_id, step, index)
     timing = asyncio.create_task(plane.time_flows(), name="time-outs")
+    shorten_pauses()
     try:
         while True:
             method, arguments = await read(requests)

@@ -20,9 +20,9 @@ from gateway.outbound.demand import Demand
 from gateway.wire.socks5 import ClientHandshake
 
 #: Even where it takes no time to have one, or none has been needed for long.
-LEAST: Final = 1
+LEAST: Final = 2
 #: One that was taken is replaced so much later (seconds): whoever took it waits for an answer now.
-REFILL_S: Final = 0.005
+REFILL_S: Final = 0.002
 #: A spare that nobody took is replaced (seconds): before a translator on the way forgets it.
 MAX_AGE_S: Final = 120.0
 #: After a failure, the wait before the next asking; doubled each time (seconds).

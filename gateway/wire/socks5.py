@@ -109,7 +109,7 @@ def decode_address(raw: bytes) -> Endpoint | None:
     """
     kind, port = raw[0], int.from_bytes(raw[-2:], "big")
     if kind == IPV4:
-        return Endpoint(str(IPv4Address(raw[1:5])), port)
+        return Endpoint("{}.{}.{}.{}".format(*raw[1:5]), port)
     if kind == IPV6:
         address = IPv6Address(raw[1:17])
         return Endpoint(str(address.ipv4_mapped or address), port)

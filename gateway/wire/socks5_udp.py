@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address
 
 from gateway.errors import ProtocolError
@@ -27,10 +28,12 @@ class FragmentError(ProtocolError):
     """A fragment: nobody sends them, and who does not reassemble must drop them."""
 
 
+@lru_cache(maxsize=1024)
 def encode_header(target: Endpoint) -> bytes:
     """The header of a whole datagram for ``target``.
 
-    Raises ``ValueError`` as ``encode_address`` does.
+    Remembered, because flows repeat their destinations. Raises ``ValueError`` as
+    ``encode_address`` does.
     """
     return b"\0\0\0" + encode_address(target)
 
@@ -78,13 +81,17 @@ def relay_address(bound: Endpoint | None, server: Endpoint) -> Endpoint:
     """
     if bound is None:
         return server
+    return bound if _is_of_use(bound.host, server.host) else Endpoint(server.host, bound.port)
+
+
+@lru_cache(maxsize=256)
+def _is_of_use(host: str, server: str) -> bool:
+    """Whether what a server tells is an address that can be reached as it was itself."""
     try:
-        told, reached = ip_address(bound.host), ip_address(server.host)
+        told, reached = ip_address(host), ip_address(server)
     except ValueError:  # a name: the server is where it was a moment ago
-        return Endpoint(server.host, bound.port)
+        return False
     useless = told.is_unspecified or told.is_multicast
     inner = told.is_private and not reached.is_private
     wrong_family = told.version != reached.version
-    if useless or inner or wrong_family or (told.is_loopback and not reached.is_loopback):
-        return Endpoint(server.host, bound.port)
-    return bound
+    return not (useless or inner or wrong_family or (told.is_loopback and not reached.is_loopback))
