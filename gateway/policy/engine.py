@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
 from gateway.decision import Decision, Undecided
 from gateway.flow import FlowFacts
 from gateway.policy.question import Geography, Question, all_hold
-from gateway.policy.rule import WEEK, CompiledRule, Condition
+from gateway.policy.rule import WEEK, CompiledRule
 from gateway.policy.table import Table
 
 
@@ -77,7 +77,7 @@ class Policy:
         self.lists = {name: table.rules for name, table in self._tables.items()}
         if not self.rules or not self.rules[-1].is_catch_all:
             raise ValueError("the last rule of a policy must match everything")
-        self.needs = _needs(self.every_rule)
+        self.needs = _needs(tuple(self.every_rule))
 
     @property
     def decisions(self) -> Iterator[Decision]:
@@ -88,7 +88,7 @@ class Policy:
     @property
     def moments(self) -> tuple[int, ...]:
         """The minutes of the week at which some rule begins or ends, and the first of all."""
-        conditions = [each for rule in self.every_rule for each in _conditions(rule)]
+        conditions = [each for rule in self.every_rule for each in rule.parts()]
         bounds = {at for each in conditions for stretch in each.times for at in stretch}
         return tuple(sorted({0, *bounds} - {WEEK}))
 
@@ -193,9 +193,8 @@ class Policy:
                 yield Step(rule, Outcome.LEFT)
 
 
-def _needs(rules: Iterable[CompiledRule]) -> Needs:
-    asked = [condition for rule in rules for condition in _conditions(rule)]
-    sets = [each for c in asked for group in c.destinations for each in group.sets]
+def _needs(rules: Collection[CompiledRule]) -> Needs:
+    asked = [condition for rule in rules for condition in rule.parts()]
     return Needs(
         interface=any(c.interfaces for c in asked),
         mac=any(c.macs or c.hostnames for c in asked),
@@ -203,13 +202,6 @@ def _needs(rules: Iterable[CompiledRule]) -> Needs:
         dscp=any(c.dscps for c in asked),
         owner=any(c.uids or c.gids or c.cgroups for c in asked),
         time=any(c.times for c in asked),
-        name=any(c.names for c in asked) or any(each.domains for each in sets),
-        sniffed=any(c.sniffed for c in asked),
+        name=any(rule.asks_name for rule in rules),
+        sniffed=any(rule.asks_sniffed for rule in rules),
     )
-
-
-def _conditions(condition: Condition) -> Iterator[Condition]:
-    """A condition, and all those inside it."""
-    yield condition
-    for inner in (*condition.all_of, *condition.any_of, *condition.none_of):
-        yield from _conditions(inner)

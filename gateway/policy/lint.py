@@ -83,7 +83,7 @@ class _Asked:
     def covers(self, other: _Asked) -> bool:
         """Whether every flow that the other asks for is one that this asks for."""
         ours, theirs = self.rule, other.rule
-        if not ours.sniff and (ours.names or ours.sniffed):
+        if not ours.sniff and (ours.asks_name or ours.asks_sniffed):
             return False
         return (
             _within(other.source, self.source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 from typing import Protocol as Interface
@@ -95,6 +95,25 @@ class Condition:
     all_of: tuple[Condition, ...] = ()
     any_of: tuple[Condition, ...] = ()
     none_of: tuple[Condition, ...] = ()
+
+    def parts(self) -> Iterator[Condition]:
+        """The condition itself, and all those inside it."""
+        yield self
+        for inner in (*self.all_of, *self.any_of, *self.none_of):
+            yield from inner.parts()
+
+    @property
+    def asks_name(self) -> bool:
+        """Whether some part asks for the destination's name."""
+        return any(
+            part.names or any(each.domains for group in part.destinations for each in group.sets)
+            for part in self.parts()
+        )
+
+    @property
+    def asks_sniffed(self) -> bool:
+        """Whether some part asks for the protocol that the first bytes are of."""
+        return any(part.sniffed for part in self.parts())
 
 
 _KEYS = tuple((field.name, field.default) for field in fields(Condition))

@@ -64,6 +64,7 @@ def test_a_rule_in_the_shadow_of_another(above: dict[str, Any], below: dict[str,
     [
         ({"port": 50}, {"protocol": "icmp"}),
         ({"domain": "a.example", "sniff": False}, {"domain": "a.example"}),
+        ({"not": {"domain": "a.example"}, "sniff": False}, {"not": {"domain": "a.example"}}),
         ({"domain": "keyword:a"}, {"domain": "keyword:ads"}),
         ({"source": "192.168.20.0/24"}, {"subnet": "kids"}),
         ({"any": [{"port": 1}]}, {"port": 1}),
