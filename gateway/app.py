@@ -20,8 +20,8 @@ from gateway.assembly import (
     assemble,
     findings,
     reassemble,
+    require_apart,
     require_loop_free,
-    require_own_lookups,
     with_fresh_sets,
 )
 from gateway.blueprint import GUARDED, Blueprint, Safety
@@ -115,7 +115,7 @@ class Gateway:
             self._found = await asyncio.to_thread(findings, self._assembly)
             self._keeper = GroupKeeper(choices_of(self._assembly.config, self._path))
             require_loop_free(self._found)
-            require_own_lookups(self._assembly)
+            require_apart(self._assembly)
             logs.configure(self._assembly.config.log.level, self._assembly.config.log.format)
             _warn_of(self._assembly.lookups)
             limits.raise_descriptor_limit()
@@ -138,7 +138,7 @@ class Gateway:
                 ),
                 tasks.create_task(self._reload_on_hang_up(), name="reload"),
             ]
-            if any(way.entries for way in self._assembly.ways):
+            if self._assembly.foreseen:
                 await self._attempt(self._adopt)  # what was foreseen stands in the kernel now
             shorten_pauses()
             self._state = "running"
@@ -345,7 +345,7 @@ class Gateway:
                 )
             found = await asyncio.to_thread(findings, fresh)
             require_loop_free(found)
-            require_own_lookups(fresh)
+            require_apart(fresh)
             plan = self._blueprint(fresh, found)
             if fresh.config.inbound.port != old.config.inbound.port:
                 require_free(plan.listen_on)
@@ -357,7 +357,7 @@ class Gateway:
                 await self._plane.adopt(self._blueprint(old, self._found))
                 raise
             logs.configure(fresh.config.log.level, fresh.config.log.format)
-            if any(way.entries for way in fresh.ways):
+            if fresh.foreseen:
                 found = await asyncio.to_thread(findings, fresh)
             await self._put_in_force(fresh, found)
             await self._attempt(partial(self._let_go, old, fresh))

@@ -27,6 +27,7 @@ from gateway.kernel.sockets import resolve
 from gateway.marks import Marks
 from gateway.plan.backend import choose_backend, transparent
 from gateway.plan.build import build_plan
+from gateway.plan.capture_plan import require_capture
 from gateway.plan.egress import Egress, egresses
 from gateway.plan.host import HostFacts
 from gateway.plan.lookups import Lookup, through_themselves
@@ -73,6 +74,11 @@ class Assembly:
     def ways(self) -> tuple[Egress, ...]:
         """Every way out, in the order of the file."""
         return egresses(self.config, self.host, self.upstreams)
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether ways can be proved only once the plan stands in the kernel."""
+        return self.config.tun.by_routing or any(way.entries for way in self.ways)
 
     @property
     def lookups(self) -> tuple[Lookup, ...]:
@@ -242,7 +248,7 @@ def _workers(config: Config) -> int:
 def findings(assembly: Assembly) -> tuple[Finding, ...]:
     """Ask the kernel where each outbound's packets would go."""
     config = assembly.config
-    return prove(assembly.ways, config.inbound.port, own_diverted=config.lan.this_machine)
+    return prove(assembly.ways, config.inbound.port, own_diverted=config.takes_own)
 
 
 def require_loop_free(found: tuple[Finding, ...]) -> None:
@@ -255,8 +261,13 @@ def require_loop_free(found: tuple[Finding, ...]) -> None:
         )
 
 
-def require_own_lookups(assembly: Assembly) -> None:
-    """Raise ``LoopError`` if this machine would look a server up by that server."""
+def require_apart(assembly: Assembly) -> None:
+    """Raise where what we need ourselves would come to us.
+
+    ``LoopError``: this machine would look a server up by that server. ``CapabilityError``: what
+    the TUN would take is in use here.
+    """
     for lookup in assembly.lookups:
         if lookup.certain:
             raise LoopError(f"outbound {lookup.outbound}: {lookup.reason}", lookup.hint)
+    require_capture(assembly.config, assembly.ways, assembly.host)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
+from gateway.config.values import Network
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.facts import FactSources
 from gateway.groups.standing import Standing
@@ -61,6 +62,7 @@ class Blueprint:
     ``capabilities`` are what it takes; a process that carries flows and does nothing else
     gives up all others.
     ``groups``: how they stand; their members are among the outbounds.
+    ``fakes``: prefixes of addresses that stand for names.
     ``judgement``: how packet queues decide; None where there are none.
     """
 
@@ -76,6 +78,7 @@ class Blueprint:
     log_level: str
     log_format: Literal["text", "json"]
     facts: FactSources
+    fakes: tuple[Network, ...] = ()
     capabilities: frozenset[Capability] = frozenset()
     judgement: Judgement | None = None
     groups: Mapping[str, Standing] = field(default_factory=dict)

@@ -222,6 +222,7 @@ class DataPlane:
             plan.timeouts,
             plan.sniff,
             FactFinder(plan.policy.needs, plan.facts),
+            plan.fakes,
         )
 
     async def time_flows(self) -> None:

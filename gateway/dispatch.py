@@ -6,10 +6,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from socket import MSG_PEEK, SOCK_STREAM, SocketType
 from typing import Final, Literal, NamedTuple
 
 from gateway.breaker import Breaker, advice
+from gateway.config.values import Network
 from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision
 from gateway.errors import UpstreamFailure
@@ -39,6 +41,9 @@ REASONS: Final = {
     UpstreamFailure.REJECTED: CloseReason.REJECTED,
 }
 
+#: What is said of a flow to a fake address.
+NAMELESS: Final = "a fake address, of which nobody knows the name: ask for the name again"
+
 _CLOSED: Final = {reason: f"closed_{reason}" for reason in CloseReason}
 
 
@@ -52,13 +57,24 @@ class FlowTimeouts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What a reload swaps as a whole: the policy, and the outbounds of its decisions' ways."""
+    """What a reload swaps as a whole: the policy, and the outbounds of its decisions' ways.
+
+    ``fakes``: prefixes of addresses that are nobody's, and stand for names.
+    """
 
     policy: Policy
     outbounds: Mapping[str, Outbound]
     timeouts: FlowTimeouts
     sniff: SniffLimits
     finder: FactFinder
+    fakes: tuple[Network, ...] = ()
+
+    def is_nameless(self, facts: FlowFacts, way: str) -> bool:
+        """Whether a flow goes to a fake address, and its outbound could ask for no name."""
+        if not self.fakes or (self.outbounds[way].by_name and facts.name):
+            return False
+        address = ip_address(facts.destination.host)
+        return any(address in prefix for prefix in self.fakes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +405,10 @@ class Dispatcher:
         """Begin a decided flow's second leg."""
         flow.decision = decision
         self._connecting[flow.id] = flow
+        if self.routing.is_nameless(flow.facts, decision.way):
+            flow.detail = NAMELESS
+            flow.close(CloseReason.FAKE_ADDRESS)
+            return
         flow.open(self.routing.outbounds[decision.way])
 
     def _is_loop(self, source: Endpoint, destination: Endpoint) -> bool:

@@ -81,6 +81,7 @@ class CloseReason(StrEnum):
     SWITCHED = "switched"
     LOOP = "loop"
     NOT_DIVERTED = "not-diverted"
+    FAKE_ADDRESS = "fake-address"
     NO_RESOURCES = "no-resources"
     SHUTDOWN = "shutdown"
     INTERNAL_ERROR = "internal-error"

@@ -58,8 +58,8 @@ def blueprint(
         echo=_echo_settings(assembly.config),
         judgement=_judgement(assembly),
         own=OwnTraffic(
-            assembly.host.addresses,
-            config.lan.this_machine,
+            _own_addresses(assembly),
+            config.takes_own,
             needed_names(config),
             frozenset(assembly.host.resolvers),
         ),
@@ -70,10 +70,18 @@ def blueprint(
         log_format=config.log.format,
         groups=standings(config, Observed()) if groups is None else groups,
         facts=FactSources(
-            config.time_zone, _leases(assembly), assembly.host.addresses, config.tun.name
+            config.time_zone, _leases(assembly), _own_addresses(assembly), config.tun.name
         ),
+        fakes=config.tun.fake_ip if config.tun.capture == "fake-ip" else (),
         capabilities=_capabilities(assembly),
     )
+
+
+def _own_addresses(assembly: Assembly) -> frozenset[str]:
+    """Those of this machine, with those of a device that is made when the gateway starts."""
+    tun = assembly.config.tun
+    made = (str(tun.ipv4.ip), str(tun.ipv6.ip)) if tun.by_routing else ()
+    return assembly.host.addresses | {*made}
 
 
 def _leases(assembly: Assembly) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from gateway.assembly import (
     Assembly,
     assemble,
     findings,
+    require_apart,
     require_loop_free,
-    require_own_lookups,
 )
 from gateway.cli.options import config_option, json_option
 from gateway.cli.show import print_json
@@ -89,7 +89,7 @@ def check(ctx: click.Context, config: Path, as_json: bool) -> None:
         assembly = assemble(config)
         found = findings(assembly)
         require_loop_free(found)
-        require_own_lookups(assembly)
+        require_apart(assembly)
         warnings = _warnings(assembly)
     except GatewayError as error:
         if not as_json:

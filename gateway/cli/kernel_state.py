@@ -7,7 +7,12 @@ from pathlib import Path
 
 import click
 
-from gateway.assembly import assemble, findings, require_loop_free, require_own_lookups
+from gateway.assembly import (
+    assemble,
+    findings,
+    require_apart,
+    require_loop_free,
+)
 from gateway.cli.options import config_option, run_dir_option
 from gateway.control.lock import run_lock
 from gateway.kernel.applier import Applier, Report
@@ -30,7 +35,7 @@ def up(config: Path, run_dir: Path) -> None:
     with run_lock(run_dir):
         assembly = assemble(config)
         require_loop_free(findings(assembly))
-        require_own_lookups(assembly)
+        require_apart(assembly)
         report = Applier(run_dir).apply(assembly.plan)
     _tell(report, "nothing to do: all is in place")
     fate = "refused" if assembly.config.inbound.on_failure == "closed" else "routed on"

@@ -13,6 +13,7 @@ from gateway.config.rule_checks import RULE_CHECKS
 from gateway.config.scalars import HOST_NAME
 from gateway.config.schema import Config, UrlRuleSet
 from gateway.config.subject import Subject, overlap
+from gateway.config.tun_checks import TUN_CHECKS
 
 #: RFC 1929 section 2: user and password are preceded by one octet with their length.
 MAX_CREDENTIAL_BYTES = 255
@@ -26,7 +27,7 @@ def check(config: Config, shipped: frozenset[str]) -> tuple[Finding, ...]:
 
 def _somebody_is_served(subject: Subject) -> Iterator[Finding]:
     lan = subject.config.lan
-    if not lan.interfaces and not lan.this_machine:
+    if not lan.interfaces and not lan.this_machine and not subject.config.tun.by_routing:
         yield Finding(
             ("lan", "interfaces"),
             "nobody's traffic would be diverted",
@@ -177,14 +178,20 @@ def _socks_servers(subject: Subject) -> Iterator[Finding]:
                     "write the host here and the number in `port:`",
                 )
         exempt = outbound.uid is not None or outbound.cgroup is not None
-        if loopback and subject.config.lan.this_machine and not exempt and not outbound.netns:
+        if loopback and subject.config.takes_own and not exempt and not outbound.netns:
             yield Finding(
                 where,
-                "the proxy runs on this machine, and with `this_machine: true` what it sends"
+                f"the proxy runs on this machine, and with `{_taking_own(subject)}` what it sends"
                 " would be diverted to itself, for ever",
                 "say which user or control group it runs as (`uid:`, `cgroup:`), or run it in a"
                 " network namespace of its own (`netns:`)",
             )
+
+
+def _taking_own(subject: Subject) -> str:
+    if subject.config.lan.this_machine:
+        return "this_machine: true"
+    return f"tun.capture: {subject.config.tun.capture}"
 
 
 def _socks_outbounds(subject: Subject) -> Iterator[tuple[Path, Socks5Outbound]]:
@@ -241,6 +248,7 @@ _CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     _socks_servers,
     _fetched_sets,
     _tun,
+    *TUN_CHECKS,
     _mark_base,
     *GROUP_CHECKS,
     *RULE_CHECKS,

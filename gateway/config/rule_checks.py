@@ -137,7 +137,7 @@ def _own_traffic(subject: Subject) -> Iterator[Finding]:
         for key in ("uid", "gid", "cgroup"):
             if not getattr(match, key):
                 continue
-            if not subject.config.lan.this_machine:
+            if not subject.config.takes_own:
                 yield Finding(
                     (*path, key),
                     "only this machine's own flows have an owner, and they are not diverted",

@@ -364,6 +364,11 @@ class Config(Model):
     )
     log: LogSettings = Field(default_factory=LogSettings, description="what is logged")
 
+    @property
+    def takes_own(self) -> bool:
+        """Whether this machine's own traffic comes to us, too."""
+        return self.lan.this_machine or self.tun.by_routing
+
     def outbound(self, name: str) -> AnyOutbound:
         """The outbound of that name, the unwritten ones included.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from gateway.config.scalars import refuse
-from gateway.config.values import InterfaceName, Model
+from gateway.config.values import InterfaceName, Model, Networks
 
 _CURE = "write it as the first address of a small network, such as 172.29.88.1/30 or fd00:88::1/126"
 
@@ -63,10 +63,36 @@ class Tun(Model):
     ipv6: Annotated[IPv6Interface, BeforeValidator(_read_v6)] = Field(
         default=IPv6Interface("fd67:6174:6577:6179::1/126"), description="the same, of IPv6"
     )
-    capture: Literal["lan"] = Field(
+    capture: Literal["lan", "default-route", "prefixes", "fake-ip"] = Field(
         default="lan",
         description=(
             "what is routed into it; `lan`: what the LAN sends, by the protocols of `inbound`"
-            " that are `tun`, and the kernel does not decide by itself"
+            " that are `tun`, and the kernel does not decide by itself. The others are taken by"
+            " routes, whoever sends, this machine too, and all of it is decided by the gateway:"
+            " `default-route` is what no connected or static route is for"
         ),
     )
+    prefixes: Networks = Field(
+        default=(), description="what `capture: prefixes` takes; CIDRs, v4 and v6"
+    )
+    fake_ip: Networks = Field(
+        default=(ip_network("198.18.0.0/15"), ip_network("fd67:6174:6577:617a::/64")),
+        description=(
+            "what `capture: fake-ip` takes: a range of each family that nobody uses; a flow goes"
+            " on by the name that its first bytes tell, or is refused"
+        ),
+    )
+    strategy: Literal["suppress", "split_default"] = Field(
+        default="suppress",
+        description=(
+            "how the default route is taken: `suppress` by ip rules and a table of ours, past"
+            " which our own sockets are led by their mark; `split_default` by 0/1 and 128/1 in the"
+            " main table, past which they need `route:` device, source, host_route or netns, and"
+            " which cannot fail closed"
+        ),
+    )
+
+    @property
+    def by_routing(self) -> bool:
+        """Whether routes take it, and no marks."""
+        return self.capture != "lan"

@@ -326,7 +326,7 @@ def _to(assembly: Assembly, outbound: str, facts: FlowFacts) -> list[Finding]:
         if way.outbound == outbound and way.family is family_of(host)
     ]
     return [
-        judge(way, answer, config.inbound.port, own_diverted=config.lan.this_machine)
+        judge(way, answer, config.inbound.port, own_diverted=config.takes_own)
         for way, answer in zip(ways, look_up(ways), strict=True)
     ]
 

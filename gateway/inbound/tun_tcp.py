@@ -129,10 +129,11 @@ class TunTcp:
         table = self._tables[ip.family]
         if ip.transport != (V4_HEADER if ip.family == 4 else V6_HEADER):
             return "options"
-        ours = ip.source in self._own
-        if not ours and ip.destination in self._own:
+        ours, inwards = ip.source in self._own, ip.destination in self._own
+        if inwards and not ours:
             return "own_address"
-        if ours or tcp.flags & (SYN | ACK | RST) != SYN:
+        # From our own address outwards it is this machine's own, which a route has led here.
+        if inwards or tcp.flags & (SYN | ACK | RST) != SYN:
             # The listener's, of a flow that was forgotten, or the client's, of one before us.
             answer = tcp_reset(ip, tcp)
             if answer is not None:

@@ -29,9 +29,9 @@ _DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
 _ACTIONS = {"lookup": 1, "goto": 2, "nop": 3, "unreachable": 7}
 _ACTION_NAMES = {number: name for name, number in _ACTIONS.items()}
 # RTN_* and RT_SCOPE_* of <linux/rtnetlink.h>; IPv6 routes have no scope.
-_KINDS = {"unicast": 1, "local": 2, "unreachable": 7}
+_KINDS = {"unicast": 1, "local": 2, "unreachable": 7, "throw": 9}
 _KIND_NAMES = {number: name for name, number in _KINDS.items()}
-_SCOPES = {"unicast": 253, "local": 254, "unreachable": 0}
+_SCOPES = {"unicast": 253, "local": 254, "unreachable": 0, "throw": 0}
 
 _RTNH_F_ONLINK = 4
 #: What the kernel gives a route that asks for no metric (``IP6_RT_PRIO_USER``).
@@ -175,7 +175,7 @@ def _route_message(netlink: IPRoute, route: Route) -> dict[str, Any]:
     if route.via is not None:
         # The gateway of a default route need not be in a network of its link.
         message |= {"gateway": route.via, "flags": _RTNH_F_ONLINK}
-    if route.kind != "unreachable":
+    if route.kind in ("unicast", "local"):
         found = netlink.link_lookup(ifname=route.device)
         if not found:
             raise ApplyError(

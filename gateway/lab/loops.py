@@ -17,6 +17,7 @@ from rich.table import Table
 from gateway.lab.cells import Cell
 from gateway.lab.lab import Lab
 from gateway.lab.own_traffic import Programs, own_traffic
+from gateway.lab.own_tun import OwnTun
 from gateway.lab.replaced import interface_group, replaced_default
 from gateway.lab.uplinks import SplitDefault, ladder
 
@@ -28,6 +29,8 @@ PARTS: Final[dict[str, Callable[[Lab], Iterator[Cell]]]] = {
     "programs": lambda lab: Programs(lab).run(),
     "replaced default": replaced_default,
     "interface group": interface_group,
+    "own TUN": lambda lab: OwnTun(lab).default_route(),
+    "prefixes": lambda lab: OwnTun(lab).prefixes(),
 }
 
 #: What each part shows, for people.
@@ -37,6 +40,8 @@ TITLES: Final = {
     "own traffic": "This machine's own traffic is diverted",
     "programs": "The proxy is a program on this machine, whose own traffic is diverted",
     "replaced default": "Another program has put its TUN in the place of the default route",
+    "own TUN": "Our own TUN takes the default route, of this machine and the LAN",
+    "prefixes": "Our own TUN takes some prefixes, with a server in one of them",
     "interface group": "Another program's TUN has the better default route, which a rule drops",
 }
 

@@ -15,7 +15,8 @@ from gateway.lab.namespaces import ip
 from gateway.lab.storm import NAIVE
 from gateway.lab.topology import Machine as MachineSpec
 from gateway.marks import PRIORITY_BYPASS_END, TABLE_TUN, Marks
-from gateway.plan import routing
+from gateway.plan.capture import Capture, capture_routes, capture_rules
+from gateway.plan.chains import EVERYTHING
 from gateway.plan.model import Family
 from gateway.plan.render_ip import route_line, rule_line
 
@@ -187,7 +188,7 @@ class SplitDefault:
 
 
 def ladder(lab: Lab) -> Iterator[Cell]:
-    """The ladder of ``plan.routing``: the mark leads past the TUN, and nowhere else."""
+    """The ladder of ``plan.capture``: the mark leads past the TUN, and nowhere else."""
     targets = dict(zip(("4", "6"), lab.topology.targets["web"], strict=True))
     router, desk = lab.router, lab.client("desk")
     config = lab.config({"to": "out"}, outbounds={"out": {"type": "direct", "route": "mark"}})
@@ -220,11 +221,9 @@ def _capture(router: Machine, kind: Literal["suppress", "split_default"]) -> Ite
     """A TUN that has everything, made by another program: no tag and no table of ours."""
     tun = Tun(router, "vpn0")
     lines = []
-    for family in Family:
-        routes = routing.capture_routes(family, tun.name, kind, closed=False)
-        lines += [route_line(route, "add") for route in routes]
-        if kind == "suppress":
-            lines += [rule_line(rule, "add") for rule in routing.capture_rules(family, Marks())]
+    everything = Capture(tun.name, tuple(EVERYTHING.values()), kind, closed=False)
+    lines += [route_line(route, "add") for route in capture_routes(everything, Family)]
+    lines += [rule_line(rule, "add") for rule in capture_rules(everything, Family, Marks())]
     for line in lines:
         router.run(_TAG.sub("", line).replace(f" {TABLE_TUN}", f" {_TABLE}").split())
     try:

@@ -14,6 +14,8 @@ from gateway.flow import Protocol
 from gateway.marks import Marks
 from gateway.plan import chains, routing
 from gateway.plan.address_sets import AddressSets, of_family
+from gateway.plan.capture import capture_routes, capture_rules, neighbour_routes
+from gateway.plan.capture_plan import planned_capture
 from gateway.plan.conditions import Packets
 from gateway.plan.egress import Egress, Entry, egresses, entries, server_addresses
 from gateway.plan.host import HostFacts
@@ -32,7 +34,7 @@ from gateway.plan.model import (
     Queue,
     Route,
 )
-from gateway.plan.placement import placements
+from gateway.plan.placement import all_taken, placements
 from gateway.plan.policy_rules import Answers, PolicyChains, policy_chains
 from gateway.plan.shape import Shape
 from gateway.plan.tun import tun_shape
@@ -61,6 +63,10 @@ def build_plan(
     shape = _shape(config, policy, host, upstream_addresses, _programs(ways, host))
     if config.inbound.classify == "nfqueue":
         shape = replace(shape, queue=_queue(config, workers))
+    capture, down = planned_capture(config, ways), routing.shift(host)
+    families = shape.families
+    if capture is not None:
+        shape = replace(shape, lan=(), own=False, captures=True)
     sets = AddressSets()
     written = _policies(config, policy, shape, sets)
     policies = [chain for each in written for chain in each.chains]
@@ -98,20 +104,26 @@ def build_plan(
         sets=_referred(planned, (*chains.alive_sets(shape), *sets.all)),
         ip_rules=(
             *routing.ip_rules(shape, host),
+            *(capture_rules(capture, families, shape.marks, down) if capture else ()),
             *(entry for entry in needed if isinstance(entry, IpRule)),
         ),
         routes=(
             *routing.routes(shape),
+            *(neighbour_routes(capture, families) if capture else ()),
+            *(capture_routes(capture, families) if capture else ()),
             *(entry for entry in needed if isinstance(entry, Route)),
         ),
         sysctls=(
             *routing.sysctls(config.lan, host),
             *(routing.ping_sysctls(host) if config.inbound.icmp != "direct" else ()),
+            *(routing.loose_sysctls(host) if capture else ()),
         ),
         accept_input=accept,
         accept_forward=through,
         placements=tuple(
-            placements(
+            all_taken(policy, config.tun.name)
+            if capture
+            else placements(
                 policy,
                 config,
                 Packets(not shape.lan, shape.families),

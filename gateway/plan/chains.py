@@ -57,7 +57,7 @@ from gateway.plan.model import (
 )
 from gateway.plan.policy_rules import REFUSE, REFUSE_ICMP, direct_chain
 from gateway.plan.shape import Shape
-from gateway.plan.tun import arrivals, enter, kept, unknown
+from gateway.plan.tun import arrivals, enter, kept, past, unknown
 
 DIVERT: Final = "divert"
 DIVERT_OWN: Final = "divert_own"
@@ -105,6 +105,8 @@ def prerouting(shape: Shape, sets: AddressSets) -> list[Chain]:
     if shape.tun is not None:
         guard, chains = arrivals(shape.tun, marks)
         rules += guard
+        if shape.captures:
+            rules += past(shape.tun, marks)
     if shape.own and shape.by_tproxy:
         own: tuple[Match, ...] = (InInterface(("lo",)), MarkIs(marks.divert_own))
         if not shape.tproxy:
@@ -138,6 +140,8 @@ def output(shape: Shape) -> list[Chain]:
         # client answers runs against it: without this mark it would be taken for a reply.
         carried = SetMark(shape.marks.divert, "connection")
         rules.insert(0, NftRule("answer", carried, (_UDP, MarkIs(shape.marks.bypass))))
+    if shape.captures and shape.tun is not None:
+        return [_base("output", "output", "mangle", past(shape.tun, shape.marks))]
     if not shape.own:
         return [_base("output", "output", "mangle", rules)] if shape.udp else []
     rules += [NftRule(f"program-{n}", Accept(), (who,)) for n, who in enumerate(shape.programs)]
@@ -217,7 +221,7 @@ def refusals(shape: Shape, used: set[str], through: Sequence[Mark] = ()) -> list
         rules.append(NftRule("icmp", Reject("icmp-admin-prohibited"), (refused,)))
     forward = [NftRule("through", Accept(), (MarkIs(mark),)) for mark in through] + rules
     points: list[tuple[Literal["forward", "output"], list[NftRule]]] = []
-    if forward and shape.lan:
+    if forward and (shape.lan or shape.captures):
         points.append(("forward", forward))
     if rules and shape.own:
         points.append(("output", rules))

@@ -104,7 +104,7 @@ def egresses(
     marks = Marks(config.marks.base)
     tables = _tables(config, host)
     return tuple(
-        _with_strategy(bare, outbound, host, marks, tables)
+        _past_halves(_with_strategy(bare, outbound, host, marks, tables), config, host)
         for name in (DIRECT, *(name for name in config.outbounds if name != DIRECT))
         for outbound in [config.outbound(name)]
         if isinstance(outbound, DirectOutbound | Socks5Outbound)
@@ -184,6 +184,18 @@ def _with_strategy(
             return _of_program(way, outbound, host)
         case _:
             return way
+
+
+def _past_halves(way: Egress, config: Config, host: HostFacts) -> Egress:
+    """The mark leads to the main table, and of that our own TUN may have taken both halves."""
+    halves = config.tun.capture == "default-route" and config.tun.strategy == "split_default"
+    if not halves or way.strategy not in ("mark", "uid") or _is_here(way.destination, host):
+        return way
+    return _not_now(
+        way,
+        f"tun.strategy: split_default has taken {way.destination} from the main table",
+        "give this outbound `route:` device, source, host_route or netns, or use `suppress`",
+    )
 
 
 def _chosen(

@@ -107,13 +107,21 @@ def _questions(config: Config, policy: Policy, host: HostFacts) -> Iterator[tupl
         here = ip_address(resolver).is_loopback or resolver in host.addresses
         link = _lan_link(config, host, resolver)
         own = _own_address(host, version)
-        if config.lan.this_machine and not here and own is not None:
+        diverted = _is_taken(config, resolver)
+        if diverted and not here and own is not None:
             yield _query(own, resolver)._replace(owner=_ROOT), True
-        elif here and config.lan.this_machine and not policy.needs.owner:
+        elif here and _is_taken(config, ANYWHERE[version == 6]) and not policy.needs.owner:
             # Rules that ask for an owner may well be about this name server.
             yield _query(resolver, ANYWHERE[version == 6]), False
         if link is not None and not here:
             yield _query(resolver, ANYWHERE[version == 6])._replace(interface=link.name), False
+
+
+def _is_taken(config: Config, resolver: str) -> bool:
+    """Whether what this machine sends there comes to us."""
+    if config.tun.capture in ("prefixes", "fake-ip"):
+        return any(ip_address(resolver) in prefix for prefix in config.tun.prefixes)
+    return config.takes_own
 
 
 def _query(asker: str, resolver: str) -> FlowFacts:

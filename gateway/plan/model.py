@@ -375,11 +375,11 @@ class IpRule:
 class Route:
     """A route (ip-route(8)), tagged with our protocol number.
 
-    ``metric`` None: the kernel's own choice.
+    ``metric`` None: the kernel's own choice. ``throw`` goes on with the next ip rule.
     """
 
     family: Family
-    kind: Literal["local", "unicast", "unreachable"]
+    kind: Literal["local", "unicast", "unreachable", "throw"]
     destination: Network
     device: str
     table: int

@@ -36,6 +36,14 @@ def placements(
         yield from _List(config, packets, carried, handed_over).placements(rules)
 
 
+def all_taken(policy: Policy, device: str) -> Iterator[RulePlacement]:
+    """Those of a configuration whose TUN takes by routes, which ask no rule."""
+    for rule in policy.every_rule:
+        yield RulePlacement(
+            rule.index, rule.text, "listener", f"routes lead into {device}, and ask no rule"
+        )
+
+
 class _List:
     """One list of rules, read from its start; remembers what has left the kernel on the way."""
 

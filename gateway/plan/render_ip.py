@@ -47,11 +47,13 @@ def rule_line(rule: IpRule, verb: str) -> str:
 def route_line(route: Route, verb: str) -> str:
     """``ip route VERB ...`` (ip-route(8)): ``add``, ``replace`` or ``del``."""
     via = f" via {route.via}" if route.via else ""
+    # The others lead nowhere, and IPv4 takes no device for them.
+    device = f" dev {route.device}" if route.kind in ("unicast", "local") else ""
     onlink = " onlink" if route.via and verb != "del" else ""
     metric = f" metric {route.metric}" if route.metric is not None else ""
     return (
         f"ip {_OPTION[route.family]} route {verb} {route.kind} {route.destination}{via}"
-        f" dev {route.device}{onlink} table {route.table} proto {ROUTE_PROTOCOL:#x}{metric}"
+        f"{device}{onlink} table {route.table} proto {ROUTE_PROTOCOL:#x}{metric}"
     )
 
 

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Final, Literal
+from collections.abc import Iterator
+from typing import Final
 
 from gateway.config.schema import Lan
 from gateway.marks import (
-    METRIC_UNREACHABLE,
-    PRIORITY_BYPASS_DEFAULT,
-    PRIORITY_BYPASS_END,
-    PRIORITY_BYPASS_MAIN,
-    PRIORITY_BYPASS_UID,
-    PRIORITY_CAPTURE,
     PRIORITY_DIVERT,
     PRIORITY_DIVERT_OWN,
     PRIORITY_FIRST,
-    PRIORITY_NEAR,
     PRIORITY_NOP,
     PRIORITY_SOURCE_END,
     PRIORITY_TUN,
     PRIORITY_VALIDATE,
-    TABLE_DEFAULT,
-    TABLE_MAIN,
     TABLE_TPROXY,
     TABLE_TUN,
-    Marks,
 )
+from gateway.plan.capture import Capture, capture_routes
 from gateway.plan.chains import EVERYTHING
 from gateway.plan.host import HostFacts
-from gateway.plan.model import Family, IpRule, Network, Route, Sysctl
+from gateway.plan.model import IpRule, Route, Sysctl
 from gateway.plan.shape import Shape
 
 
@@ -88,70 +79,31 @@ def routes(shape: Shape) -> tuple[Route, ...]:
     And in the TUN's table, everything is behind the device, or nowhere.
     """
     tun: tuple[Route, ...] = ()
-    if shape.tun is not None:
+    if shape.tun is not None and (shape.lan or shape.own):
         # Who fails open is not marked once we are dead; who has the mark must not get past.
-        device, closed = shape.tun.device, not shape.fail_open or bool(shape.otherwise)
-        tun = tuple(
-            route
-            for family in shape.families
-            for route in capture_routes(family, device, "suppress", closed=closed)
-        )
+        closed = not shape.fail_open or bool(shape.otherwise)
+        everything = Capture(shape.tun.device, tuple(EVERYTHING.values()), closed=closed)
+        tun = capture_routes(everything, shape.families)
     if not _needs_local_table(shape):
         return tun
     local = tuple(Route(f, "local", EVERYTHING[f], "lo", TABLE_TPROXY) for f in shape.families)
     return (*local, *tun)
 
 
-def capture_rules(
-    family: Family, marks: Marks, uids: Iterable[int] = (), *, past_main: bool = True
-) -> tuple[IpRule, ...]:
-    """The ladder around a TUN that takes the default route, from ``TABLE_TUN``.
+def loose_sysctls(host: HostFacts) -> tuple[Sysctl, ...]:
+    """Beside a TUN that takes the default route: answers to our marked packets are let in.
 
-    Our own sockets, and the programs of ``uids``, take the main table or nothing: without the
-    ``unreachable`` rung, a lost default route would lead them into the TUN. Everybody else
-    keeps the connected and static routes (``past_main``) and takes the TUN for the rest. It
-    stands at its own priorities, after the rules of VPNs that know their destinations.
+    Strict validation looks for the sender without that mark, and finds it behind the TUN. The
+    larger of ``all`` and an interface's own value counts (ip-sysctl.rst, ``rp_filter``).
     """
-    bypass = marks.bypass
-    rules = []
-    for uid in uids:
-        rules += [IpRule(PRIORITY_BYPASS_UID, family, "lookup", table=TABLE_MAIN, uid=uid)]
-    rules += [
-        IpRule(PRIORITY_BYPASS_MAIN, family, "lookup", table=TABLE_MAIN, mark=bypass),
-        IpRule(PRIORITY_BYPASS_DEFAULT, family, "lookup", table=TABLE_DEFAULT, mark=bypass),
-        IpRule(PRIORITY_BYPASS_END, family, "unreachable", mark=bypass),
-    ]
-    for uid in uids:
-        rules += [IpRule(PRIORITY_BYPASS_END, family, "unreachable", uid=uid)]
-    if past_main:
-        near = IpRule(PRIORITY_NEAR, family, "lookup", table=TABLE_MAIN, suppress_prefixlen=0)
-        rules.append(near)
-    rules.append(IpRule(PRIORITY_CAPTURE, family, "lookup", table=TABLE_TUN))
-    return tuple(rules)
-
-
-def capture_routes(
-    family: Family, device: str, capture: Literal["suppress", "split_default"], *, closed: bool
-) -> tuple[Route, ...]:
-    """How everything is routed into the TUN ``device``.
-
-    ``suppress``: a default route of ``TABLE_TUN``, for ``capture_rules``. ``split_default``:
-    two halves in the main table, longer than the default route, which stays as it is; own
-    sockets then need a strategy of their own, since a mark leads to the same table. ``closed``:
-    where the device goes away, what it took is refused, not routed as before.
-    """
-    if capture == "suppress":
-        prefixes: tuple[Network, ...] = (EVERYTHING[family],)
-        table = TABLE_TUN
-    else:
-        prefixes, table = tuple(EVERYTHING[family].subnets()), TABLE_MAIN
-    routes = [Route(family, "unicast", prefix, device, table) for prefix in prefixes]
-    if closed:
-        routes += [
-            Route(family, "unreachable", prefix, "lo", table, metric=METRIC_UNREACHABLE)
-            for prefix in prefixes
-        ]
-    return tuple(routes)
+    everywhere = host.sysctls.get(_of_interface("ipv4", "all", "rp_filter"), "0")
+    uplinks = sorted({r.interface for r in host.default_routes if r.family == "ipv4"})
+    keys = [_of_interface("ipv4", name, "rp_filter") for name in uplinks if name]
+    return tuple(
+        Sysctl(key, "2", "answers to the gateway come by an uplink that only its mark leads to")
+        for key in keys
+        if max(everywhere, host.sysctls.get(key, "0")) in ("1", "2")
+    )
 
 
 def sysctls(lan: Lan, host: HostFacts) -> tuple[Sysctl, ...]:

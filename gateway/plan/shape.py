@@ -44,6 +44,7 @@ class Shape:
     marking: bool = False
     otherwise: dict[Family, tuple[Network, ...]] = field(default_factory=dict)
     tun: TunShape | None = None
+    captures: bool = False
 
     @property
     def shortcut(self) -> bool:

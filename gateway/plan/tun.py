@@ -22,6 +22,7 @@ from gateway.plan.model import (
     MarkIs,
     Network,
     NftRule,
+    ReplyDirection,
     Return,
     SetMark,
     Transport,
@@ -105,6 +106,18 @@ def unknown(tun: TunShape, marks: Marks) -> list[NftRule]:
     return [
         NftRule("known", Return(), (Transport(tuple(Protocol)),)),
         NftRule("unknown", SetMark(marks.tun)),
+    ]
+
+
+def past(tun: TunShape, marks: Marks) -> list[NftRule]:
+    """Beside a TUN that takes by routes: answers to what came from outside leave as it came.
+
+    By themselves they would follow the routes into the device. What the device has answered is
+    no such thing, be it a reply or not.
+    """
+    return [
+        NftRule("tunnelled", Return(), (tun.taken, MarkIs(marks.tun, "connection"))),
+        NftRule("past", SetMark(marks.bypass), (ReplyDirection(),)),
     ]
 
 

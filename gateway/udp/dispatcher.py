@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from gateway.decision import Decision
-from gateway.dispatch import REASONS, RECENT, OwnTraffic, Routing
+from gateway.dispatch import NAMELESS, REASONS, RECENT, OwnTraffic, Routing
 from gateway.errors import UpstreamFailure
 from gateway.flow import CloseReason, Endpoint, FlowFacts
 from gateway.inbound.udp import LISTEN_ON, Begun, Upgoing
@@ -183,6 +183,10 @@ class Datagrams:
         flow = self._flow(facts, decision, Address(split_ends(ends)[0]))
         self._know(ends, flow)
         caught = self.loops.caught(flow, bytes(first)) if self._detect_loops else None
+        if caught is None and self.routing.is_nameless(facts, decision.way):
+            flow.detail = NAMELESS
+            self._close_refused(flow, CloseReason.FAKE_ADDRESS)
+            return None
         if caught is None:
             self._open(flow, self.routing.outbounds[decision.way])
             return flow if flow.reason is None else None

@@ -111,6 +111,7 @@ def dial(
     port: int,
     *,
     source_port: int = 0,
+    source: str = "",
     device: str = "",
     timeout_s: float = TIMEOUT_S,
 ) -> socket.socket:
@@ -120,9 +121,9 @@ def dial(
     try:
         if device:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-        if source_port:
+        if source_port or source:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("", source_port))
+            sock.bind((source, source_port))
         sock.connect((host, port))
     except BaseException:
         sock.close()

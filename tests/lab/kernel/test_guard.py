@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,8 @@ from gateway.kernel.applier import Applier
 from gateway.kernel.guard import Finding, Outcome, prove
 from gateway.kernel.probe import probe_host
 from gateway.marks import Marks
-from gateway.plan import routing
+from gateway.plan.capture import Capture, capture_routes, capture_rules, neighbour_routes
+from gateway.plan.chains import EVERYTHING
 from gateway.plan.egress import Egress, egresses
 from gateway.plan.model import Backend, Family
 
@@ -136,23 +138,23 @@ def test_a_strategy_is_foreseen_then_proved(ns: Namespace, route: str, server: s
     assert finding.reason == "the kernel would send these packets by tun9, not by wan0"
 
 
-@pytest.mark.parametrize("capture", ["suppress", "split_default"])
+@pytest.mark.parametrize("by", ["suppress", "split_default"])
 @pytest.mark.parametrize("family", Family)
-def test_our_own_tun(ns: Namespace, capture: str, family: Family) -> None:
+def test_our_own_tun(ns: Namespace, by: Any, family: Family) -> None:
     """Beside the ladder the mark leads past it; where the main table is taken, it does not."""
     ns.sh("ip tuntap add mode tun tun9; ip link set tun9 up")
-    ns.call(routes.add, routing.capture_routes(family, "tun9", capture, closed=True))
-    if capture == "suppress":
-        ns.call(routes.add, routing.capture_rules(family, Marks(), [4242]))
+    everything = Capture("tun9", (EVERYTHING[family],), by, uids=(4242,))
+    ns.call(routes.add, capture_routes(everything, [family]))
+    ns.call(routes.add, capture_rules(everything, [family], Marks()))
     server = SERVERS[family is Family.V6]
     marked = replace(MARKED, destination=server)
     loop = ask(ns, replace(marked, mark=None))
     assert (loop.outcome, "TUN" in loop.hint or "TUN" in loop.reason) == (
         Outcome.LOOP,
-        capture == "split_default",
+        by == "split_default",
     )
     finding = ask(ns, marked)
-    if capture == "split_default":
+    if by == "split_default":
         assert finding.outcome is Outcome.LOOP
         assert "host_route" in finding.hint
         return
@@ -184,3 +186,21 @@ def test_source(diverting: Namespace) -> None:
     )
     assert ask(diverting, replace(MARKED, source="203.0.113.2")).outcome is Outcome.CLEAR
     assert ask(diverting, replace(MARKED, source="203.0.113.3")).outcome is Outcome.LOOP
+
+
+@pytest.mark.parametrize("by", ["suppress", "split_default"])
+def test_what_is_shown_of_a_capture_can_be_typed(ns: Namespace, by: Any) -> None:
+    """Each line as ``gateway plan`` shows it leads to what netlink is told."""
+    ns.sh("ip tuntap add mode tun tun9; ip link set tun9 up")
+    everything = Capture("tun9", tuple(EVERYTHING.values()), by, uids=(4242,))
+    entries = (
+        *neighbour_routes(everything, Family),
+        *capture_routes(everything, Family),
+        *capture_rules(everything, Family, Marks()),
+    )
+    ns.call(routes.add, entries)
+    told = ns.call(routes.read)
+    ns.call(routes.remove, entries)
+    for entry in entries:
+        ns.run(*routes.describe(entry, "add").split())
+    assert ns.call(routes.read) == told

@@ -34,9 +34,24 @@ def outbound(**keys: Any) -> dict[str, Any]:
     return {"outbounds": {"out": keys}}
 
 
+ALL_TUN = {"tcp": "tun", "udp": "tun", "icmp": "tun"}
+
+
+def tun(inbound: dict[str, Any] = ALL_TUN, **keys: Any) -> dict[str, Any]:
+    return {"inbound": inbound, "tun": keys}
+
+
 LEGAL: list[dict[str, Any]] = [
     {},
     {"lan": {"this_machine": True}},
+    {**tun(capture="default-route"), "lan": {}},
+    tun(capture="prefixes", prefixes=["192.168.20.0/24", "198.51.100.0/24"]),
+    tun(capture="fake-ip"),
+    tun(
+        {**ALL_TUN, "icmp": "pretend", "on_failure": "open"},
+        capture="default-route",
+        strategy="split_default",
+    ),
     {"lan": {"this_machine": True}, **outbound(**SOCKS)},
     rules({"subnet": "kids", "destination": ["private", "10.0.0.0/8"], "to": "home"}),
     rules({"subnet": "kids", "source": "192.168.20.5", "to": "reject"}),
@@ -73,6 +88,62 @@ def fetched(**settings: str) -> dict[str, Any]:
 
 
 ILLEGAL: list[tuple[dict[str, Any], str, str, str]] = [
+    (
+        tun(prefixes=["198.51.100.0/24"]),
+        "tun.prefixes", "nothing with capture: lan", "capture: prefixes",
+    ),
+    (tun(capture="prefixes"), "tun.capture", "no prefix", "`prefixes:`"),
+    (
+        tun(capture="prefixes", prefixes=["::/0"]),
+        "tun.prefixes[0]", "everything", "default-route",
+    ),
+    (
+        tun(capture="prefixes", prefixes=["224.0.0.0/8"]),
+        "tun.prefixes[0]", "can be routed", "remove",
+    ),
+    (
+        tun(strategy="split_default", inbound={**ALL_TUN, "on_failure": "open"}),
+        "tun.strategy", "nothing with capture: lan", "default-route",
+    ),
+    (
+        tun(capture="default-route", strategy="split_default"),
+        "tun.strategy", "refuse our own sockets", "on_failure: open",
+    ),
+    (
+        tun({**ALL_TUN, "udp": "tproxy"}, capture="default-route"),
+        "inbound.udp", "taken by routes", "`udp: tun`",
+    ),
+    (
+        tun({**ALL_TUN, "classify": "nfqueue"}, capture="default-route"),
+        "inbound.classify", "no packet queue", "listener",
+    ),
+    (
+        tun({**ALL_TUN, "on_failure_of": {"kids": "open"}}, capture="fake-ip"),
+        "inbound.on_failure_of", "who sends", "one `on_failure`",
+    ),
+    (
+        tun(capture="fake-ip", fake_ip=["10.0.0.0/8", "fd01::/64"]),
+        "tun.fake_ip[0]", "the subnet four (10.4.0.0/16)", "nobody uses",
+    ),
+    (
+        tun(capture="fake-ip", fake_ip="203.0.113.0/24"),
+        "tun.fake_ip[0]", "the server of outbound home", "nobody uses",
+    ),
+    (
+        tun(capture="fake-ip", fake_ip=["198.18.0.0/16", "198.19.0.0/16"]),
+        "tun.fake_ip", "two pools", "one for each",
+    ),
+    (
+        {**tun(capture="default-route"), **outbound(**{**SOCKS, "server": "127.0.0.1"})},
+        "outbounds.out.server", "`tun.capture: default-route`", "`uid:`",
+    ),
+    (
+        {
+            **tun(capture="default-route"),
+            **outbound(**{**SOCKS, "server": "127.0.0.1"}, cgroup="a/b"),
+        },
+        "outbounds.out.cgroup", "users alone", "`uid:`",
+    ),
     (
         {"inbound": {"tcp": "tun"}, "tun": {"name": "eth1"}},
         "tun.name", "an interface of the LAN", "a name that nobody has",

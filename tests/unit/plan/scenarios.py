@@ -84,6 +84,8 @@ _EVERY_KEY = (
     {"port": [f"{port}-{port + 2}" for port in range(100, 140, 4)], "to": "direct"},
 )
 
+_ALL_TUN = {"tcp": "tun", "udp": "tun", "icmp": "tun"}
+
 SCENARIOS = {
     "lan": Scenario(_config()),
     "lan_tun": Scenario(_config(*_EVERY_KEY[:2], inbound={"tcp": "tun"})),
@@ -95,6 +97,10 @@ SCENARIOS = {
             lan={"interfaces": ["lan0"], "this_machine": True},
             inbound={"tcp": "tun", "udp": "off", "on_failure": "open"},
         )
+    ),
+    "default_route_tun": Scenario(
+        _config(lan={"interfaces": ["lan0"]}, inbound=_ALL_TUN)
+        | {"tun": {"capture": "default-route"}}
     ),
     "lan_redirect": Scenario(_config(inbound={"tcp": "redirect"})),
     "lan_open": Scenario(_config(inbound={"on_failure": "open"})),

@@ -174,7 +174,7 @@ def test_a_device_without_arp_needs_no_gateway() -> None:
 
 def test_host_route_follows_the_best_default_that_has_a_gateway() -> None:
     (way,) = ways(route="host_route")
-    closed = "ip -4 route add unreachable 198.51.100.5/32 dev lo table 254 proto 0x67 metric 8888"
+    closed = "ip -4 route add unreachable 198.51.100.5/32 table 254 proto 0x67 metric 8888"
     assert lines(way) == [
         (
             "ip -4 route add unicast 198.51.100.5/32 via 203.0.113.1 dev wan0 onlink table 254"

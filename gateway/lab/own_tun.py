@@ -1,0 +1,194 @@
+"""Our own TUN takes traffic by routing: each way, with its loop, and while the network changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+from gateway.lab.capture import Asking, Outcome, Seen, settle, try_all
+from gateway.lab.cells import FAMILIES, SOCKS_PORT, Cell, FamilyNumber, cell, socks
+from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_command
+from gateway.lab.lab import Lab
+from gateway.lab.machine import Machine
+from gateway.lab.namespaces import ip
+from gateway.lab.process import wait_until
+from gateway.lab.storm import NAIVE, end_storm, limit_descriptors, storm
+
+#: The addresses of a renewed lease, and the other router of the WAN.
+_RENEWED: Final = {4: "203.0.113.77", 6: "2001:db8:113::77"}
+_OTHER_ROUTER: Final = {4: "203.0.113.254", 6: "2001:db8:113::fe"}
+#: Fake addresses of which nobody knows the name.
+FAKE: Final = {4: "198.18.7.7", 6: "fd67:6174:6577:617a::7"}
+
+
+def tun_config(lab: Lab, *rules: Mapping[str, Any], **tun: Any) -> dict[str, Any]:
+    """Everything reaches the gateway through its TUN; ``home`` is a SOCKS server."""
+    config = lab.config(*rules, {"to": "direct"}, outbounds={"home": lab.socks("home")})
+    config["inbound"] = {"tcp": "tun", "udp": "tun", "icmp": "tun", "workers": 1}
+    return config | {"tun": tun}
+
+
+class OwnTun:
+    """One lab; ``backend`` as for the gateway."""
+
+    def __init__(self, lab: Lab, backend: str | None = None) -> None:
+        self._lab = lab
+        self._backend = backend
+        self._router = lab.router
+        self._hosts = dict(zip(FAMILIES, lab.topology.targets["web"], strict=True))
+        self._proxied = dict(zip(FAMILIES, lab.topology.targets["mirror"], strict=True))
+        self._own = dict(zip(FAMILIES, lab.router.spec.link("wan").pair, strict=True))
+        self._home = dict(zip(FAMILIES, lab.topology.upstreams["home"].addresses, strict=True))
+
+    # --- the whole default route --------------------------------------------------------------
+
+    def default_route(self) -> Iterator[Cell]:
+        """The ladder around our own TUN: LAN and own traffic, one direct, one through SOCKS."""
+        config = tun_config(
+            self._lab,
+            {"destination": list(self._proxied.values()), "to": "home"},
+            capture="default-route",
+        )
+        yield from self._naive("default-route", config, self._hosts)
+        with self._gateway(config) as gateway:
+            yield from self._both("captured", Outcome.DIRECT, gateway)
+            self._replace_router()
+            yield from self._both("another router", Outcome.DIRECT, gateway)
+            self._renew()
+            yield from self._both("address renewed", Outcome.DIRECT, gateway)
+            for family in FAMILIES:
+                self._router.run(["ip", f"-{family}", "route", "del", "default"])
+            yield from self._direct("default lost", Outcome.REFUSED, gateway)
+            self._default("add")
+            yield from self._both("default back", Outcome.DIRECT, gateway)
+            self._router.run(["ip", "link", "set", "wan0", "down"])
+            yield from self._direct("link down", Outcome.REFUSED, gateway)
+            self._router.run(["ip", "link", "set", "wan0", "up"])
+            ip([f"address add {_RENEWED[6]}/64 dev wan0"], self._router.namespace)
+            self._default("replace")
+            yield from self._both("link up", Outcome.DIRECT, gateway)
+            gateway.kill()
+            yield from self._direct("killed, closed", Outcome.REFUSED, None)
+            self._down(gateway)
+            yield from self._direct("cleaned up", Outcome.DIRECT, None)
+        config["inbound"]["on_failure"] = "open"
+        with self._gateway(config) as gateway:
+            gateway.kill()
+            yield from self._direct("killed, open", Outcome.DIRECT, None)
+            self._down(gateway)
+
+    # --- prefixes and fake addresses -------------------------------------------------------------
+
+    def prefixes(self) -> Iterator[Cell]:
+        """Only what is written down is taken; a server in there is reached past the TUN."""
+        servers = dict(zip(FAMILIES, self._lab.topology.targets["blocked"], strict=True))
+        for family, host in servers.items():
+            command = ["microsocks", "-i", host, "-p", str(SOCKS_PORT), "-b", host]
+            name = f"socks-taken-{family}"
+            self._lab.internet.start_listening(name, command, (host, SOCKS_PORT))
+        config = tun_config(
+            self._lab,
+            *({"destination": host, "to": f"taken{f}"} for f, host in self._proxied.items()),
+            capture="prefixes",
+            prefixes=[*self._proxied.values(), *servers.values()],
+        )
+        config["outbounds"] |= {f"taken{family}": socks(host) for family, host in servers.items()}
+        yield from self._naive("prefixes", config, self._proxied)
+        with self._gateway(config) as gateway:
+            for family in FAMILIES:
+                seen = self._counted(gateway, self._proxied[family], 1)
+                peer = servers[family]
+                yield cell("prefixes", "captured", family, Outcome.DIRECT, seen, peer)
+            for family in FAMILIES:
+                seen = self._counted(gateway, self._hosts[family], 0)
+                peer = self._own[family]
+                yield cell("prefixes", "another host", family, Outcome.DIRECT, seen, peer)
+
+    def _counted(self, gateway: GatewayProcess, host: str, flows: int) -> Seen:
+        """What came of a connection of this machine, which must be so many flows of ours."""
+        before = accepted(gateway)
+        seen = self._ask(self._router, host, Outcome.DIRECT)
+        count = accepted(gateway) - before
+        return seen if count == flows else Seen(Outcome.LOOP, f"{count} flows")
+
+    # --- how ------------------------------------------------------------------------------------
+
+    def _naive(
+        self, technique: str, config: dict[str, Any], host: Mapping[FamilyNumber, str]
+    ) -> Iterator[Cell]:
+        """Unmarked, our own connection comes out of the TUN, and becomes another one, and so on."""
+        for family in FAMILIES:
+            naive = self._lab.start_gateway(config, backend=self._backend, program=NAIVE)
+            limit_descriptors(self._router, naive)
+            with Asking(self._router, host[family]) as asking:
+                asking.connect()
+                wait_until(partial(storm, naive), "the storm")
+            end_storm(self._router, naive)
+            looped = Seen(Outcome.LOOP, "an accept storm")
+            yield cell(technique, "without", family, Outcome.LOOP, looped, "")
+
+    @contextmanager
+    def _gateway(self, config: dict[str, Any]) -> Iterator[GatewayProcess]:
+        gateway = self._lab.start_gateway(config, backend=self._backend)
+        try:
+            yield gateway
+        finally:
+            if gateway.process.alive:
+                gateway.stop()
+
+    def _down(self, gateway: GatewayProcess) -> None:
+        down = gateway_command("down", "--run-dir", str(gateway.run_dir))
+        self._router.run(down, environment=ENVIRONMENT)
+
+    def _both(self, situation: str, expected: Outcome, gateway: GatewayProcess) -> Iterator[Cell]:
+        """A LAN host through SOCKS, and this machine itself, direct."""
+        yield from self._direct(situation, expected, gateway)
+        for family in FAMILIES:
+            desk = self._lab.client("desk")
+            seen = self._ask(desk, self._proxied[family], expected)
+            peer = self._home[family]
+            yield cell("default-route, LAN", situation, family, expected, seen, peer)
+
+    def _direct(
+        self, situation: str, expected: Outcome, gateway: GatewayProcess | None
+    ) -> Iterator[Cell]:
+        for family in FAMILIES:
+            before = accepted(gateway) if gateway else 0
+            seen = self._ask(self._router, self._hosts[family], expected)
+            if gateway and accepted(gateway) - before > 50:
+                seen = Seen(Outcome.LOOP, "more flows than were opened")
+            peer = self._own[family]
+            yield cell("default-route", situation, family, expected, seen, peer)
+
+    @staticmethod
+    def _ask(machine: Machine, host: str, expected: Outcome) -> Seen:
+        return settle(lambda: try_all(machine, {"": host}, None), {"": expected})[""]
+
+    # --- what happens to the uplink ---------------------------------------------------------
+
+    def _replace_router(self) -> None:
+        new = [f"address add {a}/{_length(f)} dev wan0" for f, a in _OTHER_ROUTER.items()]
+        ip(new, self._lab.internet.namespace)
+        self._default("replace")
+
+    def _renew(self) -> None:
+        lines = [f"address del {a}/{_length(f)} dev wan0" for f, a in self._own.items()]
+        lines += [f"address add {a}/{_length(f)} dev wan0" for f, a in _RENEWED.items()]
+        ip(lines, self._router.namespace)
+        self._default("replace")
+        self._own = {4: _RENEWED[4], 6: _RENEWED[6]}
+
+    def _default(self, verb: str) -> None:
+        lines = (f"route {verb} default via {a} dev wan0" for a in _OTHER_ROUTER.values())
+        ip(lines, self._router.namespace)
+
+
+def accepted(gateway: GatewayProcess) -> int:
+    """TCP flows so far."""
+    return gateway.counters().get("flows_accepted", 0)
+
+
+def _length(family: int) -> int:
+    return 24 if family == 4 else 64

@@ -1,0 +1,140 @@
+"""Our TUN takes traffic by routing: the matrix of ``gateway lab loops``, and what is not taken."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from datagrams import ask, talking
+from test_strategies import tried
+from traffic import (
+    FAMILIES,
+    address,
+    curl,
+    dial,
+    listen,
+    peer_seen,
+    reset_flow,
+    running,
+    target,
+    targets,
+    url,
+)
+
+from gateway.lab.lab import Lab
+from gateway.lab.own_tun import FAKE, OwnTun, accepted, tun_config
+
+BOTH = {"default-route", "default-route, LAN"}
+OWN = {"default-route"}
+
+
+def test_the_default_route(lab: Lab, backend: str) -> None:
+    """LAN and own traffic, while the uplink changes, fails, and the gateway is killed."""
+    assert tried(list(OwnTun(lab, backend).default_route())) == {
+        "without": OWN,
+        "captured": BOTH,
+        "another router": BOTH,
+        "address renewed": BOTH,
+        "default lost": OWN,
+        "default back": BOTH,
+        "link down": OWN,
+        "link up": BOTH,
+        "killed, closed": OWN,
+        "cleaned up": OWN,
+        "killed, open": OWN,
+    }
+
+
+def test_prefixes(lab: Lab) -> None:
+    """What is written down is taken, and nothing else; a server in there is no loop."""
+    ways = {"prefixes"}
+    assert tried(list(OwnTun(lab).prefixes())) == dict.fromkeys(
+        ["without", "captured", "another host"], ways
+    )
+
+
+def test_answers_to_what_came_from_outside_leave_as_it_came(module_lab: Lab, backend: str) -> None:
+    """A server on this machine, and one in the LAN, are reached from the internet."""
+    lab, internet = module_lab, module_lab.internet
+    with running(lab, tun_config(lab, capture="default-route"), backend=backend) as gateway:
+        for machine, family in product((lab.router, lab.client("desk")), FAMILIES):
+            # By an address of the internet that is nobody's neighbour.
+            host, far = address(machine, family), target(lab, family)
+            with (
+                listen(machine, host, 8080) as server,
+                dial(internet, host, 8080, source=far) as sock,
+            ):
+                conversation, peer = server.accept()
+                with conversation:
+                    assert peer[0] == far
+                    conversation.sendall(b"x")
+                    assert sock.recv(1) == b"x"
+        assert accepted(gateway) == 0
+
+
+def test_strict_validation_of_sources(module_lab: Lab) -> None:
+    """Answers to marked packets come by an uplink that nobody else's packets would take."""
+    lab = module_lab
+    keys = ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.wan0.rp_filter")
+    before = [lab.router.sysctl(key) for key in keys]
+    try:
+        for key in keys:
+            lab.router.sysctl(key, "1")
+        with running(lab, tun_config(lab, capture="default-route")):
+            done = curl(lab.client("desk"), url(target(lab, 4), "/whoami"))
+            assert done.returncode == 0, done.stderr
+    finally:
+        for key, value in zip(keys, before, strict=True):
+            lab.router.sysctl(key, value)
+
+
+def test_fake_addresses(module_lab: Lab) -> None:
+    """By the name that a client says a flow goes on; without one it is refused, and counted."""
+    lab, desk = module_lab, module_lab.client("desk")
+    config = tun_config(lab, {"destination": list(FAKE.values()), "to": "home"}, capture="fake-ip")
+    config["sniff"] = {"override": "target", "timeout": 0.2}
+    with running(lab, config) as gateway:
+        for family, fake in FAKE.items():
+            host = f"[{fake}]" if family == 6 else fake
+            told = ["--resolve", f"web.lab.example:80:{host}"]
+            done = curl(desk, "http://web.lab.example/whoami", *told)
+            assert done.returncode == 0, done.stderr
+            flow = reset_flow(gateway, desk, fake)
+            assert flow["close_reason"] == "fake-address"
+            with talking(desk, fake) as sock, pytest.raises(ConnectionRefusedError):
+                ask(sock)
+        counters = gateway.counters()
+        assert (counters["closed_fake-address"], counters["udp_closed_fake-address"]) == (2, 2)
+        for host in targets(lab, "web"):
+            peer_seen(desk, host)
+        assert accepted(gateway) == counters["flows_accepted"], "what is real is not taken"
+
+
+def test_halves_of_the_main_table(module_lab: Lab) -> None:
+    """Where the mark leads into the device, an outbound that has nothing else is refused."""
+    lab = module_lab
+    ways = {
+        "marked": {"type": "direct"},
+        "bound": {"type": "direct", "interface": "wan0"},
+        "from": {"type": "direct", "interface": "wan0", "route": "source"},
+    }
+    hosts = dict(zip(ways, ("web", "mirror", "blocked"), strict=True))
+    rules = [{"destination": targets(lab, host), "to": way} for way, host in hosts.items()]
+    config = tun_config(lab, *rules, capture="default-route", strategy="split_default")
+    config["outbounds"] = ways
+    config["inbound"]["on_failure"] = "open"
+    with running(lab, config) as gateway:
+        for family in FAMILIES:
+            for way in ("bound", "from"):
+                peer = peer_seen(lab.client("desk"), target(lab, family, hosts[way]))
+                assert peer == address(lab.router, family, "wan")
+            flow = reset_flow(gateway, lab.client("desk"), target(lab, family))
+            assert "split_default has taken" in flow["detail"]
+
+
+def test_a_pool_that_somebody_uses_is_refused(lab: Lab) -> None:
+    """At the start, with the link that has it."""
+    lab.router.run(["ip", "address", "add", "198.18.0.1/24", "dev", "wan0"])
+    gateway = lab.start_gateway(tun_config(lab, capture="fake-ip"), wait=False)
+    assert gateway.process.wait() == 1
+    assert "198.18.0.0/24 of wan0" in "\n".join(gateway.log)
