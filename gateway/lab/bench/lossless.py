@@ -42,7 +42,7 @@ def scenarios(peers: tuple[str, ...]) -> tuple[Scenario, Scenario]:
             part,
             (
                 Metric("part_rate", f"{part}: offered", "1000/s", "more"),
-                Metric("part_lost", f"{part}: lost", "%", "less"),
+                Metric("part_arrived", f"{part}: arrived", "%", "more"),
             ),
             partial(_measure_part, found, peers),
         ),
@@ -63,7 +63,7 @@ def _measure_part(
     if not rates:
         raise LabError("no peer's highest rate is known", "measure that scenario with it")
     offered, lost = _offer(rig, PART * max(rates), sizes.seconds)
-    return {"part_rate": offered / 1e3, "part_lost": 100 * lost}
+    return {"part_rate": offered / 1e3, "part_arrived": 100 * (1 - lost)}
 
 
 def _highest(rig: Rig, seconds: float) -> float:

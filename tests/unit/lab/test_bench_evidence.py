@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 README = ROOT / "README.md"
 EVIDENCE = ROOT / "tests" / "evidence"
 
-SUITES = ("tcp", "latency", "direct", "idle")
+SUITES = ("tcp", "latency", "direct", "udp", "idle")
 
 
 def compare(name: str, made: str, request: pytest.FixtureRequest) -> None:
@@ -52,7 +52,7 @@ def test_every_picture_is_there() -> None:
     """Those that the README shows."""
     text = README.read_text()
     shown = [name for name in (*SUITES, "soak") if f"(tests/evidence/{name}.svg)" in text]
-    assert {"tcp", "soak"} <= set(shown)
+    assert {"tcp", "udp", "soak"} <= set(shown)
     for name in shown:
         ElementTree.parse(EVIDENCE / f"{name}.svg")
 
