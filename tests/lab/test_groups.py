@@ -348,6 +348,8 @@ def test_direct_is_the_last_resort_only_where_it_is_written(
 
 def test_explain_and_plan_name_the_group(module_lab: Lab, troubled: GatewayProcess) -> None:
     lab = module_lab
+    assert way(lab) == "home"
+    wait_takes(troubled, "denied", "home")
     client, host = address(lab.client("desk"), 4), target(lab, 4)
     run_dir = str(troubled.run_dir)
     told = command(

@@ -6,6 +6,8 @@ import asyncio
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,16 @@ from hypothesis import strategies as st
 from gateway.assembly import Assembly
 from gateway.config.document import compose
 from gateway.config.load import Loaded
+from gateway.config.outbounds import BUILT_IN, SelectGroup
 from gateway.config.schema import Config
+from gateway.groups.standing import Standing
 from gateway.kernel.guard import Finding, Outcome
 from gateway.plan.build import build_plan
 from gateway.plan.egress import Egress
 from gateway.plan.host import HostFacts
 from gateway.plan.model import Backend
 from gateway.policy.compile import compile_policy
+from gateway.policy.rule import CompiledRule
 from gateway.rulesets.store import RuleSetStore
 from gateway.wiring import blueprint
 from gateway.worker import END, pack, read
@@ -113,6 +118,44 @@ def test_connections_are_kept_ready_unless_it_is_turned_off(
     made = assembly(**home)
     found = Finding(Egress("home", "203.0.113.5", made.marks.bypass), Outcome.CLEAR, "")
     assert blueprint(made, [found]).outbounds["home"].keywords["warm"] is warm
+
+
+def test_members_are_made_ready_for_what_rules_send_to_their_group() -> None:
+    made = assembly()
+    found = [Finding(Egress("home", "203.0.113.5", made.marks.bypass), Outcome.CLEAR, "")]
+    config = made.config.model_copy(
+        update={"rules": tuple(rule for rule in made.config.rules if rule.to != "home")}
+    )
+    by_group_alone = replace(made, config=config, written=made.written.rewritten(_without_home))
+    for each in (made, by_group_alone):
+        plan = blueprint(each, found)
+        assert plan.outbounds["home"].keywords["warm_udp"] is True
+        assert plan.outbounds.keys() == {*BUILT_IN, "home", "no", "vpn"}
+        assert plan.groups == {"auto": Standing(("home", "vpn"))}
+
+
+def _without_home(rules: Iterable[CompiledRule]) -> list[CompiledRule]:
+    last = CompiledRule(index=9, text="", outbound="no")
+    return [*(rule for rule in rules if rule.outbound != "home"), last]
+
+
+def test_a_packet_queue_diverts_what_goes_to_a_group() -> None:
+    made = assembly()
+    outbounds = {
+        **made.config.outbounds,
+        "plain": SelectGroup(type="select", members=("direct",)),
+        "none": SelectGroup(type="select", members=("no",)),
+    }
+    inbound = made.config.inbound.model_copy(update={"classify": "nfqueue"})
+    config = made.config.model_copy(update={"outbounds": outbounds, "inbound": inbound})
+    judgement = blueprint(replace(made, config=config), []).judgement
+    assert judgement is not None
+    answers, marks = judgement.answers, made.marks
+    assert [answers[name] for name in ("auto", "plain", "none")] == [
+        marks.divert,
+        marks.direct,
+        marks.refuse,
+    ]
 
 
 class Talk:
