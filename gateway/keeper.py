@@ -155,7 +155,7 @@ def _note(tried: Tried, before: Health, health: Health) -> None:
     if health.up is False and before.up is not False:
         log.warning(
             "a member of a group is down",
-            extra=logs.fields(outbound=tried.outbound, url=tried.url, reason=health.failure),
+            extra=logs.fields(outbound=tried.outbound, reason=health.failure),
         )
     elif health.up and before.up is False:
         log.warning("a member of a group is up again", extra=logs.fields(outbound=tried.outbound))
