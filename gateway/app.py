@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -27,7 +27,7 @@ from gateway.assembly import (
 from gateway.blueprint import GUARDED, Blueprint, Safety
 from gateway.changes import changes
 from gateway.control.api import ControlServer
-from gateway.control.health import outbounds_health, summary
+from gateway.control.health import outbounds_health, summary, warn_of_lookups, warn_of_refused
 from gateway.control.lock import run_lock
 from gateway.control.running import (
     FlowRecord,
@@ -36,7 +36,7 @@ from gateway.control.running import (
     ReloadReport,
 )
 from gateway.dataplane import require_free
-from gateway.errands import connector
+from gateway.errands import connector, fetch_lists
 from gateway.errors import GatewayError
 from gateway.explain.answer import Explanation, explain, question
 from gateway.explain.shadow import ShadowReport, shadow
@@ -49,10 +49,8 @@ from gateway.kernel.tun_keeper import TunKeeper
 from gateway.kernel.watch import watch
 from gateway.pauses import shorten_pauses
 from gateway.plan.diff import diff
-from gateway.plan.lookups import Lookup
 from gateway.plan.render import render
 from gateway.rulesets.fetch import Connect
-from gateway.rulesets.store import RuleSetStore
 from gateway.rulesets.updates import Updates, fetched_sets
 from gateway.version import VERSION
 from gateway.wiring import blueprint
@@ -117,7 +115,7 @@ class Gateway:
             require_loop_free(self._found)
             require_apart(self._assembly)
             logs.configure(self._assembly.config.log.level, self._assembly.config.log.format)
-            _warn_of(self._assembly.lookups)
+            warn_of_lookups(self._assembly.lookups)
             limits.raise_descriptor_limit()
             async with self._device(), self._data_plane(), self._control(), self._kernel_state():
                 await self._serve()
@@ -264,34 +262,11 @@ class Gateway:
         log.info("rule sets changed", extra=logs.fields(sets=",".join(changed)))
 
     async def _fetch_lists(self) -> None:
-        store = self._assembly.store
-        due = await asyncio.to_thread(self._updates.due, store)
-        await asyncio.gather(*(self._fetch_list(name, store) for name in due))
-
-    async def _fetch_list(self, name: str, store: RuleSetStore) -> None:
-        connect = self._connector(fetched_sets(store)[name].via)
-        try:
-            changed = await self._updates.update(name, store, connect)
-        except GatewayError as error:
-            log.warning(
-                "rule set %s was not fetched: %s", name, error, extra=logs.fields(hint=error.hint)
-            )
-        else:
-            log.info("rule set %s %s", name, "fetched" if changed else "has not changed")
+        await fetch_lists(self._updates, self._assembly.store, self._connector)
 
     async def _put_in_force(self, fresh: Assembly, found: tuple[Finding, ...]) -> None:
-        for finding in found:
-            if not finding.ok and finding not in self._found:
-                log.error(
-                    "outbound cannot be used: its flows are refused",
-                    extra=logs.fields(
-                        outbound=finding.egress.outbound,
-                        reason=finding.reason,
-                        route=finding.route,
-                        hint=finding.hint,
-                    ),
-                )
-        _warn_of(set(fresh.lookups) - set(self._assembly.lookups))
+        warn_of_refused(each for each in found if each not in self._found)
+        warn_of_lookups(set(fresh.lookups) - set(self._assembly.lookups))
         self._assembly, self._found = fresh, found
         await self._plane.adopt(self._blueprint(fresh, found))
         await self._keeper.tell(self._plane, fresh.config)
@@ -419,9 +394,3 @@ class Gateway:
             outbounds=outbounds_health(self._assembly, self._found),
             without_udp=tuple(sorted(self._assembly.unable)),
         )
-
-
-def _warn_of(lookups: Iterable[Lookup]) -> None:
-    for lookup in lookups:
-        said = logs.fields(hint=lookup.hint)
-        log.warning("outbound %s: %s", lookup.outbound, lookup.reason, extra=said)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
+from gateway import logs
 from gateway.assembly import Assembly
 from gateway.control.running import OutboundHealth
 from gateway.kernel.guard import Finding
+from gateway.plan.lookups import Lookup
+
+log = logging.getLogger(__name__)
 
 
 def outbounds_health(assembly: Assembly, found: Iterable[Finding]) -> tuple[OutboundHealth, ...]:
@@ -37,3 +42,25 @@ def summary(assembly: Assembly) -> dict[str, object]:
         "workers": assembly.workers,
         "on_failure": config.inbound.on_failure,
     }
+
+
+def warn_of_refused(found: Iterable[Finding]) -> None:
+    """Say of each way out that must not be gone why not."""
+    for finding in found:
+        if not finding.ok:
+            log.error(
+                "outbound cannot be used: its flows are refused",
+                extra=logs.fields(
+                    outbound=finding.egress.outbound,
+                    reason=finding.reason,
+                    route=finding.route,
+                    hint=finding.hint,
+                ),
+            )
+
+
+def warn_of_lookups(lookups: Iterable[Lookup]) -> None:
+    """Say whose server is looked up by the very way that needs it."""
+    for lookup in lookups:
+        said = logs.fields(hint=lookup.hint)
+        log.warning("outbound %s: %s", lookup.outbound, lookup.reason, extra=said)
