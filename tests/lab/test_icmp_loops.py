@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
-from test_icmp import ping, received
+from test_icmp import ping, received, rise
 from traffic import FAMILIES, running, target
 
+from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.process import wait_until
 from gateway.lab.storm import NAIVE
@@ -44,14 +46,15 @@ def test_this_machines_own_pings(lab: Lab) -> None:
 def test_what_goes_round_ends(lab: Lab) -> None:
     """Without the mark every request comes back: until its hops are spent, or it is known."""
     for program, bound in ((NAIVE, HOP_LIMIT), ((*NAIVE, "--detect-loops"), 2)):
-        for family in FAMILIES:
-            with running(lab, config(lab), program=program) as gateway:
+        ended = f"tun_dropped_icmp_{'loop' if bound == 2 else 'expired'}"
+        with running(lab, config(lab), program=program) as gateway:
+            for number, family in enumerate(FAMILIES, 1):
+                before = gateway.counters()
                 text = ping(lab.client("desk"), target(lab, family), "-W", "1")
                 assert received(text) == 0
-                requests = gateway.counters()["icmp_echo_requests"]
-                assert bound // 2 < requests <= bound
-                ended = "loop" if bound == 2 else "expired"
-                wait_until(
-                    lambda: gateway.counters().get(f"tun_dropped_icmp_{ended}") == 1,  # noqa: B023
-                    "the last of them to be counted",
-                )
+                wait_until(partial(_reached, gateway, ended, number), "its end to be counted")
+                assert bound // 2 < rise(gateway, "icmp_echo_requests", before) <= bound
+
+
+def _reached(gateway: GatewayProcess, name: str, count: int) -> bool:
+    return gateway.counters().get(name) == count
