@@ -18,7 +18,7 @@ def _changes(old: Config, new: Config) -> Iterator[str]:
     yield from _named("subnet", old.lan.subnets, new.lan.subnets)
     if old.rules != new.rules:
         yield f"rules changed: {len(old.rules)} before, {len(new.rules)} now"
-    for section in ("lan", "inbound", "tun", "timeouts", "sniff", "log"):
+    for section in ("lan", "inbound", "tun", "udp", "icmp", "timeouts", "sniff", "log"):
         before, after = getattr(old, section), getattr(new, section)
         for key in type(after).model_fields:
             if key != "subnets" and getattr(before, key) != getattr(after, key):

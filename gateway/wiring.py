@@ -30,7 +30,6 @@ from gateway.marks import Mark
 from gateway.outbound import direct, reject, socks5
 from gateway.plan.egress import Egress
 from gateway.plan.lookups import needed_names
-from gateway.plan.tun import tunnelled
 from gateway.sniffing import SniffLimits
 from gateway.udp.flow import UdpSettings
 from gateway.wire.socks5 import Credentials
@@ -155,7 +154,7 @@ def _listen_on(assembly: Assembly) -> ListenOn:
 
 
 def _tun(config: Config) -> TunSettings | None:
-    if not tunnelled(config.inbound):
+    if not config.inbound.tunnelled:
         return None
     return TunSettings(config.tun.name, config.tun.mtu, config.tun.ipv4, config.tun.ipv6)
 

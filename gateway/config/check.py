@@ -216,7 +216,7 @@ def _fetched_sets(subject: Subject) -> Iterator[Finding]:
 
 def _tun(subject: Subject) -> Iterator[Finding]:
     tun, lan, inbound = subject.config.tun, subject.config.lan, subject.config.inbound
-    if "tun" not in (inbound.tcp, inbound.udp, inbound.icmp):
+    if not inbound.tunnelled:
         return
     if tun.name in lan.interfaces:
         yield Finding(("tun", "name"), "an interface of the LAN", "choose a name that nobody has")

@@ -30,6 +30,7 @@ from gateway.config.values import (
     Url,
 )
 from gateway.decision import DIRECT
+from gateway.flow import Protocol
 from gateway.marks import DEFAULT_BASE, DEFAULT_TCP_PORT
 
 
@@ -134,6 +135,11 @@ class Inbound(Model):
             " firewall, where it would drop them; `leave` only reports it (gateway doctor)"
         ),
     )
+
+    @property
+    def tunnelled(self) -> tuple[Protocol, ...]:
+        """The protocols that go into the TUN."""
+        return tuple(p for p in Protocol if getattr(self, p) in ("tun", "pretend"))
 
 
 class Timeouts(Model):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from gateway.config.schema import Config, Inbound
+from gateway.config.schema import Config
 from gateway.flow import Protocol
 from gateway.marks import Marks
 from gateway.plan.model import (
@@ -46,14 +46,9 @@ class TunShape:
         return Transport(self.protocols)
 
 
-def tunnelled(inbound: Inbound) -> tuple[Protocol, ...]:
-    """The protocols that go into the TUN."""
-    return tuple(p for p in Protocol if getattr(inbound, p) in ("tun", "pretend"))
-
-
 def tun_shape(config: Config, families: tuple[Family, ...]) -> TunShape | None:
     """None where nothing goes into a TUN."""
-    protocols = tunnelled(config.inbound)
+    protocols = config.inbound.tunnelled
     if not protocols:
         return None
     networks: dict[Family, Network] = {
