@@ -175,10 +175,30 @@ def test_a_choice_that_interrupts_ends_the_flows_of_the_old_member(module_lab: L
 
 
 def test_clients_are_spread_and_stay(module_lab: Lab) -> None:
-    """One member for a client, whatever it asks; the member lost, another takes over."""
+    """One member for a client, whatever it asks; the member lost, another takes over.
+
+    The kids take whom the probes find the fastest of those who answer.
+    """
     lab = module_lab
-    wanted = config(lab, {"to": "all"}, all=group(lab, "load-balance", "home", "work"))
+    wanted = config(
+        lab,
+        {"subnet": "kids", "to": "fast"},
+        {"to": "all"},
+        all=group(lab, "load-balance", "home", "work"),
+        fast=group(lab, "url-test", "spare", "home", "work", tolerance=0),
+    )
     with running(lab, wanted, workers=2) as gateway:
+
+        def measured() -> bool:
+            """Whether ``fast`` has looked at all its members, of which one is not there."""
+            return [each["state"] for each in groups(gateway)["fast"]["members"]] == [
+                "down",
+                "up",
+                "up",
+            ]
+
+        wait_until(measured, "all to be measured")
+        assert {way(lab, family, "kid") for family in FAMILIES} <= {"home", "work"}
         wait_takes(gateway, "all", "home", "work")
         mine = {way(lab, 4) for _ in range(6)}
         assert len(mine) == 1

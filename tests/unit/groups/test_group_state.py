@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.config.groups import ends_of, groups_within, stands_for
 from gateway.config.outbounds import Group
@@ -230,3 +233,37 @@ def test_totals_that_shrink_with_a_worker_that_died_count_from_there() -> None:
     assert due(schedule, 10) == set()
     schedule.heard(LAZY, {"g": 11}, {"home": 2}, 11)
     assert due(schedule, 11) == {"home"}
+
+
+steps = st.lists(
+    st.tuples(
+        st.floats(0, 20),
+        st.integers(0, 2),
+        st.dictionaries(st.sampled_from(["home", "away"]), st.integers(1, 3)),
+        st.sampled_from([WELL, DOWN, replace(DOWN, rises=1)]),
+    ),
+    max_size=40,
+)
+
+
+@given(steps)
+def test_however_flows_fare_a_member_is_probed_by_one_at_a_time_and_not_too_often(steps) -> None:
+    schedule, now, used = Schedule(), 0.0, 0
+    failures: Counter[str] = Counter()
+    running: set[Tried] = set()
+    ended: dict[Tried, float] = {}
+    for wait, flows, failed, health in steps:
+        now += wait
+        used += flows
+        failures.update(failed)
+        schedule.heard(LAZY, {"g": used}, failures, now)
+        for tried, order in schedule.due(LAZY, now):
+            assert tried not in running
+            assert now - ended.get(tried, -APART_S) >= APART_S
+            assert used or failures
+            assert order == orders(LAZY)[tried]
+            running.add(tried)
+        for tried in sorted(running)[: flows + 1]:
+            running.discard(tried)
+            ended[tried] = now
+            schedule.done(tried, orders(LAZY)[tried], health, now, 1.0)
