@@ -99,6 +99,7 @@ class Gateway:
         self._assembly: Assembly
         self._found: tuple[Finding, ...]
         self._plane: Plane
+        self._workers: int
 
     # --- life ------------------------------------------------------------------------------
 
@@ -117,7 +118,7 @@ class Gateway:
             logs.configure(self._assembly.config.log.level, self._assembly.config.log.format)
             warn_of_lookups(self._assembly.lookups)
             limits.raise_descriptor_limit()
-            async with self._device(), self._data_plane(), self._control(), self._kernel_state():
+            async with self._data_plane(), self._control(), self._kernel_state():
                 await self._serve()
 
     async def _serve(self) -> None:
@@ -150,30 +151,33 @@ class Gateway:
                 for task in running:
                     task.cancel()
 
-    @asynccontextmanager
-    async def _device(self) -> AsyncIterator[None]:
-        """The TUN, where there is one: nobody can attach to it, nor route into it, before."""
-        await self._keep_device(blueprint(self._assembly, self._found, self._safety))
-        try:
-            yield
-        finally:
-            self._tun.close()
-
     async def _keep_device(self, plan: Blueprint) -> None:
-        if plan.listen_on.tun is not None:
-            await asyncio.to_thread(self._tun.keep, plan.listen_on.tun)
+        """The TUN, where there is one: nobody can read it, nor route into it, before."""
+        wanted = plan.listen_on.tun
+        if wanted is None:
+            return
+        if await asyncio.to_thread(self._tun.keep, wanted, self._workers):
+            await self._plane.attach(self._tun.queues)
+
+    async def _let_device_go(self) -> None:
+        if self._tun.queues:
+            await self._plane.attach(())
+            self._tun.close()
 
     @asynccontextmanager
     async def _data_plane(self) -> AsyncIterator[None]:
         plan = self._blueprint(self._assembly, self._found)
         require_free(plan.listen_on)
-        self._plane = data_plane(plan, self._assembly.workers)
+        self._workers = self._assembly.workers  # until we end, whatever a reload says
+        self._plane = data_plane(plan, self._workers)
         await self._plane.start()
         try:
+            await self._keep_device(plan)
             await self._plane.listen(plan)
             yield
         finally:
             await self._plane.close()
+            self._tun.close()
             # Not before the clients have heard of the end of what was redirected.
             await asyncio.to_thread(self._applier.forget_redirected)
 
@@ -235,7 +239,7 @@ class Gateway:
         async with self._changing:
             old = self._assembly
             fresh = await asyncio.to_thread(reassemble, old, self._unable)
-            await self._keep_device(blueprint(fresh, self._found, self._safety))
+            await self._keep_device(self._blueprint(fresh, self._found))
             report = await asyncio.to_thread(self._applier.apply, fresh.plan, old.plan)
             if report.steps:
                 log.warning("repaired", extra=logs.fields(steps="; ".join(report.steps)))
@@ -268,7 +272,10 @@ class Gateway:
         warn_of_refused(each for each in found if each not in self._found)
         warn_of_lookups(set(fresh.lookups) - set(self._assembly.lookups))
         self._assembly, self._found = fresh, found
-        await self._plane.adopt(self._blueprint(fresh, found))
+        plan = self._blueprint(fresh, found)
+        await self._plane.adopt(plan)
+        if plan.listen_on.tun is None:
+            await self._let_device_go()
         await self._keeper.tell(self._plane, fresh.config)
 
     def _blueprint(self, assembly: Assembly, found: tuple[Finding, ...]) -> Blueprint:

@@ -22,11 +22,12 @@ from gateway.inbound.tcp import TcpListener, open_listeners, require_free_port
 from gateway.inbound.udp import UdpListener, open_udp_listeners, require_free_udp_port
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import SocketFactory
+from gateway.kernel.tun import TunDevice
 from gateway.outbound.base import Outbound
 from gateway.outbound.board import Board, GroupReport
 from gateway.outbound.group import GroupOutbound
 from gateway.relay.tcp import Mover
-from gateway.tunnel import Tunnel
+from gateway.tunnel import Tunnel, TunQueue
 from gateway.udp.dispatcher import Datagrams
 from gateway.udp.flow import UdpFlow, UdpSettings
 
@@ -98,6 +99,22 @@ class DataPlane:
         self._classifiers: dict[int, Classifier] = {}  # by the number of their queue
         self._listeners: dict[_ListenerKey, tuple[TcpListener | UdpListener, ...]] = {}
         self._tunnel: Tunnel | None = None
+        self._queue: TunQueue | None = None  # the tunnel's, where there is one
+
+    def attach(self, fd: int, queues: int) -> None:
+        """Read this queue of the TUN, one of so many; ``fd`` is ours from here on.
+
+        Of a device that was made in the place of another, flows go on.
+        """
+        self._leave_queue()
+        self._queue = TunQueue(TunDevice(fd), self._index, queues)
+        if self._tunnel is not None:
+            self._tunnel.replace(self._queue.device)
+
+    def _leave_queue(self) -> None:
+        if self._tunnel is None and self._queue is not None:
+            self._queue.device.close()
+        self._queue = None
 
     def listen(self, plan: Blueprint) -> None:
         """Have the listeners of this blueprint, beside those that are there.
@@ -114,7 +131,7 @@ class DataPlane:
         for key in _listeners(where):
             if key not in self._listeners:
                 self._listeners[key] = self._open_listeners(key)
-        if where.tun is not None and self._tunnel is None and self._index == 0:
+        if where.tun is not None and self._tunnel is None and self._queue is not None:
             self._tunnel = Tunnel(
                 self._reactor,
                 plan,
@@ -122,6 +139,7 @@ class DataPlane:
                 self._datagrams,
                 self._ended,
                 self._echo_ids,
+                self._queue,
             )
             self._choose_face(plan)
 
@@ -144,12 +162,17 @@ class DataPlane:
         if self._tunnel is None:
             return
         if plan.listen_on.tun is None:
-            self._tunnel.close()
-            self._tunnel = None
+            self._close_tunnel()
         else:
-            self._tunnel.recover()
             self._tunnel.adopt(plan, self._dispatcher.routing)
         self._choose_face(plan)
+
+    def _close_tunnel(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.close()
+        else:
+            self._leave_queue()
+        self._tunnel = self._queue = None
 
     def _choose_face(self, plan: Blueprint) -> None:
         by_tun = self._tunnel if plan.listen_on.udp_by_tun else None
@@ -164,9 +187,7 @@ class DataPlane:
         for classifier in self._classifiers.values():
             classifier.close()
         self._classifiers.clear()
-        if self._tunnel is not None:
-            self._tunnel.close()
-            self._tunnel = None
+        self._close_tunnel()
         for _, outbound in self._made.values():
             outbound.close()
 
@@ -312,8 +333,7 @@ class DataPlane:
         for classifier in self._classifiers.values():
             classifier.close()
         self._dispatcher.close_all()
-        if self._tunnel is not None:
-            self._tunnel.close()
+        self._close_tunnel()
         self._datagrams.close_all()
         for _, outbound in self._made.values():
             outbound.close()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from socket import SocketType
+from typing import NamedTuple
 
-from gateway.blueprint import Blueprint
+from gateway.blueprint import Blueprint, ListenOn
 from gateway.dispatch import Dispatcher, Routing
 from gateway.icmp.flow import EchoFlow
 from gateway.inbound.tcp import TcpListener, open_all
 from gateway.inbound.tun import TunReader, TunWriter
+from gateway.inbound.tun_nat import numbers_of
 from gateway.inbound.tun_tcp import TunTcp
 from gateway.kernel.reactor import Reactor
+from gateway.kernel.sockets import local_endpoint
 from gateway.kernel.tun import TunDevice, TunSettings
 from gateway.tunnelled import Tunnelled
 from gateway.udp.dispatcher import Datagrams
@@ -21,11 +25,19 @@ from gateway.wire.ip import TCP
 IDLE_S = 2 * 7 * 86400.0
 
 
-class Tunnel:
-    """The TUN of one data plane: one alone reads the device, whatever workers there are.
+class TunQueue(NamedTuple):
+    """A queue of the device, and which it is of how many."""
 
-    A flow's packets would reach several queues, and so several processes: the kernel
-    spreads them by a hash of addresses, which translation changes.
+    device: TunDevice
+    number: int
+    queues: int
+
+
+class Tunnel:
+    """The TUN of one data plane: its queue of the device, of which it reads all of a flow.
+
+    Each has listeners of its own, on ports that the kernel chooses: what one of them accepts,
+    no other could tell from where it came.
     """
 
     def __init__(
@@ -36,14 +48,14 @@ class Tunnel:
         datagrams: Datagrams,
         on_closed: Callable[[EchoFlow], None],
         flow_ids: tuple[int, int],
+        queue: TunQueue,
     ) -> None:
-        """Raises ``CapabilityError`` where the device or its listeners cannot be had."""
+        """Raises ``CapabilityError`` where its listeners cannot be had."""
         where = plan.listen_on
         assert where.tun is not None
         self.settings: TunSettings = where.tun
         self._counted: Counter[str] = Counter()
-        device = TunDevice(where.tun.name)
-        writer = TunWriter(device, self._counted)
+        writer = TunWriter(queue.device, self._counted)
         self._tunnelled = tunnelled = Tunnelled(
             reactor, plan, where.tun, writer, streams.routing, datagrams, on_closed, flow_ids
         )
@@ -51,18 +63,20 @@ class Tunnel:
         self.face = tunnelled.face
         handlers = dict(tunnelled.handlers)
         self._listeners: tuple[TcpListener, ...] = ()
+        interfaces = (where.tun.ipv4, where.tun.ipv6)
+        socks = _open_listeners(where)
+        ports = [local_endpoint(sock).port for sock in socks]
         tcp = TunTcp(
-            (where.tun.ipv4, where.tun.ipv6), where.port, writer, self._counted, idle_s=IDLE_S
+            interfaces,
+            (ports[0], ports[-1]) if ports else (0, 0),
+            numbers_of(queue.number, queue.queues),
+            writer,
+            self._counted,
+            idle_s=IDLE_S,
         )
-        try:
-            if where.mode == "tun":
-                handlers[TCP] = tcp
-                hosts = [str(where.tun.ipv4.ip), *([str(where.tun.ipv6.ip)] if where.ipv6 else [])]
-                socks = open_all(hosts, where.port, transparent=False, congestion=where.congestion)
-                self._listeners = tuple(TcpListener(reactor, sock, tcp, streams) for sock in socks)
-        except BaseException:
-            device.close()
-            raise
+        if socks:
+            handlers[TCP] = tcp
+            self._listeners = tuple(TcpListener(reactor, sock, tcp, streams) for sock in socks)
         self._reader = TunReader(
             reactor, writer, handlers, tcp, self._counted, tunnelled.others, tunnelled.flush
         )
@@ -76,10 +90,9 @@ class Tunnel:
         """Go on by another blueprint."""
         self._tunnelled.adopt(plan, routing)
 
-    def recover(self) -> None:
-        """Where the device was removed and made again: go on with the new one, and all flows."""
-        if self._reader.lost:
-            self._reader.replace(TunDevice(self.settings.name))
+    def replace(self, device: TunDevice) -> None:
+        """Go on with this queue, and all flows: the device was removed, and made again."""
+        self._reader.replace(device)
 
     def expire(self, now: float) -> None:
         """Forget what has been quiet for too long. ``now``: ``time.monotonic``."""
@@ -90,3 +103,11 @@ class Tunnel:
         for listener in self._listeners:
             listener.close()
         self._reader.close()
+
+
+def _open_listeners(where: ListenOn) -> list[SocketType]:
+    """Those of TCP in the device, of IPv4 and then IPv6; none where it takes another way."""
+    if where.mode != "tun" or where.tun is None:
+        return []
+    hosts = [str(where.tun.ipv4.ip), *([str(where.tun.ipv6.ip)] if where.ipv6 else [])]
+    return open_all(hosts, 0, transparent=False, shared=False, congestion=where.congestion)

@@ -19,6 +19,7 @@ from gateway import logs
 from gateway.blueprint import Blueprint
 from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError
+from gateway.kernel.handover import Handover
 from gateway.kernel.privilege import keep_only
 from gateway.pauses import shorten_pauses
 
@@ -46,7 +47,7 @@ def pack(message: object) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-async def _serve(first_id: int, step: int, index: int) -> None:
+async def _serve(first_id: int, step: int, index: int, handover: int) -> None:
     loop = asyncio.get_running_loop()
     requests = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
@@ -54,12 +55,15 @@ async def _serve(first_id: int, step: int, index: int) -> None:
     blueprint: Blueprint = await read(requests)
     keep_only(blueprint.capabilities)
     logs.configure(blueprint.log_level, blueprint.log_format)
+    given = Handover.inherited(handover)
     plane = DataPlane(blueprint, first_id, step, index)
     timing = asyncio.create_task(plane.time_flows(), name="time-outs")
     shorten_pauses()
     try:
         while True:
             method, arguments = await read(requests)
+            if method == "attach":
+                arguments = (given.take(), *arguments)
             answer = _answer(plane, method, arguments)
             if isinstance(answer, Iterator):
                 for part in answer:
@@ -72,6 +76,7 @@ async def _serve(first_id: int, step: int, index: int) -> None:
     finally:
         timing.cancel()
         plane.close()
+        given.close()
 
 
 def _answer(plane: DataPlane, method: str, arguments: tuple[Any, ...]) -> object:
@@ -82,12 +87,12 @@ def _answer(plane: DataPlane, method: str, arguments: tuple[Any, ...]) -> object
 
 
 def main() -> None:
-    """Entry point: ``python -m gateway.worker FIRST_ID STEP INDEX``."""
+    """Entry point: ``python -m gateway.worker FIRST_ID STEP INDEX HANDOVER``."""
     # The parent decides when it is over: a terminal's Ctrl-C and a service manager's SIGTERM
     # reach every process of the group.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    asyncio.run(_serve(*map(int, sys.argv[1:4])))
+    asyncio.run(_serve(*map(int, sys.argv[1:5])))
 
 
 if __name__ == "__main__":

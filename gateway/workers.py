@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
@@ -24,6 +24,7 @@ from gateway.control.running import FlowRecord
 from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError
 from gateway.groups.standing import Standing
+from gateway.kernel.handover import Handover
 from gateway.outbound.board import GroupReport
 from gateway.worker import END, pack, read
 
@@ -44,6 +45,9 @@ class Plane(Protocol):
 
     async def start(self) -> None:
         """Be there; not listening yet."""
+
+    async def attach(self, queues: Sequence[int]) -> None:
+        """Read these queues of the TUN, from now on and instead of others."""
 
     async def listen(self, plan: Blueprint) -> None:
         """Listen as the blueprint says, beside what is listened to. Raises ``GatewayError``."""
@@ -84,6 +88,11 @@ class InProcess:
 
     async def start(self) -> None:
         """It is there."""
+
+    async def attach(self, queues: Sequence[int]) -> None:
+        """See ``DataPlane.attach``."""
+        if queues:
+            self._plane.attach(os.dup(queues[0]), len(queues))
 
     async def listen(self, plan: Blueprint) -> None:
         """See ``DataPlane.listen``."""
@@ -142,8 +151,9 @@ class WorkerLostError(GatewayError):
 class Worker:
     """One worker process and the pipe to it; one question at a time."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, handover: Handover) -> None:
         self.process = process
+        self._handover = handover
         self.counters: Counter[str] = Counter()
         self.live = 0
         self._asking = asyncio.Lock()
@@ -152,16 +162,27 @@ class Worker:
     @classmethod
     async def start(cls, blueprint: Blueprint, first_id: int, step: int, index: int) -> Worker:
         """Start one; it does not listen yet."""
+        ours, theirs = Handover.pair()
+        numbers = map(str, (first_id, step, index, theirs.fileno()))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "gateway.worker", str(first_id), str(step), str(index)),
+            *("-m", "gateway.worker", *numbers),
+            pass_fds=[theirs.fileno()],
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=os.environ,
         )
         assert process.stdin is not None
         process.stdin.write(pack(blueprint))
-        return cls(process)
+        theirs.close()
+        return cls(process, ours)
+
+    async def attach(self, fd: int, queues: int) -> None:
+        """See ``DataPlane.attach``; it is given a copy. Raises ``WorkerLostError``."""
+        async with self._asking:
+            self._handover.give(fd)
+            await self._send("attach", (queues,))
+            await self._receive()
 
     async def ask(self, method: str, *arguments: object) -> Any:
         """Call a method of its data plane. Raises what that raises, or ``WorkerLostError``."""
@@ -226,6 +247,11 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.close()
         await self.process.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Once it has ended."""
+        self._handover.close()
 
 
 async def _those_that_live(asked: Iterable[Awaitable[T]]) -> list[T]:
@@ -245,6 +271,7 @@ class Workers:
         self._replaced: list[Worker] = []  # still listening, until the next ``adopt``
         self._retired: list[Worker] = []  # until their last flow has closed
         self._lives = [0] * count
+        self._queues: tuple[int, ...] = ()
         self._past: Counter[str] = Counter()  # of workers that have ended
         self._closing = False
 
@@ -252,16 +279,25 @@ class Workers:
         """Start them all; none listens yet."""
         self._workers = await self._start_all(self._plan)
 
+    async def attach(self, queues: Sequence[int]) -> None:
+        """Give each worker, and those that take its place, a queue; as far as there are any."""
+        self._queues = tuple(queues)
+        attached = (
+            worker.attach(fd, len(queues))
+            for worker, fd in zip(self._workers, queues, strict=False)
+        )
+        await _those_that_live(attached)
+
     async def listen(self, plan: Blueprint) -> None:
         """Have all listen. Raises what the first that cannot raises."""
         if plan.capabilities <= self._kept:
             await self._tell("listen", plan)
             return
         if self._plan.listen_on.tun is not None:
-            # Two would read the device, each of which knows the flows of one.
+            # A flow's packets would come to one that does not know it.
             missing = ", ".join(sorted(f"CAP_{c.name}" for c in plan.capabilities - self._kept))
             raise GatewayError(
-                f"the worker that reads the TUN device has given up {missing}",
+                f"the workers that read the TUN device have given up {missing}",
                 "restart the gateway",
             )
         wider = replace(self._plan, capabilities=plan.capabilities)
@@ -348,7 +384,10 @@ class Workers:
     async def _start(self, index: int, plan: Blueprint) -> Worker:
         first = 1 + index + self._lives[index] * LIFETIME_IDS
         self._lives[index] += 1
-        return await Worker.start(plan, first, self._count, index)
+        worker = await Worker.start(plan, first, self._count, index)
+        if index < len(self._queues):
+            await worker.attach(self._queues[index], len(self._queues))
+        return worker
 
     async def _keep_alive(self, index: int) -> None:
         while True:
@@ -370,6 +409,7 @@ class Workers:
                 log.warning("%s", error, extra=logs.fields(worker=index, hint=error.hint))
 
     def _count_lost(self, worker: Worker) -> None:
+        worker.forget()
         self._past += worker.counters
         self._past["workers_lost"] += 1
         self._past["flows_lost"] += worker.live

@@ -220,14 +220,24 @@ def open_listeners(
 
 
 def open_all(
-    hosts: Iterable[str], port: int, *, transparent: bool, congestion: str | None
+    hosts: Iterable[str],
+    port: int,
+    *,
+    transparent: bool,
+    shared: bool = True,
+    congestion: str | None,
 ) -> list[SocketType]:
-    """A listening socket on each address, or none: raises ``CapabilityError`` then."""
+    """A listening socket on each address, or none: raises ``CapabilityError`` then.
+
+    With ``port`` 0, on one that the kernel chooses for each. Else as of ``open_listener``.
+    """
     socks: list[SocketType] = []
     try:
         for host in hosts:
             socks.append(  # noqa: PERF401 - those that were opened must be closed
-                open_listener(host, port, transparent=transparent, congestion=congestion)
+                open_listener(
+                    host, port, transparent=transparent, shared=shared, congestion=congestion
+                )
             )
     except CapabilityError:
         for sock in socks:

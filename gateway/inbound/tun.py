@@ -36,6 +36,8 @@ from gateway.wire.martian import martian
 
 #: Packets for one call of the reactor; others get their turn in between.
 BUDGET: Final = 64
+#: At the end, so many times as many at most.
+LAST_ROUNDS: Final = 1024
 
 
 class PacketHandler(Protocol):
@@ -100,10 +102,7 @@ def _nothing() -> None:
 
 
 class TunReader:
-    """One queue of a device, the writer's, in the reactor.
-
-    ``lost``: somebody has removed the device.
-    """
+    """One queue of a device, the writer's, in the reactor."""
 
     def __init__(
         self,
@@ -123,7 +122,6 @@ class TunReader:
         """
         self._reactor = reactor
         self._writer = writer
-        self.lost = False
         self._handlers = handlers
         self._rewriter = rewriter
         self._counters = counters
@@ -139,29 +137,30 @@ class TunReader:
         """Go on with the device that was made in the place of one that was removed."""
         self._reactor.close(self._writer.device)
         self._writer.device = device
-        self.lost = False
         self._reactor.watch(device.fileno(), self)
 
     def on_ready(self, fd: int, events: int) -> None:
         """Take what waits, up to a budget."""
         del events
-        self._drain(fd)
+        if not self._drain(fd):
+            self._reactor.again(fd)
         self._served()
 
-    def _drain(self, fd: int) -> None:
+    def _drain(self, fd: int) -> bool:
+        """False: more may wait."""
         frame, buffers, view = self._frame, self._buffers, self._view
         rewrite, read, write = self._rewriter.rewrite, os.readv, os.write
         for _ in range(BUDGET):
             try:
                 size = read(fd, buffers)
             except BlockingIOError:
-                return
+                return True
             except OSError as error:
-                # EIO: it was taken down; the next event tells that it is up again.
-                self.lost = error.errno == errno.EBADFD
+                # EIO: it was taken down, the next event tells that it is up again. EBADFD:
+                # somebody has removed it, ``replace`` is what comes next.
                 words = errno.errorcode.get(error.errno or 0, "unknown").lower()
                 self._counters[f"tun_read_{words}"] += 1
-                return
+                return True
             if rewrite(frame, size):
                 try:
                     write(fd, view[:size])
@@ -169,7 +168,7 @@ class TunReader:
                     self._writer.refused(error)
             else:
                 self._take(size)
-        self._reactor.again(fd)
+        return False
 
     def abort(self) -> None:
         """Go on: what failed was one packet's fault, and the device must outlive it."""
@@ -183,7 +182,10 @@ class TunReader:
             handler.expire(now)
 
     def close(self) -> None:
-        """Leave the device."""
+        """Leave the device, once those who wait in it have heard of the end of their flows."""
+        for _ in range(LAST_ROUNDS):
+            if self._drain(self._writer.device.fileno()):
+                break
         for handler in set(self._handlers.values()):
             handler.close()
         self._reactor.close(self._writer.device)

@@ -21,6 +21,12 @@ from gateway.wire.ip import FIN, RST, SYN, delta
 #: The numbers; low ports are left to those who filter by them.
 NUMBERS: Final = range(10000, 65536)
 
+
+def numbers_of(queue: int, queues: int) -> range:
+    """The numbers whose packets come to a queue (``gateway.kernel.steering``)."""
+    return NUMBERS[(queue - NUMBERS.start) % queues :: queues]
+
+
 #: The kernel keeps a socket that ended first for 60 s (``TCP_TIMEWAIT_LEN`` of <net/tcp.h>),
 #: and takes a new connection with the same ends for an old one's late packets.
 TIME_WAIT_S: Final = 62.0
@@ -70,25 +76,33 @@ class Rewrite(NamedTuple):
 class NatTable:
     """The flows of one address family.
 
-    ``own`` and ``peer``: addresses as bytes, and ``port`` the listener's. ``known``: by the
-    ends of a packet, what becomes of it. ``most``: flows at most; those go first that nobody
-    has accepted or that are over, then the oldest. ``idle_s``: an accepted flow without packets
-    is forgotten after it; whoever accepted it ends it earlier.
+    ``own`` and ``peer``: addresses as bytes, and ``port`` the listener's. ``numbers``: those
+    that it may give, of ``NUMBERS``. ``known``: by the ends of a packet, what becomes of it.
+    ``most``: flows at most; those go first that nobody has accepted or that are over, then the
+    oldest. ``idle_s``: an accepted flow without packets is forgotten after it; whoever
+    accepted it ends it earlier.
     """
 
     def __init__(
-        self, own: bytes, peer: bytes, port: int, *, most: int = len(NUMBERS), idle_s: float
+        self,
+        own: bytes,
+        peer: bytes,
+        port: int,
+        *,
+        numbers: range = NUMBERS,
+        most: int = len(NUMBERS),
+        idle_s: float,
     ) -> None:
         self._own = own + port.to_bytes(2, "big")
         self._peer = peer
-        self._most = min(most, len(NUMBERS))
+        self._most = min(most, len(numbers))
         self._idle_s = idle_s
         self.known: dict[bytes, Rewrite] = {}
         self.flows: dict[int, NatFlow] = {}
         # Who makes room, in this order; those that the kernel keeps (TIME_WAIT) never do.
         self._passing: dict[int, None] = {}
         self._lasting: dict[int, None] = {}
-        self._fresh = iter(NUMBERS)
+        self._fresh = iter(numbers)
         self._free: deque[int] = deque()
 
     def open(self, ends: bytes, now: float) -> NatFlow | None:

@@ -53,30 +53,33 @@ _LEAST: Final = VNET_BYTES + V4_HEADER + 20
 class TunTcp:
     """Rewrites the TCP packets of a device, of both families.
 
-    A ``PacketHandler``, a ``Rewriter``, and the ``Diversion`` of the listeners on ``port``.
+    A ``PacketHandler``, a ``Rewriter``, and the ``Origin`` of its listeners.
     """
 
     def __init__(
         self,
         interfaces: tuple[IPv4Interface, IPv6Interface],
-        port: int,
+        ports: tuple[int, int],
+        numbers: range,
         writer: TunWriter,
         counters: Counter[str],
         *,
         idle_s: float,
     ) -> None:
-        """``interfaces``: the device's; ``idle_s``: longer than flows may be quiet (seconds)."""
+        """``interfaces`` are the device's, ``ports`` the listeners' there, of both families.
+
+        ``numbers`` are those of flows; ``idle_s``: longer than they may be quiet (seconds).
+        """
         self._writer = writer
         self._counters = counters
-        self._tables: dict[int, NatTable] = {}
-        self._by_peer: dict[str, NatTable] = {}
-        self._own: set[bytes] = set()
-        for interface in interfaces:
-            own, peer = interface.ip, interface.ip + 1
-            table = NatTable(own.packed, peer.packed, port, idle_s=idle_s)
-            self._tables[interface.version] = self._by_peer[str(peer)] = table
-            self._own |= {own.packed, peer.packed}
-        self._v4, self._v6 = self._tables[4], self._tables[6]
+        owns = [interface.ip for interface in interfaces]
+        self._own = {packed for own in owns for packed in (own.packed, (own + 1).packed)}
+        self._v4, self._v6 = (
+            NatTable(own.packed, (own + 1).packed, port, numbers=numbers, idle_s=idle_s)
+            for own, port in zip(owns, ports, strict=True)
+        )
+        self._tables = {4: self._v4, 6: self._v6}
+        self._by_peer = {str(own + 1): self._tables[own.version] for own in owns}
         self._known_v4, self._known_v6 = self._v4.known, self._v6.known
 
     def rewrite(self, frame: bytearray, size: int) -> bool:

@@ -1,6 +1,9 @@
-"""The TUN device: read and written by packets (tun(4) of the kernel's docs).
+"""The TUN device: made, addressed, and read and written by packets (tun(4) of the kernel's docs).
 
-Source: Documentation/networking/tuntap.rst, <linux/if_tun.h>, drivers/net/tun.c.
+Source: Documentation/networking/tuntap.rst, <linux/if_tun.h>, drivers/net/tun.c. The device
+lives as long as somebody has it open: it is not persistent, so that nothing is left of it
+after a crash. Who made it (``gateway.kernel.tun_keeper``) keeps its queues, too, and gives
+copies to those who read them: one that ends leaves its queue in its place.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ _OFFLOADS: Final = (CSUM | TSO4 | TSO6 | USO4 | USO6, CSUM | TSO4 | TSO6, 0)
 #: A super-packet and its vnet header.
 FRAME_BYTES: Final = 65535 + 40 + 10
 
-REQUEST: Final = struct.Struct("16sH22x")
+_REQUEST: Final = struct.Struct("16sH22x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,48 +54,45 @@ class TunSettings:
 
 
 class TunDevice:
-    """One queue of a device, attached: each ``read`` and ``write`` is a packet (a *frame*).
+    """One queue of a device: each ``read`` and ``write`` of it is a packet (a *frame*).
 
     A frame begins with the vnet header (``gateway.wire.ip.Vnet``). ``offloads``: what the
     kernel may leave undone in what it hands over, TUN_F_*.
     """
 
-    def __init__(self, name: str) -> None:
-        """Attach to the device of that name, made where it is not there.
-
-        Raises ``CapabilityError`` where the kernel refuses.
-        """
-        self.name = name
-        self._fd = open_device(name)
-        self.offloads = set_offloads(self._fd)
+    def __init__(self, fd: int) -> None:
+        """``fd``: a queue of ``TunKeeper``'s, ours from here on."""
+        self._fd = fd
+        self.offloads = _set_offloads(fd)
 
     def fileno(self) -> int:
         """The descriptor, not blocking; -1 once it is closed."""
         return self._fd
 
     def close(self) -> None:
-        """Leave the device."""
+        """Leave the queue."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
-def open_device(name: str) -> int:
-    """A queue of the device of that name. Raises ``CapabilityError``."""
+def open_queue(name: str) -> int:
+    """A queue of the device, which is made where it is not there. Raises ``CapabilityError``."""
     try:
         fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise refused(name, error) from error
     try:
-        fcntl.ioctl(fd, TUNSETIFF, REQUEST.pack(name.encode(), _FLAGS))
+        fcntl.ioctl(fd, TUNSETIFF, _REQUEST.pack(name.encode(), _FLAGS))
+        _set_offloads(fd)
     except OSError as error:
         os.close(fd)
         raise refused(name, error) from error
     return fd
 
 
-def set_offloads(fd: int) -> int:
-    """Those that the kernel takes, TUN_F_*. Raises ``OSError``."""
+def _set_offloads(fd: int) -> int:
+    """Have the kernel leave undone what it can, of these sets the first that it takes."""
     for offloads in _OFFLOADS:
         try:
             fcntl.ioctl(fd, TUNSETOFFLOAD, offloads)
@@ -105,7 +105,7 @@ def set_offloads(fd: int) -> int:
 
 
 def refused(name: str, error: OSError) -> CapabilityError:
-    """What an error of the device means, with the cure."""
+    """What the kernel refused a device for, and the cure."""
     what = f"cannot have the TUN device {name}: {error.strerror}"
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return CapabilityError(

@@ -1,14 +1,9 @@
-"""Who makes the TUN device, gives it its addresses, and keeps it.
-
-The device lives as long as somebody has it open: it is not persistent, so that nothing is left
-of it after a crash. Who made it keeps it by a queue that is detached: no packet waits there,
-and those who carry packets attach queues of their own, which takes no privilege then.
-"""
+"""Makes the TUN device, gives it its addresses, and keeps it for those who read it."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import logging
 import os
 import socket
 from dataclasses import replace
@@ -20,74 +15,80 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from gateway.errors import CapabilityError, GatewayError
 from gateway.kernel import sysctl
-from gateway.kernel.tun import REQUEST, TunSettings, open_device, refused, set_offloads
+from gateway.kernel.steering import steer
+from gateway.kernel.tun import TunSettings, open_queue, refused
 
-_TUNSETOWNER: Final = 0x4004_54CC
-_TUNSETQUEUE: Final = 0x4004_54D9
-_IFF_DETACH_QUEUE: Final = 0x0400
-#: IFA_F_NODAD of <linux/if_addr.h>: nobody else is on this link.
-_NODAD: Final = 0x02
+log = logging.getLogger(__name__)
 
 #: How long a device of the same name is waited for to go (seconds).
 PATIENCE_S: Final = 2.0
+#: IFA_F_NODAD of <linux/if_addr.h>: nobody else is on this link.
+_NODAD: Final = 0x02
 
 
 class TunKeeper:
-    """Makes the device, and keeps it while others attach to it and leave it.
+    """Makes the device and all its queues, and keeps them while others read and leave them.
 
     Its methods block: call them from a thread without an event loop.
     """
 
     def __init__(self) -> None:
         self._settings: TunSettings | None = None
-        self._fd = -1
+        self.queues: tuple[int, ...] = ()
 
-    def keep(self, settings: TunSettings) -> None:
+    def keep(self, settings: TunSettings, queues: int) -> bool:
         """Have a device like that; made again where somebody has removed it.
 
-        Raises ``CapabilityError`` where the kernel refuses, ``GatewayError`` where there is
-        another one, which flows are in.
+        It has as many ``queues`` as are wanted, or one where the kernel cannot be told which
+        packets go where. True: those are new. Raises ``CapabilityError`` where the kernel
+        refuses, ``GatewayError`` where there is another device, which flows are in.
         """
         if self._settings is not None and not _exists(self._settings.name):
             self.close()
         if self._settings is None:
-            self._make(settings)
-        elif replace(settings, mtu=self._settings.mtu) != self._settings:
+            self._make(settings, queues)
+            return True
+        if replace(settings, mtu=self._settings.mtu) != self._settings:
             raise GatewayError(
                 "tun.name, tun.ipv4 and tun.ipv6 cannot change while the device is in use",
                 "restart the gateway",
             )
-        elif settings != self._settings:
+        if settings != self._settings:
             _configure(settings)
             self._settings = settings
+        return False
 
     def close(self) -> None:
         """Let go of the device: it goes with the last that has it open."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._settings, self._fd = None, -1
+        for fd in self.queues:
+            os.close(fd)
+        self._settings, self.queues = None, ()
 
-    def _make(self, settings: TunSettings) -> None:
+    def _make(self, settings: TunSettings, queues: int) -> None:
         # Of a gateway that was killed, the workers may not have ended yet.
         patience = monotonic() + PATIENCE_S
         while _exists(settings.name):
             if monotonic() > patience:
                 raise refused(settings.name, OSError(errno.EBUSY, "it exists"))
             sleep(PATIENCE_S / 20)
-        fd = open_device(settings.name)
+        self.queues = (open_queue(settings.name),)
         try:
-            set_offloads(fd)
-            # Whoever has this user's id may attach to it, without CAP_NET_ADMIN.
-            fcntl.ioctl(fd, _TUNSETOWNER, os.geteuid())
-            fcntl.ioctl(fd, _TUNSETQUEUE, REQUEST.pack(b"", _IFF_DETACH_QUEUE))
+            if queues > 1 and _steered(self.queues[0], settings, queues):
+                self.queues += tuple(open_queue(settings.name) for _ in range(queues - 1))
             _configure(settings)
-        except OSError as error:
-            os.close(fd)
-            raise refused(settings.name, error) from error
         except BaseException:
-            os.close(fd)
+            self.close()
             raise
-        self._settings, self._fd = settings, fd
+        self._settings = settings
+
+
+def _steered(fd: int, settings: TunSettings, queues: int) -> bool:
+    try:
+        steer(fd, (settings.ipv4.ip + 1, settings.ipv6.ip + 1), queues)
+    except OSError as error:
+        log.info("one process reads the TUN device: its queues cannot be steered (%s)", error)
+        return False
+    return True
 
 
 def _exists(name: str) -> bool:

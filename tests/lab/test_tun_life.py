@@ -6,10 +6,12 @@ import os
 import re
 import signal
 import socket
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from test_tun import DEVICE, config, download, links
+from test_tun import DEVICE, OWN, config, download, links
 from test_workers import worker_pids
 from traffic import (
     FAMILIES,
@@ -30,7 +32,6 @@ from gateway.errors import GatewayError
 from gateway.lab import http_server, serve
 from gateway.lab.lab import Lab
 from gateway.lab.process import LabError, wait_until
-from gateway.marks import DEFAULT_TCP_PORT
 
 _STRICT = """
 table inet strict {
@@ -55,7 +56,7 @@ def test_segments_fit_the_device(module_lab: Lab, backend: str) -> None:
             with dial(desk, target(lab, family), serve.HTTP_PORT) as sock:
                 assert download(sock, 1_000_000) == http_server.digest(1_000_000)
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= most
-                shown = lab.router.run(["ss", "-tiHn", "sport", "=", f":{DEFAULT_TCP_PORT}"])
+                shown = lab.router.run(["ss", "-tiHn", "src", f"[{OWN[family]}]"])
                 sizes = [int(size) for size in re.findall(r"\bmss:(\d+)", shown.stdout)]
                 assert sizes
                 assert max(sizes) <= most
@@ -137,27 +138,68 @@ def test_flows_outlive_the_device(module_lab: Lab, backend: str) -> None:
             assert peer_seen(desk, target(lab, family)) in upstream(lab, "home")
 
 
-def which(pid: int) -> str:
-    """The number of a worker."""
-    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").rpartition("\0")[2]
+#: The kernel forgets after 3 s by which queue a flow's answers came (TUN_FLOW_EXPIRE).
+FORGETFUL_S = 3.3
 
 
-def test_the_death_of_the_worker_that_reads_the_device(module_lab: Lab) -> None:
-    """Its flows are reset, not left hanging; another reads on."""
+def test_every_packet_of_a_flow_comes_to_the_worker_that_has_it(module_lab: Lab) -> None:
+    """Flows are spread over both; and answers after a pause find their way, too."""
     lab, desk = module_lab, module_lab.client("desk")
-    with running(lab, config(lab), backend="nftables", workers=2) as gateway:
-        (reader,) = (pid for pid in worker_pids(gateway) if which(pid) == "0")
-        with dial(desk, target(lab, 4), serve.ECHO_PORT) as sock:
+    with running(lab, config(lab), backend="nftables", workers=2) as gateway, ExitStack() as open_:
+        flows = [
+            open_.enter_context(dial(desk, target(lab, FAMILIES[n % 2]), serve.ECHO_PORT))
+            for n in range(16)
+        ]
+        for sock in flows:
+            sock.sendall(b"there")
+            assert read(sock, 5) == b"there"
+        shares = Counter(flow["id"] % 2 for flow in gateway.flows(0))
+        assert len(shares) == 2, shares
+        before = gateway.counters()
+        quiet = [dial(desk, target(lab, family), serve.HTTP_PORT) for family in FAMILIES * 4]
+        for sock in quiet:
+            open_.enter_context(sock)
+            asked = f"GET /slow?count=2&interval={FORGETFUL_S} HTTP/1.0\r\n\r\n"
+            sock.sendall(asked.encode())
+        for sock in quiet:
+            said = b""
+            while not said.endswith(b"\r\n\r\n.."):
+                said += read(sock, 1)
+        for sock in flows:
+            sock.sendall(b"still")
+            assert read(sock, 5) == b"still"
+        dropped = "tun_dropped_no_flow"
+        assert gateway.counters().get(dropped, 0) == before.get(dropped, 0)
+
+
+def index_of(pid: int) -> int:
+    """Which worker that is, by its command: FIRST_ID STEP INDEX HANDOVER."""
+    return int(Path(f"/proc/{pid}/cmdline").read_text().split("\0")[-3])
+
+
+def test_the_death_of_a_worker(module_lab: Lab) -> None:
+    """Its flows are reset, not left hanging; the other's go on, and another takes its place."""
+    lab, desk = module_lab, module_lab.client("desk")
+    with running(lab, config(lab), backend="nftables", workers=2) as gateway, ExitStack() as open_:
+        with pytest.raises(GatewayError, match="given up CAP_NET_ADMIN"):
+            gateway.reload(config(lab, udp="tproxy", workers=2, backend="nftables"))
+        flows = [open_.enter_context(dial(desk, target(lab, 4), serve.ECHO_PORT)) for _ in "a" * 12]
+        for sock in flows:
             sock.sendall(b"x")
             assert read(sock, 1) == b"x"
-            with pytest.raises(GatewayError, match="given up CAP_NET_ADMIN"):
-                gateway.reload(config(lab, udp="tproxy", workers=2, backend="nftables"))
-            os.kill(reader, signal.SIGKILL)
-            wait_counter(gateway, "workers_lost")
+        workers = {int(f["client"].split(":")[-1]): (f["id"] - 1) % 2 for f in gateway.flows(0)}
+        assert set(workers.values()) == {0, 1}
+        (first,) = (pid for pid in worker_pids(gateway) if index_of(pid) == 0)
+        os.kill(first, signal.SIGKILL)
+        wait_counter(gateway, "workers_lost")
+        for sock in flows:
             sock.sendall(b"x")
-            with pytest.raises(ConnectionError):
-                sock.recv(1)
-        for family in FAMILIES:
+            if workers[sock.getsockname()[1]] == 0:
+                with pytest.raises(ConnectionError):
+                    sock.recv(1)
+            else:
+                assert read(sock, 1) == b"x"
+        for family in FAMILIES * 4:
             assert peer_seen(desk, target(lab, family)) in upstream(lab, "home")
 
 

@@ -58,6 +58,7 @@ SOCKET_MAKERS = {
 OPENS_SOCKETS = {
     "lab/": "plays the hosts around the gateway, in namespaces of their own",
     "control/": "the control socket is a unix socket",
+    "kernel/handover.py": "hands descriptors to our own workers",
     "kernel/netlink.py": "netlink sockets carry no traffic",
 }
 

@@ -21,6 +21,7 @@ from gateway.config.outbounds import BUILT_IN, SelectGroup
 from gateway.config.schema import Config
 from gateway.groups.standing import Standing
 from gateway.kernel.guard import Finding, Outcome
+from gateway.kernel.handover import Handover
 from gateway.plan.build import build_plan
 from gateway.plan.egress import Egress
 from gateway.plan.host import HostFacts
@@ -181,11 +182,14 @@ class Talk:
 def test_a_list_of_flows_comes_in_parts_and_nothing_of_it_is_left_for_the_next_answer() -> None:
     async def scenario() -> None:
         talk = Talk([1, 2], [], [3], END, 7)
-        worker = Worker(talk)
+        ours, theirs = Handover.pair()
+        theirs.close()
+        worker = Worker(talk, ours)
         assert await worker.flows(5) == [1, 2, 3]
         assert await worker.ask("live_count") == 7
         assert talk.asked == [pack(("flows", (5,))), pack(("live_count", ()))]
         with pytest.raises(WorkerLostError):
             await worker.flows(0)
+        worker.forget()
 
     asyncio.run(scenario())

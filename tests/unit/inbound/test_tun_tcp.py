@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.flow import Endpoint
 from gateway.inbound.tun import TunWriter
+from gateway.inbound.tun_nat import NUMBERS
 from gateway.inbound.tun_tcp import TunTcp
 from gateway.kernel.tun import FRAME_BYTES, TunDevice
 from gateway.wire.ip import (
@@ -62,7 +63,7 @@ def written() -> Written:
 
 @pytest.fixture
 def tcp(written: Written) -> TunTcp:
-    return TunTcp(OWN, PORT, written, Counter(), idle_s=7200)
+    return TunTcp(OWN, (PORT, PORT), NUMBERS, written, Counter(), idle_s=7200)
 
 
 def packet(
@@ -208,5 +209,5 @@ def test_a_flow_that_is_over_begins_anew(tcp: TunTcp, written: Written) -> None:
 
 @given(st.binary(max_size=90), st.sampled_from([b"\x45", b"\x60", b""]))
 def test_any_frame_is_rewritten_or_left(data: bytes, start: bytes) -> None:
-    tcp = TunTcp(OWN, PORT, Written(), Counter(), idle_s=7200)
+    tcp = TunTcp(OWN, (PORT, PORT), NUMBERS, Written(), Counter(), idle_s=7200)
     assert rewritten(tcp, start + data) is None

@@ -1,0 +1,94 @@
+"""The kernel gives each packet to the queue that the steering program names."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Iterable
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
+
+import pytest
+from namespace import Namespace
+
+from gateway.inbound.tun_nat import NUMBERS, numbers_of
+from gateway.kernel.tun import FRAME_BYTES, TunSettings
+from gateway.kernel.tun_keeper import TunKeeper
+from gateway.wire.ip import SYN, TCP, ip_packet, udp_packet
+
+SETTINGS = TunSettings(
+    "gateway0", 1500, IPv4Interface("172.29.88.1/30"), IPv6Interface("fd00:88::1/126")
+)
+CLIENTS = {4: "192.168.20.2", 6: "fd00:20::2"}
+REMOTE = {4: ip_address("198.51.100.9").packed, 6: ip_address("2001:db8:9::9").packed}
+
+
+def segment(source: int, destination: int) -> bytes:
+    return struct.pack("!HHIIBBHHH", source, destination, 7, 0, 5 << 4, SYN, 512, 0, 0)
+
+
+def taken(keeper: TunKeeper, packets: Iterable[bytes]) -> Counter[int]:
+    """How many of the packets each queue has."""
+    found: Counter[int] = Counter()
+    drained(keeper)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
+        for packet in packets:
+            sock.sendto(packet, (SETTINGS.name, 0x86DD if packet[0] >> 4 == 6 else 0x0800))
+            found += drained(keeper)
+    return found
+
+
+def drained(keeper: TunKeeper) -> Counter[int]:
+    found: Counter[int] = Counter()
+    for number, fd in enumerate(keeper.queues):
+        try:
+            while os.read(fd, FRAME_BYTES):
+                found[number] += 1
+        except BlockingIOError:
+            continue
+    return found
+
+
+def check(queues: int) -> None:
+    keeper = TunKeeper()
+    assert keeper.keep(SETTINGS, queues)
+    try:
+        assert len(keeper.queues) == queues
+        for family, own in ((4, SETTINGS.ipv4.ip), (6, SETTINGS.ipv6.ip)):
+            client, remote = ip_address(CLIENTS[family]), REMOTE[family]
+            # Ports that a client takes in turn; a datagram's client is one, whoever it talks to.
+            ports = range(38000, 38400, 2)
+            spread = taken(
+                keeper, (ip_packet(client.packed, remote, TCP, segment(p, 443)) for p in ports)
+            )
+            assert set(spread) == set(range(queues))
+            assert min(spread.values()) > len(ports) / queues / 3
+            one = taken(
+                keeper, (udp_packet(client.packed, p, remote, p, b"") for p in range(1000, 1050))
+            )
+            assert list(one.values()) == [50]
+            others = ((client + n).packed for n in range(100))
+            assert len(taken(keeper, (udp_packet(c, 9, remote, 9, b"") for c in others))) == queues
+            # And answers come to the queue that has the number.
+            for queue in range(queues):
+                numbers = numbers_of(queue, queues)
+                chosen = (numbers[0], numbers[1], numbers[-1])
+                answers = (
+                    ip_packet(own.packed, (own + 1).packed, TCP, segment(40000, n)) for n in chosen
+                )
+                assert taken(keeper, answers) == {queue: 3}
+    finally:
+        keeper.close()
+
+
+@pytest.mark.parametrize("queues", [2, 3, 7])
+def test_packets_are_spread_and_answers_find_their_flow(ns: Namespace, queues: int) -> None:
+    ns.call(check, queues)
+
+
+@pytest.mark.parametrize("queues", [1, 2, 3, 64])
+def test_each_number_is_one_queue_s(queues: int) -> None:
+    shares = [set(numbers_of(queue, queues)) for queue in range(queues)]
+    assert set.union(*shares) == set(NUMBERS)
+    assert sum(map(len, shares)) == len(NUMBERS)
