@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
-from gateway.config.values import Network
 from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.facts import FactSources
 from gateway.groups.standing import Standing
@@ -16,6 +15,7 @@ from gateway.inbound.queue import Judgement
 from gateway.kernel.privilege import Capability
 from gateway.kernel.tun import TunSettings
 from gateway.marks import Mark
+from gateway.plan.model import Network
 from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
 from gateway.udp.flow import UdpSettings

@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
 import pytest
-from namespace import Namespace
 
 from gateway.inbound.tun_nat import NUMBERS, numbers_of
 from gateway.kernel.tun import FRAME_BYTES, TunSettings
 from gateway.kernel.tun_keeper import TunKeeper
 from gateway.wire.ip import SYN, TCP, ip_packet, udp_packet
+
+from .namespace import Namespace
 
 SETTINGS = TunSettings(
     "gateway0", 1500, IPv4Interface("172.29.88.1/30"), IPv6Interface("fd00:88::1/126")
