@@ -18,7 +18,7 @@ from typing import Protocol as Interface
 from gateway.decision import Decision, Undecided
 from gateway.flow import Endpoint, FlowFacts, Protocol
 from gateway.kernel.arrival import Arrival
-from gateway.kernel.nfqueue import PacketQueue, Queued
+from gateway.kernel.nfqueue import PacketQueue
 from gateway.kernel.reactor import Reactor
 from gateway.marks import Mark
 from gateway.policy.engine import Policy
@@ -99,48 +99,46 @@ class Classifier:
         """Answer nothing more."""
         self._queue.close()
 
-    def judge(self, packet: Queued) -> Mark | None:
+    def judge(self, data: bytes, interface_index: int, mac: str) -> Mark | None:
         """See ``gateway.kernel.nfqueue.Judge``."""
-        read = read_packet(packet.data)
+        read = read_packet(data)
         if read is None or read.protocol not in _PROTOCOLS:
             self.counters["queue_unreadable"] += 1
             return self._judgement.divert
         now = time.monotonic()
         if now - self._since > REMEMBER_S or len(self._new) >= _REMEMBERED:
             self._new, self._old, self._since = {}, self._new, now
-        flow = (read, packet.interface_index, packet.mac)
+        flow = (read, interface_index, mac)
         answer = self._new.get(flow, _MISSING)
         if answer is _MISSING:
             answer = self._old.get(flow, _MISSING)
         if answer is not _MISSING:
             self.counters["queue_again"] += 1
             return answer
-        answer = self._decide(read, packet)
+        answer = self._decide(read, data, interface_index, mac)
         self._new[flow] = answer
         return answer
 
-    def _decide(self, read: Packet, packet: Queued) -> Mark | None:
+    def _decide(self, read: Packet, data: bytes, interface_index: int, mac: str) -> Mark | None:
         facts = self._finder.of_packet(
             _PROTOCOLS[read.protocol],
             Endpoint(_text(read.source), read.source_port),
             Endpoint(_text(read.destination), read.destination_port),
-            Arrival(packet.interface_index, read.dscp),
-            packet.mac,
+            Arrival(interface_index, read.dscp),
+            mac,
         )
         answer = self._policy.decide(facts, self._finder.now())
         if isinstance(answer, Undecided):
-            answer = self._by_first_bytes(facts, read, packet)
+            answer = self._by_first_bytes(facts, data[read.transport + _UDP_HEADER :])
         if isinstance(answer, Undecided):
             self.counters["queue_undecided"] += 1
             return self._judgement.divert
         return self._mark(answer, facts.protocol)
 
-    def _by_first_bytes(
-        self, facts: FlowFacts, read: Packet, packet: Queued
-    ) -> Decision | Undecided:
+    def _by_first_bytes(self, facts: FlowFacts, datagram: bytes) -> Decision | Undecided:
         """A datagram may show at once what there is to see; a listener may wait for more."""
         if facts.protocol is Protocol.UDP:
-            seen = Datagrams().feed(packet.data[read.transport + _UDP_HEADER :])
+            seen = Datagrams().feed(datagram)
             if seen.complete:
                 facts = facts._replace(name=seen.name, sniffed=seen.protocol)
         if facts.protocol in self._judgement.carried:

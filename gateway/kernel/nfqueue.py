@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final, Protocol
 
 from gateway.errors import CapabilityError
 from gateway.kernel.netlink import NETLINK_NETFILTER, SOL_NETLINK
@@ -26,22 +28,15 @@ _NETLINK_NO_ENOBUFS: Final = 5
 _RECEIVE_BYTES: Final = 4 << 20
 
 
-class Queued(NamedTuple):
-    """A packet that waits: its first bytes, where it came in, and who sent it.
-
-    ``mac`` is empty where that was not by Ethernet.
-    """
-
-    data: bytes
-    interface_index: int
-    mac: str
-
-
 class Judge(Protocol):
     """Who answers."""
 
-    def judge(self, packet: Queued) -> Mark | None:
-        """The mark that it goes on with; None drops it."""
+    def judge(self, data: bytes, interface_index: int, mac: str) -> Mark | None:
+        """The mark that a packet goes on with; None drops it.
+
+        ``data`` are its first bytes, and it came in on that interface from that Ethernet
+        address, which is empty where there is none.
+        """
 
 
 class PacketQueue:
@@ -75,15 +70,24 @@ class PacketQueue:
                 " /proc/net/netfilter/nfnetlink_queue whether another program has the queue"
                 " (inbound.queue sets its number)",
             ) from error
-        self._socket = _Budgeted(self._queue.get_fd())
+        # A descriptor of its own: the queue closes the other one.
+        duplicate = socket.dup(self._queue.get_fd())
+        kind = (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        self._socket = socket.socket(*kind, duplicate)
+        self._socket.setblocking(False)
+        # Overruns lose packets, which their senders send again; there is nobody else to tell.
+        self._socket.setsockopt(SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+        self._turn = _Turn()
+        self._left = 0
         reactor.watch(self._socket.fileno(), self)
 
     def on_ready(self, fd: int, events: int) -> None:
         """Answer what waits, so many packets at a time."""
         del events
-        self._socket.left = _BUDGET
-        self._queue.run_socket(self._socket)
-        if not self._socket.left:
+        self._left = _BUDGET
+        self._turn.recv = self._socket.recv
+        self._queue.run_socket(self._turn)
+        if not self._left:
             self._reactor.again(fd)
 
     def abort(self) -> None:
@@ -95,10 +99,12 @@ class PacketQueue:
         self._queue.unbind()
 
     def _answer(self, packet: Any) -> None:
-        mac = packet.get_hw()
-        mark = self._judge.judge(
-            Queued(packet.get_payload(), packet.indev, mac[:6].hex(":") if mac else "")
-        )
+        self._left -= 1
+        if not self._left:
+            self._turn.recv = _enough
+        hardware = packet.get_hw()
+        mac = _mac(hardware) if hardware else ""
+        mark = self._judge.judge(packet.get_payload(), packet.indev, mac)
         if mark is None:
             packet.drop()
             return
@@ -107,23 +113,21 @@ class PacketQueue:
         packet.repeat()
 
 
-class _Budgeted(socket.socket):
-    """The queue's netlink socket, which has nothing more after so many packets."""
+class _Turn:
+    """What the package takes for a socket: it calls ``recv`` until that has nothing more.
 
-    left = 0
+    The socket's own method as it is, for a Python function would take longer than its call.
+    """
 
-    def __init__(self, descriptor: int) -> None:
-        # A descriptor of its own: the queue closes the other one.
-        duplicate = socket.dup(descriptor)
-        super().__init__(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER, duplicate)
-        self.setblocking(False)
-        # Overruns lose packets, which their senders send again; there is nobody else to tell.
-        self.setsockopt(SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+    __slots__ = ("recv",)
 
-    def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """As socket.recv."""
-        if not self.left:
-            raise BlockingIOError(errno.EAGAIN, "enough for now")
-        data = super().recv(size, flags)
-        self.left -= 1
-        return data
+    recv: Callable[[int], bytes]
+
+
+def _enough(size: int) -> bytes:
+    raise BlockingIOError(errno.EAGAIN, f"no {size} bytes more for now")
+
+
+@lru_cache(maxsize=1024)
+def _mac(hardware: bytes) -> str:
+    return hardware[:6].hex(":")

@@ -161,3 +161,21 @@ def test_an_interrupt_leaves_nothing() -> None:
     assert bench.returncode == 130, errors
     assert not labs_of(bench.pid)
     assert not list(namespaces.FILES.glob(f"gwlab-{bench.pid}-*"))
+
+
+def test_flows_are_decided_in_the_queue_and_arrive() -> None:
+    report = report_of("queue", "--seconds", "0.3", "--candidate", "queue", "--scenario", "IPv4")
+    rows = {row["metric"]: row["candidates"] for row in report["rows"]}
+    queued = {"gateway (queue, by packet)", "gateway (queue, name looked for)"}
+    assert set(rows["flows_ipv4_rate"]) == {"tracked forwarding", *queued}, report["failures"]
+    assert all(cell["median"] > 0 for cell in rows["flows_ipv4_rate"].values())
+    # An answer takes CPU of somebody: of the kernel alone it would be none.
+    assert all(rows["flows_ipv4_cpu"][name]["median"] > 0 for name in queued)
+
+
+def test_waits_are_counted_while_a_set_changes() -> None:
+    report = report_of("reload", "--prefixes", "20000", "--candidate", "2 workers")
+    rows = {row["metric"]: row["candidates"] for row in report["rows"]}
+    for metric in ("quiet_longest", "reload_longest", "past_longest", "reload_s"):
+        assert set(rows[metric]) == {"1 worker", "2 workers"}, report["failures"]
+        assert all(cell["median"] > 0 for cell in rows[metric].values())

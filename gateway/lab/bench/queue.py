@@ -34,6 +34,17 @@ BY_NAME: Final = ({"domain": "+.blocked.example", "to": "reject"}, {"to": "direc
 #: Connection tracking forgets a flow without an answer after so long (seconds): a table full of
 #: them would be measured instead.
 _FORGOTTEN_S: Final = 1
+#: The far end is silent: else it would answer each flow that nobody there wanted it.
+_SINK: Final = """
+table inet sink
+delete table inet sink
+table inet sink {
+    chain prerouting {
+        type filter hook prerouting priority raw
+        meta l4proto udp drop
+    }
+}
+"""
 _FAMILIES: Final[tuple[Literal[4, 6], ...]] = (4, 6)
 
 _runs = itertools.count()
@@ -94,6 +105,7 @@ class _Count:
 def _measure(family: Literal[4, 6], rig: Rig, sizes: Sizes) -> dict[str, float]:
     for name in ("udp_timeout", "udp_timeout_stream"):
         rig.lab.router.sysctl(f"net.netfilter.nf_conntrack_{name}", str(_FORGOTTEN_S))
+    rig.lab.internet.run(["nft", "-f", "-"], stdin=_SINK)
     with _flood(rig, family):
         time.sleep(WARM_UP_S)
         first = _Count.of(rig)
