@@ -262,7 +262,7 @@ def _notes(
     """What the walk alone does not say."""
     policy = assembly.policy
     notes = []
-    if fate is Fate.DIVERTED:
+    if fate in _DECIDED_HERE:
         early = policy.decide(facts._replace(name=None, sniffed=None), now)
         if isinstance(early, Undecided):
             notes.append(f"the first bytes are waited for: {early.rule} asks for the {early.need}")

@@ -18,8 +18,12 @@ from traffic import (
     target,
     upstream,
     wait_counter,
+    within,
 )
 
+from gateway.assembly import assemble, findings
+from gateway.explain.answer import Explanation, explain
+from gateway.explain.question import ask
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.process import LabError
@@ -82,6 +86,37 @@ def test_datagrams_and_pings_are_asked_about_too(
     before = gateway.counters().get("queue_dropped", 0)
     assert kid.run(["ping", "-c", "1", "-W", "1", web], check=False).returncode == 1
     wait_counter(gateway, "queue_dropped", before + 1)
+
+
+def test_explain_says_what_the_queue_does(
+    module_lab: Lab, gateway: GatewayProcess, family: int
+) -> None:
+    """Of the flows that the tests above send."""
+    source, web = address(module_lab.client("kid"), family), target(module_lab, family)
+    cases = {
+        "8001": ("queue", "asked", "reject"),
+        "8002": ("queue", "asked", "direct"),
+        "8003": ("queue", "asked", "work"),
+        "8005": ("queue", "asked", "home"),
+        "8006": ("listener", "diverted", "home"),
+        "8004/udp": ("queue", "asked", "reject"),
+        "icmp": ("queue", "asked", "reject"),
+    }
+    host = f"[{web}]" if ":" in web else web
+    targets = [f"{host}/icmp" if port == "icmp" else f"{host}:{port}" for port in cases]
+
+    def work() -> list[Explanation]:
+        assembly = assemble(gateway.config_path)
+        found = findings(assembly)
+        return [explain(assembly, found, ask(source, to)) for to in targets]
+
+    told = within(module_lab.router, work)
+    assert [(t.by, str(t.fate), t.takes) for t in told] == list(cases.values())
+    # The chain that asks is the last that netfilter has to do with the packet.
+    assert all(t.netfilter[-1].chain == "ask" for t in told if t.by == "queue")
+    assert all(t.rule == t.rules[-1].rule for t in told)
+    waits = [port for port, t in zip(cases, told, strict=True) if "waited for" in str(t.notes)]
+    assert waits == ["8005"]
 
 
 @pytest.mark.parametrize("on_failure", ["closed", "open"])
