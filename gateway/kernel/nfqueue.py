@@ -71,12 +71,7 @@ class PacketQueue:
                 " (inbound.queue sets its number)",
             ) from error
         # A descriptor of its own: the queue closes the other one.
-        duplicate = socket.dup(self._queue.get_fd())
-        kind = (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-        self._socket = socket.socket(*kind, duplicate)
-        self._socket.setblocking(False)
-        # Overruns lose packets, which their senders send again; there is nobody else to tell.
-        self._socket.setsockopt(SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+        self._socket = _Copy(self._queue.get_fd())
         self._turn = _Turn()
         self._left = 0
         reactor.watch(self._socket.fileno(), self)
@@ -111,6 +106,17 @@ class PacketQueue:
         packet.set_mark(packet.mark & mark.keep | mark.value)
         # Not accept: that would let it past the rest of the table, to where it wants to go.
         packet.repeat()
+
+
+class _Copy(socket.socket):
+    """The queue's netlink socket, by a descriptor of its own: the queue closes the other one."""
+
+    def __init__(self, descriptor: int) -> None:
+        duplicate = socket.dup(descriptor)
+        super().__init__(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER, duplicate)
+        self.setblocking(False)
+        # Overruns lose packets, which their senders send again; there is nobody else to tell.
+        self.setsockopt(SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
 
 
 class _Turn:
