@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -206,6 +208,61 @@ def test_other_protocols_are_refused(
     (error,) = told(control)
     assert error[:3] == ((4, 3, 2) if family == 4 else (6, 4, 1))
     assert error.info == (0 if family == 4 else 6)
+
+
+def test_no_more_is_written_than_was_read(
+    far_lab: Lab, gateway: GatewayProcess, desk: Machine
+) -> None:
+    """Each packet that nobody wants has one answer at most, and none comes back as it went."""
+    before, host = passed(far_lab), target(far_lab, 4)
+    message = struct.pack("!BBHHHIII", 13, 0, 0, 7, 1, 0, 0, 0)
+    message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
+    sent = 0
+    for protocol, packet in (
+        (socket.IPPROTO_GRE, bytes(8)),
+        (socket.IPPROTO_IGMP, b"\x11" + bytes(7)),
+        (socket.IPPROTO_ICMP, message),
+        (socket.IPPROTO_ICMP, b"\x03" + bytes(7)),  # an error about nothing
+        (socket.IPPROTO_ICMP, b"\x08" + bytes(7)),  # its checksum is wrong
+    ):
+        raw = partial(socket.socket, socket.AF_INET, socket.SOCK_RAW, protocol)
+        with within(desk, raw) as sock:
+            for _ in range(20):
+                sock.sendto(packet, (host, 0))
+                sent += 1
+    wait_until(lambda: passed(far_lab)[0] - before[0] >= sent, "all of them to be read")
+    counters = gateway.counters()
+    assert counters["tun_dropped_icmp_checksum"] >= 20
+    read, written = (now - then for now, then in zip(passed(far_lab), before, strict=True))
+    assert written <= read <= sent + 20
+
+
+def passed(lab: Lab) -> tuple[int, int]:
+    """Packets that were read from the device, and written."""
+    said = lab.router.run(["ip", "-j", "-s", "link", "show", "gateway0"]).stdout
+    (link,) = json.loads(said)
+    return link["stats64"]["tx"]["packets"], link["stats64"]["rx"]["packets"]
+
+
+def test_killed(lab: Lab) -> None:
+    """Nothing leaks by ICMP, and ``down`` puts all back, who may ping included."""
+    desk, before = lab.client("desk"), lab.router.snapshot()
+    gateway = lab.start_gateway(config(lab, "tun"))
+    for family in FAMILIES:
+        assert received(ping(desk, target(lab, family))) == 1
+    assert lab.router.sysctl("net.ipv4.ping_group_range").split() == ["0", "0"]
+    gateway.kill()
+    for family in FAMILIES:
+        wait_until(
+            partial(_unanswered, desk, target(lab, family)), "the device to be gone with its owner"
+        )
+        assert received(ping(desk, target(lab, family, "blocked"))) == 1
+    command(lab, "down", "--run-dir", str(gateway.run_dir))
+    lab.router.assert_unchanged(before)
+
+
+def _unanswered(machine: Machine, host: str) -> bool:
+    return received(ping(machine, host, "-W", "1")) == 0
 
 
 def test_nobody_is_answered_for_unless_it_is_written_down(lab: Lab) -> None:
