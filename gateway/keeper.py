@@ -46,6 +46,7 @@ class GroupKeeper:
         self._observed = Observed(chosen=read_choices(choices))
         self._schedule = Schedule()
         self._told: Mapping[str, Standing] = {}
+        self._config: Config | None = None
         self._turns = asyncio.Semaphore(AT_ONCE)
         self.counters: Counter[str] = Counter()
 
@@ -64,6 +65,7 @@ class GroupKeeper:
 
         ``connect``: what opens connections by an outbound.
         """
+        self._config = config()
         self._told = self.standings(config())
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -84,6 +86,7 @@ class GroupKeeper:
 
         ``well``: who has just been probed, and is.
         """
+        self._forget_changed(config)
         stand = self.standings(config)
         if not stand:
             return
@@ -101,6 +104,19 @@ class GroupKeeper:
         taken = {name: standing.now[0] for name, standing in stand.items()}
         self._observed = replace(self._observed, taken=taken)
         await plane.stand(stand, well)
+
+    def _forget_changed(self, config: Config) -> None:
+        """What was seen of an outbound says nothing of what it is after a reload."""
+        before, self._config = self._config, config
+        if before is None or before is config:
+            return
+        changed = {
+            name for name, its in before.outbounds.items() if config.outbounds.get(name) != its
+        }
+        healths = self._observed.healths.items()
+        kept = {tried: health for tried, health in healths if tried.outbound not in changed}
+        self._observed = replace(self._observed, healths=kept)
+        self._schedule.forget(changed)
 
     async def choose(self, plane: Plane, config: Config, group: str, member: str) -> GroupRecord:
         """Have a ``select`` group take a member, now and after a restart.

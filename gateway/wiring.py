@@ -8,7 +8,7 @@ from functools import partial
 
 from gateway.assembly import Assembly, congestion_controls
 from gateway.blueprint import GUARDED, Blueprint, ListenOn, Recipe, Safety
-from gateway.config.groups import ends_of, groups_of, stands_for
+from gateway.config.groups import ends_of, stands_for
 from gateway.config.outbounds import BUILT_IN, DirectOutbound, Group, RejectOutbound, Socks5Outbound
 from gateway.config.scalars import port_range
 from gateway.config.schema import Config, Sniff
@@ -183,8 +183,9 @@ def _recipes(assembly: Assembly, found: Iterable[Finding]) -> dict[str, Recipe]:
     proofs: dict[str, list[Finding]] = {}
     for finding in found:
         proofs.setdefault(finding.egress.outbound, []).append(finding)
+    for_udp = _ends_for_udp(assembly)
     recipes = {
-        name: _recipe(name, assembly, proofs.get(name, []))
+        name: _recipe(name, assembly, proofs.get(name, []), for_udp=name in for_udp)
         for name in (*BUILT_IN, *assembly.config.outbounds)
         if not isinstance(assembly.config.outbound(name), Group)
     }
@@ -201,7 +202,7 @@ def _marked(recipe: Recipe, mark: Mark) -> Recipe:
     return partial(recipe, options=replace(options, mark=mark)) if options else recipe
 
 
-def _recipe(name: str, assembly: Assembly, proofs: list[Finding]) -> Recipe:
+def _recipe(name: str, assembly: Assembly, proofs: list[Finding], *, for_udp: bool) -> Recipe:
     settings = assembly.config.outbound(name)
     if isinstance(settings, RejectOutbound):
         silent = settings.answer == "drop"
@@ -216,7 +217,7 @@ def _recipe(name: str, assembly: Assembly, proofs: list[Finding]) -> Recipe:
         return partial(
             reject.refusal, name, UpstreamFailure.UNREACHABLE, f"{settings.server} does not resolve"
         )
-    return _socks5(name, settings, usable[0].egress, assembly)
+    return _socks5(name, settings, usable[0].egress, assembly, for_udp=for_udp)
 
 
 def _direct(name: str, settings: DirectOutbound, proofs: list[Finding]) -> Recipe:
@@ -242,7 +243,9 @@ def _options(*ways: Egress) -> SocketOptions:
     return SocketOptions(device=ways[0].device, sources=sources, netns=ways[0].netns)
 
 
-def _socks5(name: str, settings: Socks5Outbound, way: Egress, assembly: Assembly) -> Recipe:
+def _socks5(
+    name: str, settings: Socks5Outbound, way: Egress, assembly: Assembly, *, for_udp: bool
+) -> Recipe:
     credentials = None
     if settings.username is not None and settings.password is not None:
         credentials = Credentials(settings.username, settings.password.get_secret_value())
@@ -261,15 +264,17 @@ def _socks5(name: str, settings: Socks5Outbound, way: Egress, assembly: Assembly
         warm=settings.pool == "auto",
         by_name=assembly.config.sniff.override == "target",
         udp=None if settings.udp == "auto" else settings.udp,
-        warm_udp=assembly.config.inbound.udp != "off" and _may_carry_udp(name, assembly),
+        warm_udp=for_udp,
     )
 
 
-def _may_carry_udp(name: str, assembly: Assembly) -> bool:
-    """Whether some rule sends datagrams to the outbound, or to a group that it is in."""
-    config = assembly.config
-    its_names = {name, *(group for group in groups_of(config) if name in ends_of(config, group))}
-    return any(
-        rule.outbound in its_names and (not rule.protocols or Protocol.UDP in rule.protocols)
+def _ends_for_udp(assembly: Assembly) -> frozenset[str]:
+    """The outbounds that some rule sends datagrams to, be it by a group."""
+    if assembly.config.inbound.udp == "off":
+        return frozenset()
+    named = {
+        rule.outbound
         for rule in assembly.written.every_rule
-    )
+        if not rule.protocols or Protocol.UDP in rule.protocols
+    }
+    return frozenset(end for name in named for end in ends_of(assembly.config, name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from gateway.config.groups import groups_within
@@ -60,6 +60,12 @@ class Schedule:
         elif not health.usable:
             wait = min(wait, DOWN_S)
         self._next[tried] = now + wait
+
+    def forget(self, outbounds: Collection[str]) -> None:
+        """They are others now: probe them as soon as they are used."""
+        for tried in [each for each in self._ended if each.outbound in outbounds]:
+            del self._ended[tried]
+            self._next.pop(tried, None)
 
     def _is_due(self, tried: Tried, order: Order, now: float) -> bool:
         if tried.outbound in self._asked_for:

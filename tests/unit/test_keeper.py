@@ -239,6 +239,26 @@ def test_a_flow_that_fails_has_its_member_probed(house: Callable[..., House]) ->
     asyncio.run(one.live(scenario))
 
 
+def test_an_outbound_that_is_another_after_a_reload_is_looked_at_anew(
+    house: Callable[..., House],
+) -> None:
+    one = house(auto=auto(every=3600, lazy=False))
+
+    async def scenario() -> None:
+        one.webs["home"].answer = one.webs["away"].answer = b"HTTP/1.1 500 No\r\n\r\n"
+        await one.until(lambda: one.keeper.counters["probes_failed"] == 2)
+        assert one.keeper.standings(one.config)["auto"] == Standing((), ("home", "away"))
+        one.webs["home"].answer = OK
+        outbounds = {**one.config.outbounds, "home": one.config.outbounds["away"]}
+        home = outbounds["home"].model_copy(update={"port": 1081})
+        one.config = one.config.model_copy(update={"outbounds": {**outbounds, "home": home}})
+        await one.keeper.tell(one.plane, one.config)
+        assert one.plane.told[-1]["auto"] == Standing(("home",), ("away",))
+        await one.until(lambda: one.keeper.counters["probes"] == 1)
+
+    asyncio.run(one.live(scenario))
+
+
 def test_the_owners_choice_is_kept(house: Callable[..., House]) -> None:
     groups = {"exit": {"type": "select", "members": ["home", "away"]}, "auto": auto()}
     one = house(**groups)
