@@ -8,6 +8,7 @@ from gateway.cli.examination import Check, Examined, fail, ok, warn
 from gateway.errors import CapabilityError, ConfigError
 from gateway.kernel.guard import Outcome
 from gateway.plan.backend import choose_backend
+from gateway.plan.capture_plan import planned_capture, require_capture
 
 
 def configuration(seen: Examined) -> Iterator[Check]:
@@ -88,6 +89,25 @@ def loop_guard(seen: Examined) -> Iterator[Check]:
             yield warn(label, path.reason, path.hint)
 
 
+def capture(seen: Examined) -> Iterator[Check]:
+    """What the TUN takes by routes is nobody's whom it must not be taken from."""
+    config = seen.config
+    if config is None:
+        return
+    ways = [path.egress for path in seen.paths]
+    taken = planned_capture(config, ways)
+    if taken is None:
+        return
+    try:
+        require_capture(config, ways, seen.facts)
+    except CapabilityError as error:
+        yield fail("tun.capture", str(error), error.hint)
+        return
+    shown = ", ".join(map(str, taken.prefixes))
+    end = "then unreachable" if taken.closed else "open when the gateway is dead"
+    yield ok("tun.capture", f"{shown} into {taken.device}, by {taken.by}; {end}")
+
+
 def lookups(seen: Examined) -> Iterator[Check]:
     """No server's name is looked up by the outbound that needs it."""
     for lookup in seen.lookups:
@@ -113,4 +133,13 @@ def fast_open(seen: Examined) -> Iterator[Check]:
         )
 
 
-CHECKS = (configuration, lan_interfaces, default_route, backend, loop_guard, lookups, fast_open)
+CHECKS = (
+    configuration,
+    lan_interfaces,
+    default_route,
+    backend,
+    loop_guard,
+    capture,
+    lookups,
+    fast_open,
+)

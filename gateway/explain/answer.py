@@ -29,6 +29,7 @@ from gateway.kernel.guard import Finding, judge
 from gateway.kernel.lookup import forwarding, look_up
 from gateway.kernel.neighbours import ask_kernel
 from gateway.marks import Mark
+from gateway.plan.capture_plan import taken
 from gateway.plan.egress import Egress, family_of
 from gateway.plan.walk import AddressType, Fate, Hop, walk
 from gateway.policy.demands import week_time
@@ -150,14 +151,18 @@ def explain(
     if asked.assumed:
         notes.append(f"the address of {asked.name} was not asked for: {facts.destination.host}")
     walked = walk(assembly.plan, assembly.marks, facts, _address_type(assembly, asked))
-    asks_rules = walked.fate is not Fate.LEFT_ALONE or bool(walked.rule)
+    fate, hops = walked.fate, walked.hops
+    if taken(assembly.config, assembly.ways, assembly.host, asked.destination.host):
+        fate = Fate.DIVERTED
+        hops = (*hops, Hop("ip rule", "capture", f"into {assembly.config.tun.name}"))
+    asks_rules = fate is not Fate.LEFT_ALONE or bool(walked.rule)
     steps = assembly.policy.trace(facts, now) if asks_rules else ()
     answer = steps[-1].answer if steps else None
     decision = answer if isinstance(answer, Decision) else None
-    notes += _notes(assembly, facts, now, walked.fate, decision)
-    takes = _takes(assembly, walked.fate, decision)
+    notes += _notes(assembly, facts, now, fate, decision)
+    takes = _takes(assembly, fate, decision)
     chosen: tuple[Chosen, ...] = ()
-    if decision is not None and walked.fate in _DECIDED_HERE:
+    if decision is not None and fate in _DECIDED_HERE:
         chosen = tuple(_through(assembly, groups, decision.outbound, facts))
     end = chosen[-1].member if chosen else decision.outbound if decision else ""
     return Explanation(
@@ -168,15 +173,15 @@ def explain(
         at=week_time(now) if assembly.policy.needs.time else "",
         interface=interface,
         backend=assembly.backend.value,
-        netfilter=walked.hops,
-        fate=walked.fate,
+        netfilter=hops,
+        fate=fate,
         rules=tuple(map(_tried, steps)),
         takes=takes,
-        by=_decided_by(walked.fate),
+        by=_decided_by(fate),
         outbound=decision.outbound if decision else "",
         rule=decision.rule if decision else "",
         groups=chosen,
-        ways=tuple(_ways(assembly, found, asked, facts, walked.fate, decision, end)),
+        ways=tuple(_ways(assembly, found, asked, facts, fate, decision, end)),
         notes=tuple(notes),
     )
 

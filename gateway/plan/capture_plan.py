@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 from gateway.config.schema import Config
 from gateway.config.subject import overlap
@@ -53,3 +53,14 @@ def require_capture(config: Config, ways: Iterable[Egress], host: HostFacts) -> 
 
 def _fake(config: Config, network: Network) -> bool:
     return any(overlap(pool, network) for pool in config.tun.fake_ip)
+
+
+def taken(config: Config, ways: Iterable[Egress], host: HostFacts, address: str) -> bool:
+    """Whether routes lead what is sent there into the TUN; static routes of others aside."""
+    capture, wanted = planned_capture(config, ways), ip_address(address)
+    if capture is None or wanted.is_multicast or wanted.is_loopback:
+        return False
+    near = (own.network for link in host.interfaces for own in link.addresses)
+    return any(wanted in prefix for prefix in capture.prefixes) and not any(
+        wanted in network for network in near
+    )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+from functools import partial
 from itertools import product
 
 import pytest
-from datagrams import ask, talking
+from datagrams import ECHO, ask, echo, served, talking
 from test_strategies import tried
 from traffic import (
     FAMILIES,
     address,
+    attempt,
     curl,
     dial,
     listen,
@@ -21,8 +24,10 @@ from traffic import (
     url,
 )
 
+from gateway.lab.gateway_process import ENVIRONMENT, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.own_tun import FAKE, OwnTun, accepted, tun_config
+from gateway.lab.process import wait_until
 
 BOTH = {"default-route", "default-route, LAN"}
 OWN = {"default-route"}
@@ -70,6 +75,74 @@ def test_answers_to_what_came_from_outside_leave_as_it_came(module_lab: Lab, bac
                     conversation.sendall(b"x")
                     assert sock.recv(1) == b"x"
         assert accepted(gateway) == 0
+
+
+def test_datagrams_and_echoes(module_lab: Lab) -> None:
+    """Of the LAN and of this machine, through the TUN; and once the device has been removed."""
+    lab = module_lab
+    with served() as servers, running(lab, tun_config(lab, capture="default-route")) as gateway:
+        for host in targets(lab, "web"):
+            servers.add(lab.internet, host, ECHO, echo)
+        for _ in ("at first", "with another device"):
+            for machine, host in product((lab.router, lab.client("desk")), targets(lab, "web")):
+                with talking(machine, host) as sock:
+                    wait_until(partial(answered, sock), f"an answer of {host}")
+                machine.run(["ping", "-c", "1", "-W", "5", host])
+            before = gateway.counters()
+            assert before["udp_flows"] >= 4
+            lab.router.run(["ip", "link", "del", "gateway0"])
+            wait_until(lambda: has_device(lab), "the device")
+
+
+def answered(sock: socket.socket) -> bool:
+    """Whether a datagram is."""
+    sock.settimeout(1)
+    try:
+        return ask(sock) == b"hello"
+    except OSError:
+        return False
+
+
+def has_device(lab: Lab) -> bool:
+    return lab.router.run(["ip", "link", "show", "gateway0"], check=False).returncode == 0
+
+
+def test_a_proxy_program_on_this_machine(module_lab: Lab) -> None:
+    """Told by its user: what it sends goes past the TUN; as another one it is ended as a loop."""
+    lab = module_lab
+    program = {"type": "socks5", "server": "127.0.0.1", "port": 1081, "pool": "off", "uid": 4242}
+    config = tun_config(lab, {"destination": targets(lab, "web"), "to": "program"})
+    config["outbounds"]["program"] = program
+    config["tun"] = {"capture": "default-route"}
+    with running(lab, config) as gateway:
+        way = lab.router.run(
+            gateway_command(
+                "explain",
+                "--running",
+                "--run-dir",
+                str(gateway.run_dir),
+                address(lab.client("desk"), 4),
+                f"{target(lab, 4)}:80",
+            ),
+            environment=ENVIRONMENT,
+        ).stdout
+        assert "into gateway0" in way
+        assert "takes       program" in way
+        for user, wanted in ((4242, "wan"), (0, None)):
+            socks = ["microsocks", "-i", "127.0.0.1", "-p", "1081"]
+            command = ["setpriv", f"--reuid={user}", "--clear-groups", *socks]
+            server = lab.router.start_listening(f"as-{user}", command, ("127.0.0.1", 1081))
+            for family in FAMILIES:
+                host = target(lab, family)
+                if wanted:
+                    assert peer_seen(lab.client("desk"), host) == address(
+                        lab.router, family, wanted
+                    )
+                else:
+                    _, end = attempt(lab.client("desk"), host, 80)
+                    assert end == b"" or isinstance(end, ConnectionResetError)
+            server.stop()
+        assert gateway.counters()["closed_loop"] >= len(FAMILIES)
 
 
 def test_strict_validation_of_sources(module_lab: Lab) -> None:

@@ -30,6 +30,7 @@ from gateway.plan.lookups import Lookup
 
 FEATURES = ("ipv6", *(name for needs in NEEDS.values() for name in needs))
 
+ALL_TUN = {"tcp": "tun", "udp": "tun", "icmp": "tun"}
 LOOKUP = Lookup(
     "home", "proxy.example", "203.0.113.2", "192.0.2.53", "rules[0] {to: home}", certain=True
 )
@@ -418,6 +419,27 @@ Check1 = Callable[[Examined], Iterator[Check]]
             id="no route is no loop",
         ),
         pytest.param(
+            config_checks.capture,
+            replace(
+                with_config(
+                    inbound=ALL_TUN, tun={"capture": "fake-ip", "fake_ip": "192.168.0.0/16"}
+                ),
+                paths=(),
+            ),
+            Status.FAIL,
+            "overlaps 192.168.1.0/24 of eth1",
+            "nobody uses",
+            id="fake addresses that somebody has",
+        ),
+        pytest.param(
+            config_checks.capture,
+            with_config(inbound=ALL_TUN, tun={"capture": "fake-ip", "fake_ip": "203.0.113.4/30"}),
+            Status.FAIL,
+            "eth0",
+            "nobody uses",
+            id="fake addresses of an uplink",
+        ),
+        pytest.param(
             config_checks.lookups,
             replace(HEALTHY, lookups=(LOOKUP,)),
             Status.FAIL,
@@ -520,3 +542,11 @@ def test_forwarding_off_is_only_bad_where_we_do_not_turn_it_on() -> None:
     found = list(machine_checks.forwarding(unmanaged))
     assert [check.status for check in found] == [Status.WARN, Status.WARN]
     assert found[0].cure == "sysctl -w net.ipv4.ip_forward=1"
+
+
+def test_what_the_tun_takes_is_shown() -> None:
+    seen = with_config(inbound=ALL_TUN, tun={"capture": "default-route"})
+    (check,) = config_checks.capture(seen)
+    assert check.status is Status.OK
+    assert check.evidence == "0.0.0.0/0, ::/0 into gateway0, by suppress; then unreachable"
+    assert list(config_checks.capture(HEALTHY)) == []
