@@ -11,7 +11,6 @@ from socket import MSG_PEEK, SOCK_STREAM, SocketType
 from typing import Final, Literal, NamedTuple
 
 from gateway.breaker import Breaker, advice
-from gateway.config.values import Network
 from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision
 from gateway.errors import UpstreamFailure
@@ -21,6 +20,7 @@ from gateway.kernel.own_sockets import OwnSockets
 from gateway.kernel.reactor import ERROR, HANGUP, READ_HANGUP, UNKNOWN
 from gateway.kernel.sockets import reset_on_close
 from gateway.outbound.base import FIRST_BYTES, Attempt, Outbound
+from gateway.plan.model import Network
 from gateway.policy.engine import Policy
 from gateway.relay.tcp import Mover, Relay
 from gateway.sniff import stream
