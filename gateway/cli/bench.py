@@ -340,13 +340,15 @@ def policy(rules: int, names: int, prefixes: int, as_json: bool, output: Path | 
       gateway bench policy --names 100000 --prefixes 50000 --json
     """
     from gateway.lab.bench.policy import Amounts, run
+    from gateway.lab.bench.runner import circumstances
 
     amounts = Amounts(rules, names, prefixes)
     figures = _with_progress(lambda progress: run(amounts, progress))
+    found = {**circumstances(), **figures.to_json()}
     if output is not None:
-        _write(output, json.dumps(figures.to_json(), indent=2) + "\n")
+        _write(output, json.dumps(found, indent=2) + "\n")
     if as_json:
-        print_json(figures.to_json())
+        print_json(found)
     else:
         for line in figures.lines():
             click.echo(line)

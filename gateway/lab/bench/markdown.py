@@ -45,6 +45,17 @@ def soak(record: Json) -> str:
     )
 
 
+def policy(record: Json) -> str:
+    """What decisions and rule sets take."""
+    amounts = ", ".join(f"{amount:,} {what}" for what, amount in record["amounts"].items())
+    figures = (
+        _line(f"{figure['title']}, {figure['unit']}", number(figure["value"]))
+        for figure in record["figures"]
+    )
+    lines = [_line(amounts, ""), _line("---", "---"), *figures]
+    return "\n".join([*lines, "", f"{_machine(record)}."])
+
+
 def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -58,13 +69,20 @@ def _cell(cell: Json | None) -> str:
 
 
 def _circumstances(report: Json) -> Iterator[str]:
-    machine, sizes = report["machine"], report["sizes"]
+    sizes = report["sizes"]
     rounds = sizes["rounds"]
     measured = f"{rounds} rounds of {sizes['seconds']:g} s" if rounds > 1 else "one round"
     yield (
-        f"Linux {machine['kernel'].partition('-')[0]}, {machine['architecture']}, "
-        f"{machine['cpus']} CPUs, Python {machine['python']}; {measured}; medians ± half the "
+        f"{_machine(report)}; {measured}; medians ± half the "
         f"{range_of(rounds)}, in brackets the ratio to {report['baseline']}."
     )
     for failure in report["failures"]:
         yield f"Failed: {failure}."
+
+
+def _machine(record: Json) -> str:
+    machine = record["machine"]
+    return (
+        f"Linux {machine['kernel'].partition('-')[0]}, {machine['architecture']}, "
+        f"{machine['cpus']} CPUs, Python {machine['python']}"
+    )
