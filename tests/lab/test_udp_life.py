@@ -29,6 +29,7 @@ from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.process import wait_until
 from gateway.lab.storm import NAIVE
+from gateway.outbound.spares import LEAST
 
 QUIC = 443
 #: Where the relay of a test is: beside a real server.
@@ -126,7 +127,7 @@ def test_a_lost_association_is_replaced_beneath_the_flow(module_lab: Lab, server
         talking(desk, target(lab, 4)) as sock,
     ):
         ask(sock)
-        wait_until(lambda: len(server.controls) == 2, "a spare, which is to die too")
+        wait_until(lambda: len(server.controls) == 1 + LEAST, "spares, which are to die too")
         for control in list(server.controls):
             control.shutdown(socket.SHUT_RDWR)
         wait_counter(gateway, "udp_dropped_association-lost")
@@ -140,7 +141,7 @@ def test_an_association_is_ready_before_it_is_needed(module_lab: Lab, servers: S
     lab, desk = module_lab, module_lab.client("desk")
     with relay(lab) as server, running(lab, through_relay(lab)):
         for taken in range(3):
-            wait_until(lambda n=taken: len(server.controls) == n + 1, "a spare")  # type: ignore[misc]
+            wait_until(lambda n=taken: len(server.controls) == n + LEAST, "spares")  # type: ignore[misc]
             with talking(desk, target(lab, 4)) as sock:
                 ask(sock)
 
