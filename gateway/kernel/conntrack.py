@@ -2,22 +2,51 @@
 
 The kernel asks its nat rules about the first packet of a flow, and keeps what they say with
 the flow (nf_conntrack): where the rules are gone, a flow that was redirected is still led to
-the port where nobody listens, and so is another one between the same two ends.
+the port where nobody listens, and so is another one between the same two ends. There may be
+tens of thousands, hence no library: the constants are those of
+<linux/netfilter/nfnetlink_conntrack.h> and nf_conntrack_common.h.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Final, NamedTuple
 
-from pyroute2 import IPRoute, NFCTSocket
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.nfnetlink.nfctsocket import IPS_DST_NAT, NFCTAttrTuple
+from pyroute2 import IPRoute
+
+from gateway.kernel.netlink import (
+    HEADER,
+    NETLINK_NETFILTER,
+    attribute,
+    attributes,
+    netlink_dump,
+    netlink_tell,
+)
+from gateway.kernel.sockets import family_of
+
+_GENERIC: Final = struct.Struct("!BBH")  # struct nfgenmsg
+_GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK
+_REQUEST, _DUMP = 0x1, 0x300
+_ORIGINAL, _REPLY, _STATUS, _ZONE, _STATUS_MASK = 1, 2, 3, 18, 26
+_IP, _PROTO = 1, 2
+_SOURCE: Final = {socket.AF_INET: 1, socket.AF_INET6: 3}
+_SOURCE_PORT: Final = 2
+_NESTED: Final = 0x8000
+_TRANSLATED: Final = 1 << 5  # IPS_DST_NAT
 
 #: What the kernel says where it tracks nothing at all.
-_UNTRACKED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT)
+_UNTRACKED: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT)
+
+
+class Tracked(NamedTuple):
+    """A flow whose destination was rewritten: who answers it, and what names it to the kernel."""
+
+    answers: bytes
+    port: int
+    name: bytes
 
 
 def forget_redirected(ports: Collection[int]) -> int:
@@ -32,35 +61,56 @@ def forget_redirected(ports: Collection[int]) -> int:
     # Of a point-to-point link, the first is the other end's.
     own = {each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS") for each in messages}
     forgotten = 0
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with NFCTSocket(nfgen_family=family) as conntrack:
-            for flow in list(_translated(conntrack, family)):
-                answers = _ends(family, flow, "CTA_TUPLE_REPLY")
-                if answers.sport in ports and answers.saddr in own:
-                    forgotten += _delete(conntrack, _ends(family, flow, "CTA_TUPLE_ORIG"))
+    for family in _SOURCE:
+        hosts = (host for host in own if family_of(host) == family)
+        addresses = {socket.inet_pton(family, host) for host in hosts}
+        ours = [
+            flow.name
+            for flow in _translated(family)
+            if flow.port in ports and flow.answers in addresses
+        ]
+        netlink_tell(NETLINK_NETFILTER, (_message(_DELETE, family, name) for name in ours))
+        forgotten += len(ours)
     return forgotten
 
 
-def _translated(conntrack: NFCTSocket, family: int) -> Iterator[Any]:
+def _translated(family: int) -> Iterator[Tracked]:
     """The flows whose destination was rewritten: the kernel picks them, before Linux 5.15 we."""
+    wanted = struct.pack("!I", _TRANSLATED)
+    which = attribute(_STATUS, wanted) + attribute(_STATUS_MASK, wanted)
     try:
-        for flow in conntrack.dump(status=IPS_DST_NAT, status_mask=IPS_DST_NAT):
-            if flow["nfgen_family"] == family and flow.get_attr("CTA_STATUS") & IPS_DST_NAT:
+        for message in netlink_dump(NETLINK_NETFILTER, _message(_GET, family, which, _DUMP)):
+            flow = read_flow(message)
+            if flow is not None:
                 yield flow
-    except NetlinkError as error:
-        if error.code not in _UNTRACKED:
-            raise OSError(error.code, str(error)) from error
+    except OSError as error:
+        if error.errno not in _UNTRACKED:
+            raise
 
 
-def _ends(family: int, flow: Any, which: str) -> NFCTAttrTuple:
-    return NFCTAttrTuple.from_netlink(family, flow.get_attr(which))
+def read_flow(message: bytes) -> Tracked | None:
+    """One flow of a dump; None: its destination was not rewritten, or it has no ports."""
+    family = message[HEADER.size] if len(message) > HEADER.size else 0
+    found = _nested(message, HEADER.size + _GENERIC.size)
+    status = found.get(_STATUS, b"")
+    if family not in _SOURCE or not int.from_bytes(status, "big") & _TRANSLATED:
+        return None
+    reply = _nested(found.get(_REPLY, b""))
+    answers = _nested(reply.get(_IP, b"")).get(_SOURCE[socket.AddressFamily(family)])
+    port = _nested(reply.get(_PROTO, b"")).get(_SOURCE_PORT)
+    if answers is None or port is None or _ORIGINAL not in found:
+        return None
+    name = attribute(_ORIGINAL | _NESTED, found[_ORIGINAL])
+    if _ZONE in found:
+        name += attribute(_ZONE, found[_ZONE])
+    return Tracked(answers, int.from_bytes(port, "big"), name)
 
 
-def _delete(conntrack: NFCTSocket, ends: NFCTAttrTuple) -> bool:
-    try:
-        conntrack.entry("del", tuple_orig=ends)
-    except NetlinkError as error:
-        if error.code != errno.ENOENT:  # it has ended by itself
-            raise OSError(error.code, str(error)) from error
-        return False
-    return True
+def _nested(data: bytes, at: int = 0) -> dict[int, bytes]:
+    return {kind & ~_NESTED: value for kind, value in attributes(data, at)}
+
+
+def _message(kind: int, family: int, body: bytes, flags: int = 0) -> bytes:
+    length = HEADER.size + _GENERIC.size + len(body)
+    header = HEADER.pack(length, kind, _REQUEST | flags, 1, 0)
+    return header + _GENERIC.pack(family, 0, 0) + body

@@ -10,10 +10,10 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
-from gateway.kernel.netlink import netlink_request
+from gateway.kernel.netlink import attributes, netlink_request
 from gateway.kernel.sockets import family_of
 
 #: Seconds that an answer is taken for true: addresses move from device to device, but slowly.
@@ -103,13 +103,3 @@ def hardware_address(answer: bytes) -> str | None:
         if attribute == _NDA_LLADDR and len(value) == 6:
             return value.hex(":")
     return None
-
-
-def attributes(message: bytes, at: int) -> Iterator[tuple[int, bytes]]:
-    """Type and value of each attribute of a netlink message from this offset on (netlink(7))."""
-    while at + _ATTRIBUTE.size <= len(message):
-        length, kind = _ATTRIBUTE.unpack_from(message, at)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind, message[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.flow import Endpoint, Owner, Protocol
-from gateway.kernel.neighbours import attributes
-from gateway.kernel.netlink import netlink_request
+from gateway.kernel.netlink import attributes, netlink_request
 from gateway.kernel.sockets import family_of
 
 CGROUP_ROOT: Final = "/sys/fs/cgroup"
