@@ -170,6 +170,9 @@ def test_redirected_flows_are_forgotten_with_the_rules(
     """What a client then sends between the same two ends goes where it is sent to."""
     lab, desk, router = module_lab, module_lab.client("desk"), module_lab.router
     router.run(["nft", "-f", "-"], stdin=FOREIGN_NAT)
+    for state in ("fin_wait", "close_wait", "last_ack", "close"):
+        # However slow the machine is, they are not to go by themselves.
+        router.sysctl(f"net.netfilter.nf_conntrack_tcp_timeout_{state}", "600")
     config = lab.config({"to": "home"})
     config["inbound"]["udp"] = "off"
     before = router.snapshot()
