@@ -31,6 +31,7 @@ PARTS: Final[dict[str, Callable[[Lab], Iterator[Cell]]]] = {
     "interface group": interface_group,
     "own TUN": lambda lab: OwnTun(lab).default_route(),
     "prefixes": lambda lab: OwnTun(lab).prefixes(),
+    "marked": lambda lab: OwnTun(lab).marked_by_netfilter(),
 }
 
 #: What each part shows, for people.
@@ -42,6 +43,7 @@ TITLES: Final = {
     "replaced default": "Another program has put its TUN in the place of the default route",
     "own TUN": "Our own TUN takes the default route, of this machine and the LAN",
     "prefixes": "Our own TUN takes some prefixes, with a server in one of them",
+    "marked": "Beside our own TUN, what a user sends is marked by a rule of netfilter",
     "interface group": "Another program's TUN has the better default route, which a rule drops",
 }
 

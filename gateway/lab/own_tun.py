@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +16,12 @@ from gateway.lab.machine import Machine
 from gateway.lab.namespaces import ip
 from gateway.lab.process import wait_until
 from gateway.lab.storm import NAIVE, end_storm, limit_descriptors, storm
+from gateway.marks import Marks
 
 #: The addresses of a renewed lease, and the other router of the WAN.
 _RENEWED: Final = {4: "203.0.113.77", 6: "2001:db8:113::77"}
 _OTHER_ROUTER: Final = {4: "203.0.113.254", 6: "2001:db8:113::fe"}
+_USER: Final = 4243
 #: Fake addresses of which nobody knows the name.
 FAKE: Final = {4: "198.18.7.7", 6: "fd67:6174:6577:617a::7"}
 
@@ -113,6 +116,41 @@ class OwnTun:
         count = accepted(gateway) - before
         return seen if count == flows else Seen(Outcome.LOOP, f"{count} flows")
 
+    # --- a foreign program that netfilter marks ---------------------------------------------
+
+    def marked_by_netfilter(self) -> Iterator[Cell]:
+        """A rule of the owner's marks what a user sends; its source has been chosen before."""
+        chain = f"type route hook output priority mangle; meta skuid {_USER} meta mark set"
+        mark = f"{chain} meta mark & {Marks().bypass.keep:#x} | {Marks().bypass.value:#x}"
+        source = 'type nat hook postrouting priority srcnat; oifname "wan0" masquerade'
+        with self._gateway(tun_config(self._lab, capture="default-route")) as gateway:
+            for situation, chains, expected, flows in (
+                ("without", (), Outcome.DIRECT, 1),
+                ("mark alone", (mark,), Outcome.SILENT, 0),
+                ("and masqueraded", (mark, source), Outcome.DIRECT, 0),
+            ):
+                text = "".join(f"chain c{n} {{ {rule}\n}}\n" for n, rule in enumerate(chains))
+                table = f"table inet owner {{}}\ndelete table inet owner\n{_table(text)}"
+                self._router.run(["nft", "-f", "-"], stdin=table)
+                for family in FAMILIES:
+                    before = accepted(gateway)
+                    seen = self._as_user(self._hosts[family])
+                    if accepted(gateway) - before != flows:
+                        seen = Seen(Outcome.LOOP, "not the flows there should be")
+                    peer = self._own[family]
+                    yield cell("mark by netfilter", situation, family, expected, seen, peer)
+            self._router.run(["nft", "delete", "table", "inet", "owner"])
+
+    def _as_user(self, host: str) -> Seen:
+        shown = f"[{host}]" if ":" in host else host
+        curl = ["curl", "-sgm", "2", f"http://{shown}/whoami"]
+        done = self._router.run(
+            ["setpriv", f"--reuid={_USER}", "--clear-groups", *curl], check=False
+        )
+        if done.returncode:
+            return Seen(Outcome.SILENT)
+        return Seen(Outcome.DIRECT, str(json.loads(done.stdout)["peer"]))
+
     # --- how ------------------------------------------------------------------------------------
 
     def _naive(
@@ -188,6 +226,10 @@ class OwnTun:
 def accepted(gateway: GatewayProcess) -> int:
     """TCP flows so far."""
     return gateway.counters().get("flows_accepted", 0)
+
+
+def _table(chains: str) -> str:
+    return f"table inet owner {{\n{chains}}}\n"
 
 
 def _length(family: int) -> int:

@@ -33,9 +33,9 @@ BOTH = {"default-route", "default-route, LAN"}
 OWN = {"default-route"}
 
 
-def test_the_default_route(lab: Lab, backend: str) -> None:
+def test_the_default_route(lab: Lab) -> None:
     """LAN and own traffic, while the uplink changes, fails, and the gateway is killed."""
-    assert tried(list(OwnTun(lab, backend).default_route())) == {
+    assert tried(list(OwnTun(lab).default_route())) == {
         "without": OWN,
         "captured": BOTH,
         "another router": BOTH,
@@ -55,6 +55,14 @@ def test_prefixes(lab: Lab) -> None:
     ways = {"prefixes"}
     assert tried(list(OwnTun(lab).prefixes())) == dict.fromkeys(
         ["without", "captured", "another host"], ways
+    )
+
+
+def test_a_mark_that_netfilter_sets(lab: Lab) -> None:
+    """Alone it leads past the TUN with the TUN's address, to which nobody answers."""
+    ways = {"mark by netfilter"}
+    assert tried(list(OwnTun(lab).marked_by_netfilter())) == dict.fromkeys(
+        ["without", "mark alone", "and masqueraded"], ways
     )
 
 
