@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -12,6 +13,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 import pytest
 
 from gateway.inbound.tun_nat import NUMBERS, numbers_of
+from gateway.kernel import tun_keeper
 from gateway.kernel.tun import FRAME_BYTES, TunSettings
 from gateway.kernel.tun_keeper import TunKeeper
 from gateway.wire.ip import SYN, TCP, ip_packet, udp_packet
@@ -93,3 +95,26 @@ def test_each_number_is_one_queue_s(queues: int) -> None:
     shares = [set(numbers_of(queue, queues)) for queue in range(queues)]
     assert set.union(*shares) == set(NUMBERS)
     assert sum(map(len, shares)) == len(NUMBERS)
+
+
+def test_where_the_kernel_cannot_be_told_one_queue_has_all(
+    ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where unprivileged processes, or none at all, may load programs."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no programs here")
+
+    def alone() -> None:
+        keeper = TunKeeper()
+        assert keeper.keep(SETTINGS, 3)
+        try:
+            clients = ((ip_address(CLIENTS[4]) + n).packed for n in range(50))
+            packets = (udp_packet(client, 9, REMOTE[4], 9, b"") for client in clients)
+            assert taken(keeper, packets) == {0: 50}
+            assert len(keeper.queues) == 1
+        finally:
+            keeper.close()
+
+    monkeypatch.setattr(tun_keeper, "steer", refuse)
+    ns.call(alone)
