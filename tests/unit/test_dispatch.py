@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import time
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
@@ -15,7 +16,7 @@ from gateway.control.running import FlowState
 from gateway.dispatch import Dispatcher, Flow, OwnTraffic, Routing
 from gateway.errors import UpstreamFailure
 from gateway.facts import FactFinder
-from gateway.flow import CloseReason, Endpoint
+from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
 from gateway.kernel.sockets import (
     SocketFactory,
     SocketOptions,
@@ -652,6 +653,21 @@ def test_a_reload_leaves_established_flows_alone(plane, rig):
         assert await plane.read(far, 10) == b"still here"
 
     plane.run(scenario())
+
+
+def test_a_fake_address_goes_nowhere_without_a_name(plane, rig):
+    one = rig()
+    one.dispatcher.routing = replace(one.routing, fakes=(ip_network(f"{FAR_AWAY.host}/32"),))
+    one.flow()
+    assert [flow.reason for flow in one.closed] == [CloseReason.FAKE_ADDRESS]
+    assert one.dispatcher.counters["closed_fake-address"] == 1
+    routing = one.dispatcher.routing
+    facts = FlowFacts(Protocol.TCP, Endpoint("10.0.0.9", 40_000), FAR_AWAY, name="a.example")
+    asks = replace(routing.outbounds["home"], by_name=True)
+    assert routing.is_nameless(facts, "home"), "this one asks for no names"
+    assert not replace(routing, outbounds={"home": asks}).is_nameless(facts, "home")
+    other = facts._replace(destination=FAR_AWAY._replace(host="203.0.113.99"), name="")
+    assert not routing.is_nameless(other, "home")
 
 
 def test_the_interface_is_looked_up_where_a_rule_asks(plane, rig):
