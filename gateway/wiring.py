@@ -54,7 +54,7 @@ def blueprint(
         ),
         sniff=_sniff_limits(config.sniff),
         udp=_udp_settings(assembly),
-        echo=_echo_settings(assembly.config),
+        echo=_echo_settings(assembly),
         judgement=_judgement(assembly),
         own=OwnTraffic(
             _own_addresses(assembly),
@@ -113,26 +113,31 @@ def _judgement(assembly: Assembly) -> Judgement | None:
 
 
 def _udp_settings(assembly: Assembly) -> UdpSettings:
-    """Those of one process: clients are spread over all of them."""
+    """Those of one process: clients are spread over all of them.
+
+    By TPROXY each socket of a client by itself, by the TUN all of a client.
+    """
     timeouts, udp, workers = assembly.config.timeouts, assembly.config.udp, assembly.workers
+    share = 1 if assembly.config.inbound.udp == "tun" else workers
     return UdpSettings(
         idle=timeouts.udp,
         idle_dns=timeouts.udp_dns,
         idle_stream=timeouts.udp_stream,
         flows=-(-udp.flows // workers),
-        flows_per_device=-(-udp.flows_per_device // workers),
+        flows_per_device=-(-udp.flows_per_device // share),
         symmetric=udp.nat == "symmetric",
     )
 
 
-def _echo_settings(config: Config) -> EchoSettings:
-    """Those of the one process that has the TUN."""
+def _echo_settings(assembly: Assembly) -> EchoSettings:
+    """Those of one process: what a client sends besides TCP comes by one queue of the TUN."""
+    config, workers = assembly.config, assembly.workers
     icmp = config.icmp
     return EchoSettings(
         timeout=config.timeouts.icmp,
-        flows=icmp.flows,
+        flows=-(-icmp.flows // workers),
         flows_per_device=icmp.flows_per_device,
-        rate=icmp.rate,
+        rate=-(-icmp.rate // workers),
         rate_per_device=icmp.rate_per_device,
         pretend=config.inbound.icmp == "pretend",
     )
