@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 
+import pytest
+
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint
 from gateway.kernel.sockets import SocketFactory, SocketOptions, endpoint
@@ -15,6 +17,12 @@ from gateway.outbound.socks5 import Socks5Outbound
 GREETING, METHOD = b"\x05\x01\x00", b"\x05\x00"
 REQUEST = b"\x05\x03\x00\x01" + bytes(6)
 REFUSED = b"\x05\x07\x00\x01" + bytes(6)
+
+
+@pytest.fixture(autouse=True)
+def one(monkeypatch):
+    """One spare, where a test does not say otherwise."""
+    monkeypatch.setattr(spares, "LEAST", 1)
 
 
 class User:
