@@ -50,11 +50,12 @@ from gateway.kernel.watch import watch
 from gateway.pauses import shorten_pauses
 from gateway.plan.diff import diff
 from gateway.plan.render import render
+from gateway.plane import Plane
 from gateway.rulesets.fetch import Connect
 from gateway.rulesets.updates import Updates, fetched_sets
 from gateway.version import VERSION
 from gateway.wiring import blueprint
-from gateway.workers import Plane, data_plane
+from gateway.workers import data_plane
 
 log = logging.getLogger(__name__)
 

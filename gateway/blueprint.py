@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
-from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.facts import FactSources
 from gateway.groups.standing import Standing
 from gateway.icmp.limits import UNBOUNDED, EchoSettings
@@ -17,6 +16,7 @@ from gateway.kernel.tun import TunSettings
 from gateway.marks import Mark
 from gateway.plan.model import Network
 from gateway.policy.engine import Policy
+from gateway.routing import FlowTimeouts, OwnTraffic
 from gateway.sniffing import SniffLimits
 from gateway.udp.flow import UdpSettings
 

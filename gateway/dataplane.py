@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 from gateway import logs
 from gateway.blueprint import Blueprint, ListenOn
 from gateway.control.running import FlowRecord
-from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, Routing
+from gateway.dispatch import Dispatcher, Flow
 from gateway.facts import FactFinder
 from gateway.flow import CloseReason
 from gateway.groups.standing import Standing
@@ -27,6 +27,7 @@ from gateway.outbound.base import Outbound
 from gateway.outbound.board import Board, GroupReport
 from gateway.outbound.group import GroupOutbound
 from gateway.relay.tcp import Mover
+from gateway.routing import FlowTimeouts, Routing
 from gateway.tunnel import Tunnel, TunQueue
 from gateway.udp.dispatcher import Datagrams
 from gateway.udp.flow import UdpFlow, UdpSettings

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from ipaddress import ip_address
+from collections.abc import Callable, Iterable
 from socket import MSG_PEEK, SOCK_STREAM, SocketType
 from typing import Final, Literal, NamedTuple
 
@@ -14,83 +12,18 @@ from gateway.breaker import Breaker, advice
 from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision
 from gateway.errors import UpstreamFailure
-from gateway.facts import FactFinder
 from gateway.flow import CloseReason, Endpoint, FlowFacts
 from gateway.kernel.own_sockets import OwnSockets
 from gateway.kernel.reactor import ERROR, HANGUP, READ_HANGUP, UNKNOWN
 from gateway.kernel.sockets import reset_on_close
 from gateway.outbound.base import FIRST_BYTES, Attempt, Outbound
-from gateway.plan.model import Network
-from gateway.policy.engine import Policy
 from gateway.relay.tcp import Mover, Relay
+from gateway.routing import NAMELESS, REASONS, RECENT, FlowTimeouts, OwnTraffic, Routing
 from gateway.sniff import stream
 from gateway.sniff.sighting import Sighting
-from gateway.sniffing import Sniffing, SniffLimits
-
-#: Closed flows that are kept to be looked at.
-RECENT: Final = 1000
-
-REASONS: Final = {
-    UpstreamFailure.REFUSED: CloseReason.UPSTREAM_REFUSED,
-    UpstreamFailure.UNREACHABLE: CloseReason.UPSTREAM_UNREACHABLE,
-    UpstreamFailure.TIMEOUT: CloseReason.CONNECT_TIMEOUT,
-    UpstreamFailure.DENIED: CloseReason.UPSTREAM_DENIED,
-    UpstreamFailure.PROTOCOL: CloseReason.UPSTREAM_PROTOCOL,
-    UpstreamFailure.RESET: CloseReason.UPSTREAM_RESET,
-    UpstreamFailure.RESOURCES: CloseReason.NO_RESOURCES,
-    UpstreamFailure.REJECTED: CloseReason.REJECTED,
-}
-
-#: What is said of a flow to a fake address.
-NAMELESS: Final = "a fake address, of which nobody knows the name: ask for the name again"
+from gateway.sniffing import Sniffing
 
 _CLOSED: Final = {reason: f"closed_{reason}" for reason in CloseReason}
-
-
-class FlowTimeouts(NamedTuple):
-    """Bounds on every wait of a flow, in seconds (``timeouts`` of the configuration)."""
-
-    connect: float
-    idle: float
-    half_closed: float
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """What a reload swaps as a whole: the policy, and the outbounds of its decisions' ways.
-
-    ``fakes``: prefixes of addresses that are nobody's, and stand for names.
-    """
-
-    policy: Policy
-    outbounds: Mapping[str, Outbound]
-    timeouts: FlowTimeouts
-    sniff: SniffLimits
-    finder: FactFinder
-    fakes: tuple[Network, ...] = ()
-
-    def is_nameless(self, facts: FlowFacts, way: str) -> bool:
-        """Whether a flow goes to a fake address, and its outbound could ask for no name."""
-        if not self.fakes or (self.outbounds[way].by_name and facts.name):
-            return False
-        address = ip_address(facts.destination.host)
-        return any(address in prefix for prefix in self.fakes)
-
-
-@dataclass(frozen=True, slots=True)
-class OwnTraffic:
-    """What tells the loop detector that a flow is one of our own.
-
-    ``addresses`` of this machine, as text. ``diverted``: this machine's own traffic is
-    diverted on purpose, so that an own address as source is no proof by itself.
-    ``lookups``: the outbounds that need a name to be looked up, by that name (canonical);
-    ``resolvers``: the name servers that this machine asks.
-    """
-
-    addresses: frozenset[str] = frozenset()
-    diverted: bool = False
-    lookups: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    resolvers: frozenset[str] = frozenset()
 
 
 class _End(NamedTuple):

@@ -26,8 +26,8 @@ from gateway.groups.report import GroupRecord, report
 from gateway.groups.schedule import Schedule
 from gateway.groups.standing import Standing
 from gateway.groups.state import Observed, Order, Tried, standings
+from gateway.plane import Plane
 from gateway.probing import AT_ONCE, Connect, probe
-from gateway.workers import Plane
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from socket import SocketType
 from typing import NamedTuple
 
 from gateway.blueprint import Blueprint, ListenOn
-from gateway.dispatch import Dispatcher, Routing
+from gateway.dispatch import Dispatcher
 from gateway.icmp.flow import EchoFlow
 from gateway.inbound.tcp import TcpListener, open_all
 from gateway.inbound.tun import TunReader, TunWriter
@@ -17,6 +17,7 @@ from gateway.inbound.tun_tcp import TunTcp
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import local_endpoint
 from gateway.kernel.tun import TunDevice, TunSettings
+from gateway.routing import Routing
 from gateway.tunnelled import Tunnelled
 from gateway.udp.dispatcher import Datagrams
 from gateway.wire.ip import TCP

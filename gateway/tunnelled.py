@@ -7,7 +7,6 @@ from collections.abc import Callable
 from itertools import count
 
 from gateway.blueprint import Blueprint
-from gateway.dispatch import Routing
 from gateway.icmp.echoes import Echoes
 from gateway.icmp.errors import ErrorWriter
 from gateway.icmp.flow import EchoFlow
@@ -17,6 +16,7 @@ from gateway.inbound.tun_udp import TunUdp
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.tun import TunSettings
 from gateway.relay.tun_replies import TunReplies
+from gateway.routing import Routing
 from gateway.udp.dispatcher import Datagrams
 from gateway.udp.face import Face
 from gateway.wire.fragments import split

@@ -13,7 +13,6 @@ from gateway.config.outbounds import BUILT_IN, DirectOutbound, Group, RejectOutb
 from gateway.config.scalars import port_range
 from gateway.config.schema import Config, Sniff
 from gateway.decision import DIRECT
-from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.errors import UpstreamFailure
 from gateway.facts import FactSources
 from gateway.flow import Endpoint, Protocol
@@ -30,6 +29,7 @@ from gateway.marks import Mark
 from gateway.outbound import direct, reject, socks5
 from gateway.plan.egress import Egress
 from gateway.plan.lookups import needed_names
+from gateway.routing import FlowTimeouts, OwnTraffic
 from gateway.sniffing import SniffLimits
 from gateway.udp.flow import UdpSettings
 from gateway.wire.socks5 import Credentials

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from gateway.dispatch import RECENT, OwnTraffic, Routing
 from gateway.flow import CloseReason, Endpoint, Protocol
 from gateway.icmp.errors import ErrorWriter, Write
 from gateway.icmp.flow import EchoFlow
@@ -20,6 +19,7 @@ from gateway.icmp.limits import EchoSettings, Rate
 from gateway.kernel.ping_sockets import PingSocket
 from gateway.kernel.reactor import Reactor
 from gateway.outbound.base import EchoRefusal
+from gateway.routing import RECENT, OwnTraffic, Routing
 from gateway.wire.icmp_error import IcmpError
 from gateway.wire.icmp_packet import Echo, NoEcho, echo_reply, read_echo
 from gateway.wire.ip import IpPacket, Vnet

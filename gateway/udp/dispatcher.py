@@ -16,7 +16,6 @@ from ipaddress import ip_address
 from typing import Final
 
 from gateway.decision import Decision
-from gateway.dispatch import NAMELESS, REASONS, RECENT, OwnTraffic, Routing
 from gateway.errors import UpstreamFailure
 from gateway.flow import CloseReason, Endpoint, FlowFacts
 from gateway.inbound.udp import LISTEN_ON, Begun, Upgoing
@@ -28,6 +27,7 @@ from gateway.kernel.udp_sockets import ErrorReport, UdpSockets, read_ends
 from gateway.outbound.base import Outbound, target_of
 from gateway.outbound.datagrams import Leg
 from gateway.relay.udp import ReplySockets
+from gateway.routing import NAMELESS, REASONS, RECENT, OwnTraffic, Routing
 from gateway.sniff.sighting import Sighting
 from gateway.sniffing import Sniffing
 from gateway.sniffing_udp import MOST_WAITING, UnheardFlow

@@ -6,9 +6,9 @@ from socket import SOCK_DGRAM
 from typing import NamedTuple
 
 from gateway.breaker import DNS_PORT, DatagramBreaker, advice
-from gateway.dispatch import OwnTraffic
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.own_sockets import OwnSockets
+from gateway.routing import OwnTraffic
 from gateway.sniff.dns import question_name
 from gateway.udp.flow import UdpFlow
 

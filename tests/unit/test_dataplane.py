@@ -12,7 +12,6 @@ import pytest
 from gateway import logs
 from gateway.blueprint import Blueprint, ListenOn, Recipe
 from gateway.dataplane import PAGE, DataPlane
-from gateway.dispatch import FlowTimeouts, OwnTraffic
 from gateway.errors import UpstreamFailure
 from gateway.facts import HERE
 from gateway.flow import Endpoint
@@ -20,6 +19,7 @@ from gateway.kernel.sockets import accept, local_endpoint, open_listener
 from gateway.outbound import reject
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
+from gateway.routing import FlowTimeouts, OwnTraffic
 from gateway.sniffing import SniffLimits
 from gateway.udp.flow import UdpSettings
 

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.config.schema import Timeouts
 from gateway.control.running import FlowState
-from gateway.dispatch import Dispatcher, Flow, OwnTraffic, Routing
+from gateway.dispatch import Dispatcher, Flow
 from gateway.errors import UpstreamFailure
 from gateway.facts import FactFinder
 from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
@@ -32,6 +32,7 @@ from gateway.outbound.socks5 import Socks5Outbound
 from gateway.policy.engine import Needs, Policy
 from gateway.policy.rule import CompiledRule
 from gateway.relay.tcp import Mover
+from gateway.routing import OwnTraffic, Routing
 from gateway.sniffing import SniffLimits
 from gateway.wire.socks5 import encode_request
 
@@ -267,7 +268,7 @@ def test_refused_by_the_upstream(plane, rig, reply, reason):
 
 
 def test_every_failure_has_a_close_reason():
-    from gateway.dispatch import REASONS
+    from gateway.routing import REASONS
 
     assert set(REASONS) == set(UpstreamFailure)
 

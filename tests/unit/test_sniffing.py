@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from gateway.control.running import FlowState
-from gateway.dispatch import Dispatcher, Flow, FlowTimeouts, OwnTraffic, Routing
+from gateway.dispatch import Dispatcher, Flow
 from gateway.facts import FactFinder
 from gateway.flow import CloseReason, Endpoint
 from gateway.kernel.sockets import (
@@ -24,6 +24,7 @@ from gateway.outbound.socks5 import Socks5Outbound
 from gateway.policy.engine import CompiledRule, Policy
 from gateway.policy.names import NamePatterns
 from gateway.relay.tcp import Mover
+from gateway.routing import FlowTimeouts, OwnTraffic, Routing
 from gateway.sniffing import SniffLimits
 from gateway.wire.socks5 import encode_address
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from gateway.dispatch import FlowTimeouts, OwnTraffic, Routing
 from gateway.facts import FactFinder
 from gateway.flow import CloseReason, Protocol
 from gateway.icmp.echoes import Echoes
@@ -21,6 +20,7 @@ from gateway.icmp.others import OtherProtocols
 from gateway.outbound.base import EchoRefusal
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
+from gateway.routing import FlowTimeouts, OwnTraffic, Routing
 from gateway.sniffing import SniffLimits
 from gateway.wire.icmp_error import IcmpError, checksum
 from gateway.wire.icmp_packet import NoEcho
