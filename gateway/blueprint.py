@@ -14,7 +14,7 @@ from gateway.inbound.queue import Judgement
 from gateway.kernel.privilege import Capability
 from gateway.kernel.tun import TunSettings
 from gateway.marks import Mark
-from gateway.plan.model import Network
+from gateway.plan.addresses import Network
 from gateway.policy.engine import Policy
 from gateway.routing import FlowTimeouts, OwnTraffic
 from gateway.sniffing import SniffLimits

@@ -11,7 +11,7 @@ from gateway.errors import UpstreamFailure
 from gateway.facts import FactFinder
 from gateway.flow import CloseReason, FlowFacts
 from gateway.outbound.base import Outbound
-from gateway.plan.model import Network
+from gateway.plan.addresses import Network
 from gateway.policy.engine import Policy
 from gateway.sniffing import SniffLimits
 

@@ -11,8 +11,8 @@ import hypothesis.strategies as st
 from gateway.config.schema import Config
 from gateway.flow import Endpoint, FlowFacts, Owner, Protocol
 from gateway.plan.address_sets import AddressSets
+from gateway.plan.addresses import Family
 from gateway.plan.conditions import Packets, doubts, split
-from gateway.plan.model import Family
 from gateway.policy.engine import Policy
 from gateway.policy.names import NamePatterns
 from gateway.policy.prefixes import Network, PrefixSet

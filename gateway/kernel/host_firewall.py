@@ -19,7 +19,9 @@ from gateway.errors import ApplyError, CapabilityError
 from gateway.kernel import libnftables
 from gateway.kernel.step import Step
 from gateway.marks import NFT_TABLE, TAG_PREFIX, Mark
-from gateway.plan.model import Accept, MarkIs, NftRule
+from gateway.plan.matches import MarkIs
+from gateway.plan.model import NftRule
+from gateway.plan.verdicts import Accept
 
 _FAMILIES = ("inet", "ip", "ip6")
 _XT_REFUSALS = ("DROP", "REJECT")

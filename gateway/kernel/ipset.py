@@ -14,7 +14,8 @@ from ipaddress import ip_network
 
 from gateway.errors import ApplyError, CapabilityError
 from gateway.marks import SET_PREFIX
-from gateway.plan.model import AddressSet, Family, Network
+from gateway.plan.addresses import Family, Network
+from gateway.plan.model import AddressSet
 from gateway.plan.render_iptables import create_set
 from gateway.policy.sets.networks import texts
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from gateway.errors import ApplyError
 from gateway.kernel.iptables_worker import REPLY, REQUEST, Reply, Request, present_tables
 from gateway.kernel.step import Step
-from gateway.plan.model import Family, Plan
+from gateway.plan.addresses import Family
+from gateway.plan.model import Plan
 from gateway.plan.snapshot import ChainKey
 from gateway.plan.xt import XtTable, xt_tables
 

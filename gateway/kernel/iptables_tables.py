@@ -15,7 +15,7 @@ from typing import Any
 from gateway.errors import ApplyError, CapabilityError
 from gateway.kernel import iptc_layout
 from gateway.marks import CHAIN_PREFIX
-from gateway.plan.model import Family
+from gateway.plan.addresses import Family
 from gateway.plan.xt import TableName, XtChain, XtExtension, XtOption, XtRule, XtTable
 
 _COMMIT_TRIES = 5

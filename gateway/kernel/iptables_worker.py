@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from gateway.errors import ApplyError, CapabilityError, GatewayError
 from gateway.kernel.iptables_tables import Tables
-from gateway.plan.model import Family
+from gateway.plan.addresses import Family
 from gateway.plan.xt import TABLES, TableName, XtTable
 
 _LOCK_WAIT_S = 10.0

@@ -11,7 +11,8 @@ from gateway.errors import ApplyError, CapabilityError
 from gateway.kernel import libnftables
 from gateway.kernel.step import Step
 from gateway.marks import NFT_TABLE, TAG_PREFIX
-from gateway.plan.model import AddressSet, Family, Network, Plan
+from gateway.plan.addresses import Family, Network
+from gateway.plan.model import AddressSet, Plan
 from gateway.plan.render_nft import render_chains, render_set
 from gateway.plan.snapshot import ChainKey, expected_chains
 

@@ -21,8 +21,8 @@ from gateway.kernel.iptables_worker import Request, present_tables
 from gateway.kernel.privilege import Capability, has
 from gateway.kernel.resolvers import read_resolvers
 from gateway.marks import CHAIN_PREFIX, ROUTE_PROTOCOL, SET_PREFIX, TABLE_MAIN, TAG_PREFIX
+from gateway.plan.addresses import Family
 from gateway.plan.host import DefaultRoute, Feature, HostFacts, Interface
-from gateway.plan.model import Family
 from gateway.plan.xt import XtChain, XtExtension, XtOption, XtRule, XtTable
 
 _FAMILIES: Final[dict[int, Literal["ipv4", "ipv6"]]] = {2: "ipv4", 10: "ipv6"}

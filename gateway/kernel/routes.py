@@ -18,7 +18,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from gateway.errors import ApplyError
 from gateway.marks import ROUTE_PROTOCOL, Mark
-from gateway.plan.model import Family, IpRule, Network, Route
+from gateway.plan.addresses import Family, Network
+from gateway.plan.model import IpRule, Route
 from gateway.plan.render_ip import route_line, rule_line
 
 _AF = {Family.V4: 2, Family.V6: 10}

@@ -7,7 +7,9 @@ from hashlib import blake2s
 from typing import Literal
 
 from gateway.marks import SET_PREFIX
-from gateway.plan.model import Addresses, AddressSet, Family, InSet, Match, Network
+from gateway.plan.addresses import Family, Network
+from gateway.plan.matches import Addresses, InSet, Match
+from gateway.plan.model import AddressSet
 from gateway.policy.sets.networks import CompactNetworks
 
 Side = Literal["source", "destination"]

@@ -14,30 +14,19 @@ from gateway.flow import Protocol
 from gateway.marks import Marks
 from gateway.plan import chains, routing
 from gateway.plan.address_sets import AddressSets, of_family
+from gateway.plan.addresses import Family, Network
 from gateway.plan.capture import capture_routes, capture_rules, neighbour_routes
 from gateway.plan.capture_plan import planned_capture
 from gateway.plan.conditions import Packets
 from gateway.plan.egress import Egress, Entry, egresses, entries, server_addresses
 from gateway.plan.host import HostFacts
-from gateway.plan.model import (
-    AddressSet,
-    Backend,
-    Chain,
-    Family,
-    Goto,
-    InControlGroup,
-    InSet,
-    IpRule,
-    Network,
-    OwnedBy,
-    Plan,
-    Queue,
-    Route,
-)
+from gateway.plan.matches import InControlGroup, InSet, OwnedBy
+from gateway.plan.model import AddressSet, Backend, Chain, IpRule, Plan, Route
 from gateway.plan.placement import all_taken, placements
 from gateway.plan.policy_rules import Answers, PolicyChains, policy_chains
 from gateway.plan.shape import Shape
 from gateway.plan.tun import tun_shape
+from gateway.plan.verdicts import Goto, Queue
 from gateway.policy.engine import Policy
 
 _NO_ADDRESSES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({})

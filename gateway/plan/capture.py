@@ -27,8 +27,9 @@ from gateway.marks import (
     TABLE_TUN,
     Marks,
 )
+from gateway.plan.addresses import Family, Network
 from gateway.plan.chains import EVERYTHING
-from gateway.plan.model import Family, IpRule, Network, Route
+from gateway.plan.model import IpRule, Route
 
 #: Never for a TUN, which has no neighbours: they go on as if it were not there.
 _TO_NEIGHBOURS: Final[dict[Family, tuple[Network, ...]]] = {

@@ -8,11 +8,11 @@ from ipaddress import ip_address, ip_network
 from gateway.config.schema import Config
 from gateway.config.subject import overlap
 from gateway.errors import CapabilityError
+from gateway.plan.addresses import Network
 from gateway.plan.capture import Capture
 from gateway.plan.chains import EVERYTHING
 from gateway.plan.egress import ANYWHERE, Egress
 from gateway.plan.host import HostFacts
-from gateway.plan.model import Network
 
 
 def planned_capture(config: Config, ways: Iterable[Egress]) -> Capture | None:

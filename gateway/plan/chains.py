@@ -25,39 +25,37 @@ from typing import Final, Literal
 from gateway.flow import Protocol
 from gateway.marks import REALM_UNROUTED, SET_PREFIX, Mark
 from gateway.plan.address_sets import AddressSets
-from gateway.plan.model import (
-    Accept,
-    AddressSet,
-    Chain,
-    Count,
+from gateway.plan.addresses import Family, Network
+from gateway.plan.matches import (
     DestinationType,
-    Drop,
-    Family,
-    Goto,
-    Hook,
     InInterface,
     InSet,
-    Jump,
     MarkIs,
     Match,
-    Network,
-    NftRule,
     OfRealm,
     OutInterface,
     Ports,
-    Redirect,
-    Reject,
     ReplyDirection,
-    Return,
-    SetMark,
-    Tproxy,
     TransparentSocket,
     Transport,
     Untracked,
 )
+from gateway.plan.model import AddressSet, Chain, Hook, NftRule
 from gateway.plan.policy_rules import REFUSE, REFUSE_ICMP, direct_chain
 from gateway.plan.shape import Shape
 from gateway.plan.tun import arrivals, enter, kept, past, unknown
+from gateway.plan.verdicts import (
+    Accept,
+    Count,
+    Drop,
+    Goto,
+    Jump,
+    Redirect,
+    Reject,
+    Return,
+    SetMark,
+    Tproxy,
+)
 
 DIVERT: Final = "divert"
 DIVERT_OWN: Final = "divert_own"

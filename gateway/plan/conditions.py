@@ -14,17 +14,8 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from gateway.plan.address_sets import AddressSets, of_family
-from gateway.plan.model import (
-    Family,
-    FromMac,
-    InInterface,
-    Match,
-    Network,
-    OwnedBy,
-    Ports,
-    Transport,
-    WithDscp,
-)
+from gateway.plan.addresses import Family, Network
+from gateway.plan.matches import FromMac, InInterface, Match, OwnedBy, Ports, Transport, WithDscp
 from gateway.policy.prefixes import interval
 from gateway.policy.rule import Condition, Destinations
 from gateway.policy.sets.intervals import IntervalSet

@@ -11,7 +11,8 @@ from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
 from gateway.marks import TAG_PREFIX
-from gateway.plan.model import IpRule, Network, Plan, Route
+from gateway.plan.addresses import Network
+from gateway.plan.model import IpRule, Plan, Route
 from gateway.plan.render_ip import route_line, rule_line
 from gateway.plan.snapshot import ChainKey, Snapshot, expected_chains
 

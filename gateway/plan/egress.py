@@ -29,9 +29,10 @@ from gateway.marks import (
     Mark,
     Marks,
 )
+from gateway.plan.addresses import Family, Network
 from gateway.plan.chains import EVERYTHING
 from gateway.plan.host import DefaultRoute, HostFacts, Interface
-from gateway.plan.model import Family, IpRule, Network, Route
+from gateway.plan.model import IpRule, Route
 from gateway.plan.routing import shift
 
 Strategy = Literal["mark", "device", "source", "host_route", "uid", "cgroup", "netns"]

@@ -11,7 +11,8 @@ from gateway.config.schema import Config
 from gateway.flow import Protocol
 from gateway.plan.address_sets import AddressSets
 from gateway.plan.conditions import NEVER, Packets, Test, doubts, split
-from gateway.plan.model import RulePlacement, Transport
+from gateway.plan.matches import Transport
+from gateway.plan.model import RulePlacement
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
 

@@ -37,20 +37,10 @@ from gateway.plan.conditions import (
     Variant,
     split,
 )
-from gateway.plan.model import (
-    Chain,
-    Drop,
-    Goto,
-    Jump,
-    Log,
-    MarkIs,
-    NftRule,
-    Return,
-    SetMark,
-    Transport,
-    Verdict,
-)
+from gateway.plan.matches import MarkIs, Transport
+from gateway.plan.model import Chain, NftRule
 from gateway.plan.normal_form import all_of, normal_form
+from gateway.plan.verdicts import Drop, Goto, Jump, Log, Return, SetMark, Verdict
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gateway.plan.model import Backend, Family, Plan
+from gateway.plan.addresses import Family
+from gateway.plan.model import Backend, Plan
 from gateway.plan.render_ip import render_ip
 from gateway.plan.render_iptables import render_ipset, render_iptables
 from gateway.plan.render_nft import render_nft

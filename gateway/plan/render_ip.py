@@ -5,7 +5,8 @@ from __future__ import annotations
 from shlex import quote
 
 from gateway.marks import ROUTE_PROTOCOL
-from gateway.plan.model import Family, IpRule, Plan, Route, Sysctl
+from gateway.plan.addresses import Family
+from gateway.plan.model import IpRule, Plan, Route, Sysctl
 
 _OPTION = {Family.V4: "-4", Family.V6: "-6"}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gateway.plan.model import AddressSet, Family, Plan
+from gateway.plan.addresses import Family
+from gateway.plan.model import AddressSet, Plan
 from gateway.plan.xt import XtExtension, XtRule, XtTable, xt_tables
 from gateway.policy.sets.networks import texts
 

@@ -7,43 +7,41 @@ from typing import Final, assert_never
 
 from gateway.flow import Protocol
 from gateway.marks import NFT_TABLE, Mark
-from gateway.plan.model import (
-    Accept,
+from gateway.plan.addresses import Family
+from gateway.plan.matches import (
     Addresses,
-    AddressSet,
-    Chain,
-    Count,
     DestinationType,
-    Drop,
-    Family,
     FromMac,
-    Goto,
-    Hook,
     InControlGroup,
     InInterface,
     InSet,
-    Jump,
-    Log,
     MarkIs,
     Match,
-    NftRule,
     OfRealm,
     OutInterface,
     OwnedBy,
-    Plan,
     Ports,
-    Queue,
-    Redirect,
-    Reject,
     ReplyDirection,
-    Return,
-    SetMark,
-    Tproxy,
     TransparentSocket,
     Transport,
     Untracked,
-    Verdict,
     WithDscp,
+)
+from gateway.plan.model import AddressSet, Chain, Hook, NftRule, Plan
+from gateway.plan.verdicts import (
+    Accept,
+    Count,
+    Drop,
+    Goto,
+    Jump,
+    Log,
+    Queue,
+    Redirect,
+    Reject,
+    Return,
+    SetMark,
+    Tproxy,
+    Verdict,
 )
 from gateway.policy.sets.networks import texts
 

@@ -7,8 +7,10 @@ from typing import Final
 
 from gateway.flow import Protocol
 from gateway.marks import Mark, Marks
-from gateway.plan.model import Family, InControlGroup, Network, OwnedBy, Queue, Transport
+from gateway.plan.addresses import Family, Network
+from gateway.plan.matches import InControlGroup, OwnedBy, Transport
 from gateway.plan.tun import TunShape
+from gateway.plan.verdicts import Queue
 
 _UDP: Final = Transport((Protocol.UDP,))
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from gateway.marks import NFT_TABLE
-from gateway.plan.model import Backend, Family, IpRule, Network, Plan, Route
+from gateway.plan.addresses import Family, Network
+from gateway.plan.model import Backend, IpRule, Plan, Route
 from gateway.plan.xt import xt_tables
 
 

@@ -12,21 +12,10 @@ from typing import Final, Literal
 from gateway.config.schema import Config
 from gateway.flow import Protocol
 from gateway.marks import Marks
-from gateway.plan.model import (
-    Addresses,
-    Chain,
-    Drop,
-    Family,
-    Goto,
-    InInterface,
-    MarkIs,
-    Network,
-    NftRule,
-    ReplyDirection,
-    Return,
-    SetMark,
-    Transport,
-)
+from gateway.plan.addresses import Family, Network
+from gateway.plan.matches import Addresses, InInterface, MarkIs, ReplyDirection, Transport
+from gateway.plan.model import Chain, NftRule
+from gateway.plan.verdicts import Drop, Goto, Return, SetMark
 
 _GUARD: Final = "guard"
 _FROM_TUN: Final = "from_tun"

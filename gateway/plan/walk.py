@@ -15,41 +15,39 @@ from typing import Final, Literal
 
 from gateway.flow import Endpoint, FlowFacts, Owner
 from gateway.marks import Mark, Marks
-from gateway.plan.model import (
-    Accept,
+from gateway.plan.addresses import Family, Network
+from gateway.plan.matches import (
     Addresses,
-    AddressSet,
-    Chain,
     DestinationType,
-    Drop,
-    Family,
     FromMac,
-    Goto,
     InControlGroup,
     InInterface,
     InSet,
-    Jump,
     MarkIs,
     Match,
-    Network,
-    NftRule,
     OfRealm,
     OutInterface,
     OwnedBy,
-    Plan,
     Ports,
-    Queue,
-    Redirect,
-    Reject,
     ReplyDirection,
-    Return,
-    SetMark,
-    Tproxy,
     TransparentSocket,
     Transport,
     Untracked,
-    Verdict,
     WithDscp,
+)
+from gateway.plan.model import AddressSet, Chain, NftRule, Plan
+from gateway.plan.verdicts import (
+    Accept,
+    Drop,
+    Goto,
+    Jump,
+    Queue,
+    Redirect,
+    Reject,
+    Return,
+    SetMark,
+    Tproxy,
+    Verdict,
 )
 from gateway.policy.prefixes import address_number
 from gateway.policy.sets.networks import CompactNetworks

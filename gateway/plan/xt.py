@@ -15,41 +15,41 @@ from typing import Final, Literal, assert_never
 
 from gateway.flow import Protocol
 from gateway.marks import CHAIN_PREFIX, TAG_PREFIX
-from gateway.plan.model import (
-    Accept,
+from gateway.plan.addresses import Family
+from gateway.plan.matches import (
     Addresses,
-    Chain,
-    Count,
     DestinationType,
-    Drop,
-    Family,
     FromMac,
-    Goto,
     InControlGroup,
     InInterface,
     InSet,
-    Jump,
-    Log,
     MarkIs,
     Match,
-    NftRule,
     OfRealm,
     OutInterface,
     OwnedBy,
-    Plan,
     Ports,
-    Queue,
-    Redirect,
-    Reject,
     ReplyDirection,
-    Return,
-    SetMark,
-    Tproxy,
     TransparentSocket,
     Transport,
     Untracked,
-    Verdict,
     WithDscp,
+)
+from gateway.plan.model import Chain, NftRule, Plan
+from gateway.plan.verdicts import (
+    Accept,
+    Count,
+    Drop,
+    Goto,
+    Jump,
+    Log,
+    Queue,
+    Redirect,
+    Reject,
+    Return,
+    SetMark,
+    Tproxy,
+    Verdict,
 )
 
 TableName = Literal["mangle", "nat", "filter"]

@@ -13,19 +13,11 @@ from gateway.errors import ApplyError
 from gateway.flow import Protocol
 from gateway.kernel.applier import Applier
 from gateway.marks import Marks
+from gateway.plan.addresses import Family
 from gateway.plan.diff import diff
-from gateway.plan.model import (
-    Backend,
-    Chain,
-    Family,
-    Hook,
-    IpRule,
-    NftRule,
-    Plan,
-    Route,
-    Tproxy,
-    Transport,
-)
+from gateway.plan.matches import Transport
+from gateway.plan.model import Backend, Chain, Hook, IpRule, NftRule, Plan, Route
+from gateway.plan.verdicts import Tproxy
 
 from .namespace import Namespace
 from .plans import plan

@@ -8,7 +8,8 @@ import pytest
 from gateway.errors import ApplyError
 from gateway.kernel import iptables, iptables_worker
 from gateway.kernel.applier import Applier
-from gateway.plan.model import Backend, Family
+from gateway.plan.addresses import Family
+from gateway.plan.model import Backend
 from gateway.plan.xt import xt_tables
 
 from .namespace import Namespace

@@ -8,7 +8,8 @@ import pytest
 from gateway.errors import ApplyError
 from gateway.kernel import routes
 from gateway.marks import Marks
-from gateway.plan.model import Family, IpRule, Route
+from gateway.plan.addresses import Family
+from gateway.plan.model import IpRule, Route
 
 from .namespace import Namespace
 

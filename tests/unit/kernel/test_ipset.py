@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import ApplyError
 from gateway.kernel.ipset import parse_save, restore_lines
-from gateway.plan.model import AddressSet, Family
+from gateway.plan.addresses import Family
+from gateway.plan.model import AddressSet
 
 SET = AddressSet("gw_x", Family.V4, (ip_network("10.0.0.0/8"), ip_network("192.0.2.7/32")))
 

@@ -7,28 +7,21 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 
 from gateway.flow import FlowFacts, Protocol
-from gateway.plan.model import (
+from gateway.plan.addresses import Family, Network
+from gateway.plan.matches import (
     Addresses,
-    Chain,
-    Drop,
-    Family,
     FromMac,
-    Goto,
     InInterface,
     InSet,
-    Jump,
-    Log,
     MarkIs,
     Match,
-    Network,
-    NftRule,
     OwnedBy,
     Ports,
-    Return,
-    SetMark,
     Transport,
     WithDscp,
 )
+from gateway.plan.model import Chain, NftRule
+from gateway.plan.verdicts import Drop, Goto, Jump, Log, Return, SetMark
 from gateway.plan.xt import XtChain, XtExtension, XtRule
 
 Sets = Mapping[str, Sequence[Network]]

@@ -9,25 +9,13 @@ import pytest
 
 from gateway.config.schema import Config
 from gateway.marks import Mark, Marks
+from gateway.plan.addresses import Family
 from gateway.plan.build import build_plan
 from gateway.plan.host import DefaultRoute, HostFacts
-from gateway.plan.model import (
-    Addresses,
-    Backend,
-    Chain,
-    Drop,
-    Family,
-    Goto,
-    InSet,
-    Jump,
-    MarkIs,
-    NftRule,
-    Plan,
-    Return,
-    SetMark,
-    Tproxy,
-)
+from gateway.plan.matches import Addresses, InSet, MarkIs
+from gateway.plan.model import Backend, Chain, NftRule, Plan
 from gateway.plan.routing import ping_sysctls, sysctls
+from gateway.plan.verdicts import Drop, Goto, Jump, Return, SetMark, Tproxy
 from gateway.plan.xt import chain_name, xt_tables
 from gateway.policy.compile import compile_policy
 

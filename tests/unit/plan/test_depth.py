@@ -9,7 +9,8 @@ from hypothesis import given
 from policies import CONFIG, conditions, policies
 
 from gateway.plan.build import build_plan
-from gateway.plan.model import Backend, Chain, Goto, Jump, Plan
+from gateway.plan.model import Backend, Chain, Plan
+from gateway.plan.verdicts import Goto, Jump
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule, Condition
 

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 
 from gateway.marks import TAG_PREFIX
+from gateway.plan.addresses import Family
 from gateway.plan.diff import SysctlChange, diff
-from gateway.plan.model import EMPTY, Accept, Backend, Chain, Family, NftRule, Plan, Route
+from gateway.plan.model import EMPTY, Backend, Chain, NftRule, Plan, Route
 from gateway.plan.snapshot import ChainKey, Snapshot, expected_chains
+from gateway.plan.verdicts import Accept
 
 from .scenarios import SCENARIOS
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from gateway.config.schema import Config
+from gateway.plan.addresses import Family
 from gateway.plan.build import build_plan
 from gateway.plan.egress import ANYWHERE, Egress, egresses
 from gateway.plan.host import DefaultRoute, Feature, HostFacts, Interface
-from gateway.plan.model import Backend, Family, InControlGroup, IpRule, OwnedBy
+from gateway.plan.matches import InControlGroup, OwnedBy
+from gateway.plan.model import Backend, IpRule
 from gateway.plan.render_ip import route_line, rule_line
 from gateway.plan.render_nft import render_nft
 from gateway.policy.compile import compile_policy

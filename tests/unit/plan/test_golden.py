@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.plan.model import Backend, Family
+from gateway.plan.addresses import Family
+from gateway.plan.model import Backend
 from gateway.plan.render_ip import render_ip
 from gateway.plan.render_iptables import render_ipset, render_iptables
 from gateway.plan.render_nft import render_nft

@@ -15,7 +15,8 @@ import pytest
 
 from gateway.kernel.probe import probe_host
 from gateway.marks import TAG_PREFIX
-from gateway.plan.model import Backend, Family, Plan
+from gateway.plan.addresses import Family
+from gateway.plan.model import Backend, Plan
 from gateway.plan.render_ip import rule_line
 from gateway.plan.render_iptables import render_ipset, render_iptables
 from gateway.plan.render_nft import render_nft

@@ -10,37 +10,36 @@ from hypothesis import given
 
 from gateway.flow import Protocol
 from gateway.marks import Mark, Marks
-from gateway.plan.model import (
-    Accept,
+from gateway.plan.addresses import Family
+from gateway.plan.matches import (
     Addresses,
-    Backend,
-    Chain,
-    Count,
     DestinationType,
-    Family,
-    Goto,
     InInterface,
     InSet,
-    Jump,
     MarkIs,
     Match,
-    NftRule,
     OfRealm,
     OutInterface,
-    Plan,
     Ports,
-    Redirect,
-    Reject,
     ReplyDirection,
-    Return,
-    SetMark,
-    Tproxy,
     TransparentSocket,
     Transport,
     Untracked,
+)
+from gateway.plan.model import Backend, Chain, NftRule, Plan
+from gateway.plan.render_iptables import render_iptables
+from gateway.plan.verdicts import (
+    Accept,
+    Count,
+    Goto,
+    Jump,
+    Redirect,
+    Reject,
+    Return,
+    SetMark,
+    Tproxy,
     Verdict,
 )
-from gateway.plan.render_iptables import render_iptables
 from gateway.plan.xt import MULTIPORT_SLOTS, XtRule, xt_tables
 
 V4, V6 = Family

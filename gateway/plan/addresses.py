@@ -1,0 +1,15 @@
+"""Address families and prefixes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+
+Network = IPv4Network | IPv6Network
+
+
+class Family(StrEnum):
+    """Address family of a rule, a set or a route."""
+
+    V4 = "ipv4"
+    V6 = "ipv6"
