@@ -28,10 +28,11 @@ from gateway.marks import Marks
 from gateway.plan.backend import choose_backend, transparent
 from gateway.plan.build import build_plan
 from gateway.plan.capture_plan import require_capture
-from gateway.plan.egress import Egress, egresses
+from gateway.plan.egress import Egress
 from gateway.plan.host import HostFacts
 from gateway.plan.lookups import Lookup, through_themselves
 from gateway.plan.model import Backend, Plan
+from gateway.plan.strategies import egresses
 from gateway.policy.assertions import require_assertions
 from gateway.policy.compile import Accounts, compile_policy
 from gateway.policy.engine import Policy

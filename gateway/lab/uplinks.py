@@ -15,9 +15,8 @@ from gateway.lab.namespaces import ip
 from gateway.lab.storm import NAIVE
 from gateway.lab.topology import Machine as MachineSpec
 from gateway.marks import PRIORITY_BYPASS_END, TABLE_TUN, Marks
-from gateway.plan.addresses import Family
+from gateway.plan.addresses import EVERYTHING, Family
 from gateway.plan.capture import Capture, capture_routes, capture_rules
-from gateway.plan.chains import EVERYTHING
 from gateway.plan.render_ip import route_line, rule_line
 
 #: The other router of the WAN, the address of a renewed lease, and where the namespace is.

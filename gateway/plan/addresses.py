@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
+from typing import Final
 
 Network = IPv4Network | IPv6Network
 
@@ -13,3 +14,9 @@ class Family(StrEnum):
 
     V4 = "ipv4"
     V6 = "ipv6"
+
+
+EVERYTHING: Final[dict[Family, Network]] = {
+    Family.V4: IPv4Network("0.0.0.0/0"),
+    Family.V6: IPv6Network("::/0"),
+}

@@ -12,19 +12,20 @@ from gateway.config.outbounds import DirectOutbound, Socks5Outbound
 from gateway.config.schema import Config
 from gateway.flow import Protocol
 from gateway.marks import Marks
-from gateway.plan import chains, routing
+from gateway.plan import chains, filters, routing
 from gateway.plan.address_sets import AddressSets, of_family
 from gateway.plan.addresses import Family, Network
 from gateway.plan.capture import capture_routes, capture_rules, neighbour_routes
 from gateway.plan.capture_plan import planned_capture
 from gateway.plan.conditions import Packets
-from gateway.plan.egress import Egress, Entry, egresses, entries, server_addresses
+from gateway.plan.egress import Egress, Entry, entries
 from gateway.plan.host import HostFacts
 from gateway.plan.matches import InControlGroup, InSet, OwnedBy
 from gateway.plan.model import AddressSet, Backend, Chain, IpRule, Plan, Route
 from gateway.plan.placement import all_taken, placements
 from gateway.plan.policy_rules import Answers, PolicyChains, policy_chains
 from gateway.plan.shape import Shape
+from gateway.plan.strategies import egresses, server_addresses
 from gateway.plan.tun import tun_shape
 from gateway.plan.verdicts import Goto, Queue
 from gateway.policy.engine import Policy
@@ -79,13 +80,13 @@ def build_plan(
         *policies,
         *chains.answers(shape, used, sets),
         *chains.redirects(shape),
-        *chains.refusals(
+        *filters.refusals(
             shape,
-            used | chains.REFUSED if shape.queue else used,
+            used | filters.REFUSED if shape.queue else used,
             through if backend is Backend.IPTABLES else (),
         ),
-        *chains.unrouted(shape, _bound_to(needed)),
-        *(chains.accepted_input(accept) if backend is Backend.IPTABLES else ()),
+        *filters.unrouted(shape, _bound_to(needed)),
+        *(filters.accepted_input(accept) if backend is Backend.IPTABLES else ()),
     ]
     return Plan(
         backend=backend,

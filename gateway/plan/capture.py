@@ -27,8 +27,7 @@ from gateway.marks import (
     TABLE_TUN,
     Marks,
 )
-from gateway.plan.addresses import Family, Network
-from gateway.plan.chains import EVERYTHING
+from gateway.plan.addresses import EVERYTHING, Family, Network
 from gateway.plan.model import IpRule, Route
 
 #: Never for a TUN, which has no neighbours: they go on as if it were not there.

@@ -8,9 +8,8 @@ from ipaddress import ip_address, ip_network
 from gateway.config.schema import Config
 from gateway.config.subject import overlap
 from gateway.errors import CapabilityError
-from gateway.plan.addresses import Network
+from gateway.plan.addresses import EVERYTHING, Network
 from gateway.plan.capture import Capture
-from gateway.plan.chains import EVERYTHING
 from gateway.plan.egress import ANYWHERE, Egress
 from gateway.plan.host import HostFacts
 

@@ -17,30 +17,27 @@ machine still sees it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Literal
 
 from gateway.flow import Protocol
-from gateway.marks import REALM_UNROUTED, SET_PREFIX, Mark
+from gateway.marks import SET_PREFIX, Mark
 from gateway.plan.address_sets import AddressSets
-from gateway.plan.addresses import Family, Network
+from gateway.plan.addresses import EVERYTHING, Family
+from gateway.plan.hooks import hooked
 from gateway.plan.matches import (
     DestinationType,
     InInterface,
     InSet,
     MarkIs,
     Match,
-    OfRealm,
-    OutInterface,
     Ports,
     ReplyDirection,
     TransparentSocket,
     Transport,
     Untracked,
 )
-from gateway.plan.model import AddressSet, Chain, Hook, NftRule
+from gateway.plan.model import AddressSet, Chain, NftRule
 from gateway.plan.policy_rules import REFUSE, REFUSE_ICMP, direct_chain
 from gateway.plan.shape import Shape
 from gateway.plan.tun import arrivals, enter, kept, past, unknown
@@ -51,7 +48,6 @@ from gateway.plan.verdicts import (
     Goto,
     Jump,
     Redirect,
-    Reject,
     Return,
     SetMark,
     Tproxy,
@@ -63,18 +59,9 @@ ASK: Final = "ask"
 _ANSWERED: Final = "answered"
 #: Where packets go that were asked about, and what else may become of them by their mark.
 ANSWERED: Final = frozenset({DIVERT, _ANSWERED})
-REFUSED: Final = frozenset({REFUSE, REFUSE_ICMP})
 _ROUTED: Final = "routed"
 DIVERT_OTHERWISE: Final = "divert_otherwise"
 
-EVERYTHING: Final[dict[Family, Network]] = {
-    Family.V4: IPv4Network("0.0.0.0/0"),
-    Family.V6: IPv6Network("::/0"),
-}
-
-#: Just before the priorities that others use (mangle -150, dstnat -100, filter 0): a port that
-#: another program publishes by DNAT is ours first, and a packet is marked before it is filtered.
-_PRIORITY: Final = {"mangle": -155, "nat": -105, "filter": -5}
 _ALIVE: Final = {Family.V4: f"{SET_PREFIX}alive4", Family.V6: f"{SET_PREFIX}alive6"}
 #: How long the diversion outlives the gateway, where it fails open; refreshed each second.
 ALIVE_TIMEOUT_S: Final = 5
@@ -127,7 +114,7 @@ def prerouting(shape: Shape, sets: AddressSets) -> list[Chain]:
         rules.append(NftRule("established-udp", Goto("established"), answered))
     if not chains:
         return []
-    return [_base("prerouting", "prerouting", "mangle", rules), *chains]
+    return [hooked("prerouting", "prerouting", "mangle", rules), *chains]
 
 
 def output(shape: Shape) -> list[Chain]:
@@ -139,16 +126,16 @@ def output(shape: Shape) -> list[Chain]:
         carried = SetMark(shape.marks.divert, "connection")
         rules.insert(0, NftRule("answer", carried, (_UDP, MarkIs(shape.marks.bypass))))
     if shape.captures and shape.tun is not None:
-        return [_base("output", "output", "mangle", past(shape.tun, shape.marks))]
+        return [hooked("output", "output", "mangle", past(shape.tun, shape.marks))]
     if not shape.own:
-        return [_base("output", "output", "mangle", rules)] if shape.udp else []
+        return [hooked("output", "output", "mangle", rules)] if shape.udp else []
     rules += [NftRule(f"program-{n}", Accept(), (who,)) for n, who in enumerate(shape.programs)]
     if Family.V6 in shape.families:
         # A rule that rejects everything must not cut this machine off from its neighbours.
         rules.append(NftRule("discovery", Return(), (_ICMP, Untracked()), Family.V6))
     rules += _left_alone(shape, shape.marks.divert_own)
     rules.append(NftRule("decide", Goto("decide_own")))
-    return [_base("output", "output", "mangle", rules)]
+    return [hooked("output", "output", "mangle", rules)]
 
 
 def answers(shape: Shape, used: set[str], sets: AddressSets) -> list[Chain]:
@@ -191,7 +178,7 @@ def redirects(shape: Shape) -> list[Chain]:
         ("output", shape.own, shape.marks.divert_own),
     ]
     return [
-        _base(
+        hooked(
             f"nat_{point}",
             point,
             "nat",
@@ -200,62 +187,6 @@ def redirects(shape: Shape) -> list[Chain]:
         for point, wanted, mark in ways
         if wanted
     ]
-
-
-def refusals(shape: Shape, used: set[str], through: Sequence[Mark] = ()) -> list[Chain]:
-    """Answers to refused packets: REJECT works in forward and output only, so marks lead there.
-
-    ``through``: forwarded past a host firewall in the same tables, as ``accepted_input``.
-    """
-    rules = []
-    if REFUSE in used:
-        refused = MarkIs(shape.marks.refuse)
-        rules += [
-            NftRule("tcp", Reject("tcp-reset"), (_TCP, refused)),
-            NftRule("other", Reject("icmp-port-unreachable"), (refused,)),
-        ]
-    if REFUSE_ICMP in used:
-        refused = MarkIs(shape.marks.refuse_icmp)
-        rules.append(NftRule("icmp", Reject("icmp-admin-prohibited"), (refused,)))
-    forward = [NftRule("through", Accept(), (MarkIs(mark),)) for mark in through] + rules
-    points: list[tuple[Literal["forward", "output"], list[NftRule]]] = []
-    if forward and (shape.lan or shape.captures):
-        points.append(("forward", forward))
-    if rules and shape.own:
-        points.append(("output", rules))
-    return [_base(f"filter_{point}", point, "filter", inside) for point, inside in points]
-
-
-def unrouted(shape: Shape, devices: Sequence[str]) -> list[Chain]:
-    """Own packets that leave by a device without a route are refused at once."""
-    rules = [
-        NftRule(
-            f"unrouted-{device}",
-            Reject("icmp-admin-prohibited"),
-            (OutInterface((device,)), MarkIs(shape.marks.bypass), OfRealm(REALM_UNROUTED)),
-            Family.V4,
-        )
-        for device in devices
-    ]
-    return [_base("filter_unrouted", "output", "filter", rules)] if rules else []
-
-
-def accepted_input(marks: Sequence[Mark]) -> list[Chain]:
-    """Diverted packets past a host firewall in the same tables (iptables only).
-
-    They keep their original destination port, so no port rule of the firewall fits them.
-    """
-    rules = [NftRule(f"accept-{mark.value:#x}", Accept(), (MarkIs(mark),)) for mark in marks]
-    return [_base("filter_input", "input", "filter", rules)] if rules else []
-
-
-def _base(
-    name: str,
-    point: Literal["prerouting", "output", "forward", "input"],
-    table: Literal["mangle", "nat", "filter"],
-    rules: Sequence[NftRule],
-) -> Chain:
-    return Chain(name, table, tuple(rules), Hook(point, table, _PRIORITY[table]))
 
 
 def _lan(shape: Shape, sets: AddressSets) -> Chain:

@@ -17,8 +17,8 @@ from gateway.marks import (
     TABLE_TPROXY,
     TABLE_TUN,
 )
+from gateway.plan.addresses import EVERYTHING
 from gateway.plan.capture import Capture, capture_routes
-from gateway.plan.chains import EVERYTHING
 from gateway.plan.host import HostFacts
 from gateway.plan.model import IpRule, Route, Sysctl
 from gateway.plan.shape import Shape

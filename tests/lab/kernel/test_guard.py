@@ -12,11 +12,11 @@ from gateway.kernel.applier import Applier
 from gateway.kernel.guard import Finding, Outcome, prove
 from gateway.kernel.probe import probe_host
 from gateway.marks import Marks
-from gateway.plan.addresses import Family
+from gateway.plan.addresses import EVERYTHING, Family
 from gateway.plan.capture import Capture, capture_routes, capture_rules, neighbour_routes
-from gateway.plan.chains import EVERYTHING
-from gateway.plan.egress import Egress, egresses
+from gateway.plan.egress import Egress
 from gateway.plan.model import Backend
+from gateway.plan.strategies import egresses
 
 from .namespace import Namespace
 from .plans import plan

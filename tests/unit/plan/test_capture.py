@@ -6,9 +6,8 @@ from dataclasses import replace
 from ipaddress import ip_network
 
 from gateway.marks import Marks
-from gateway.plan.addresses import Family
+from gateway.plan.addresses import EVERYTHING, Family
 from gateway.plan.capture import Capture, capture_routes, capture_rules, neighbour_routes
-from gateway.plan.chains import EVERYTHING
 from gateway.plan.render_ip import route_line, rule_line
 
 BYPASS = "fwmark 0x02000000/0x0f000000 protocol 0x67"

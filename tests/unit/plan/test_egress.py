@@ -9,12 +9,13 @@ import pytest
 from gateway.config.schema import Config
 from gateway.plan.addresses import Family
 from gateway.plan.build import build_plan
-from gateway.plan.egress import ANYWHERE, Egress, egresses
+from gateway.plan.egress import ANYWHERE, Egress
 from gateway.plan.host import DefaultRoute, Feature, HostFacts, Interface
 from gateway.plan.matches import InControlGroup, OwnedBy
 from gateway.plan.model import Backend, IpRule
 from gateway.plan.render_ip import route_line, rule_line
 from gateway.plan.render_nft import render_nft
+from gateway.plan.strategies import egresses
 from gateway.policy.compile import compile_policy
 
 
