@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gateway.cli.comparison import NEW_FILE, compare, shared_options, with_progress, write
 from gateway.cli.options import json_option
 from gateway.cli.show import print_json
 from gateway.errors import GatewayError
-
-if TYPE_CHECKING:
-    from gateway.lab.bench.suite import Sizes, Suite
-
-T = TypeVar("T")
-
-LOG_COLUMNS = 160
-_NEW_FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 
 
 @click.group()
@@ -41,32 +31,9 @@ def bench() -> None:
     """
 
 
-def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every comparison can be told; it becomes keywords for ``_compare``."""
-    options = (
-        click.option(
-            "--quick", is_flag=True, help="One short round: an impression, not a measurement."
-        ),
-        click.option("--rounds", type=click.IntRange(1, 100), help="Interleaved rounds."),
-        click.option("--seconds", type=click.FloatRange(0.05, 60), help="Length of each window."),
-        click.option(
-            "--candidate", "candidates", multiple=True, help="Only those with this in their name."
-        ),
-        click.option(
-            "--scenario", "scenarios", multiple=True, help="Only those with this in their title."
-        ),
-        json_option,
-        click.option("--output", type=_NEW_FILE, help="Write the JSON to a file, besides."),
-        click.option("--svg", type=_NEW_FILE, help="Draw the ratios into a file, besides."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @bench.command()
 @click.option("--redirect", is_flag=True, help="Measure this gateway in redirect mode, too.")
-@_shared_options
+@shared_options
 def tcp(redirect: bool, **choices: Any) -> None:
     """TCP: throughput and its CPU, new connections, their CPU and latency.
 
@@ -80,11 +47,11 @@ def tcp(redirect: bool, **choices: Any) -> None:
     """
     from gateway.lab.bench.tcp import suite
 
-    _compare(suite(redirect=redirect), **choices)
+    compare(suite(redirect=redirect), **choices)
 
 
 @bench.command()
-@_shared_options
+@shared_options
 def latency(**choices: Any) -> None:
     """First byte: how long a client waits where the SOCKS server is 50 ms away and back.
 
@@ -110,11 +77,11 @@ def latency(**choices: Any) -> None:
     """
     from gateway.lab.bench.latency import suite
 
-    _compare(suite(), **choices)
+    compare(suite(), **choices)
 
 
 @bench.command()
-@_shared_options
+@shared_options
 def tun(**choices: Any) -> None:
     """TUN: TCP that is taken from a TUN device; throughput, CPU and new connections.
 
@@ -128,11 +95,11 @@ def tun(**choices: Any) -> None:
     """
     from gateway.lab.bench.tun import suite
 
-    _compare(suite(), **choices)
+    compare(suite(), **choices)
 
 
 @bench.command()
-@_shared_options
+@shared_options
 def udp(**choices: Any) -> None:
     """UDP: CPU of a datagram, what is lost, and how long an answer takes.
 
@@ -150,11 +117,11 @@ def udp(**choices: Any) -> None:
     """
     from gateway.lab.bench.udp import suite
 
-    _compare(suite(), **choices)
+    compare(suite(), **choices)
 
 
 @bench.command()
-@_shared_options
+@shared_options
 def direct(**choices: Any) -> None:
     """Flows that an address rule sends direct, beside forwarding with no gateway at all.
 
@@ -169,11 +136,11 @@ def direct(**choices: Any) -> None:
     """
     from gateway.lab.bench.direct import suite
 
-    _compare(suite(), **choices)
+    compare(suite(), **choices)
 
 
 @bench.command()
-@_shared_options
+@shared_options
 def icmp(**choices: Any) -> None:
     """ICMP echo: how much longer a ping takes than where the kernel forwards it.
 
@@ -187,11 +154,11 @@ def icmp(**choices: Any) -> None:
     """
     from gateway.lab.bench.icmp import suite
 
-    _compare(suite(), **choices)
+    compare(suite(), **choices)
 
 
 @bench.command()
-@_shared_options
+@shared_options
 def queue(**choices: Any) -> None:
     """New flows a second that one worker decides by their first packet (`classify: nfqueue`).
 
@@ -207,14 +174,14 @@ def queue(**choices: Any) -> None:
     """
     from gateway.lab.bench.queue import suite
 
-    _compare(suite(), **choices)
+    compare(suite(), **choices)
 
 
 @bench.command()
 @click.option(
     "--prefixes", type=click.IntRange(1000, 5_000_000), default=500_000, show_default=True
 )
-@_shared_options
+@shared_options
 def reload(prefixes: int, **choices: Any) -> None:
     """How long a flow waits while a large rule set changes on disk.
 
@@ -229,7 +196,7 @@ def reload(prefixes: int, **choices: Any) -> None:
     """
     from gateway.lab.bench.reload import suite
 
-    _compare(suite(prefixes), **choices)
+    compare(suite(prefixes), **choices)
 
 
 @bench.command()
@@ -238,7 +205,7 @@ def reload(prefixes: int, **choices: Any) -> None:
     type=click.IntRange(20, 100_000),
     help="Flows to hold open; of peers, as many as descriptors allow.  [default: 20000]",
 )
-@_shared_options
+@shared_options
 def idle(flows: int | None, **choices: Any) -> None:
     """Idle flows: the memory and the descriptors that one takes.
 
@@ -257,7 +224,7 @@ def idle(flows: int | None, **choices: Any) -> None:
     from gateway.lab.bench.suite import QUICK, Sizes
 
     count = flows or (QUICK if choices["quick"] else Sizes()).idle_flows
-    _compare(suite(count), idle_flows=count, **choices)
+    compare(suite(count), idle_flows=count, **choices)
 
 
 @bench.command()
@@ -271,8 +238,8 @@ def idle(flows: int | None, **choices: Any) -> None:
 @click.option("--idle-flows", type=click.IntRange(2, 100_000), default=20_000, show_default=True)
 @click.option("--active-flows", type=click.IntRange(1, 5_000), default=200, show_default=True)
 @json_option
-@click.option("--output", type=_NEW_FILE, help="Write the JSON to a file, besides.")
-@click.option("--svg", type=_NEW_FILE, help="Draw the curves into a file, besides.")
+@click.option("--output", type=NEW_FILE, help="Write the JSON to a file, besides.")
+@click.option("--svg", type=NEW_FILE, help="Draw the curves into a file, besides.")
 def soak(
     minutes: float,
     idle_flows: int,
@@ -300,12 +267,12 @@ def soak(
     from gateway.lab.bench.soak import Plan, run
 
     plan = Plan(minutes * 60, idle_flows, active_flows)
-    record = _with_progress(lambda progress: run(plan, progress))
+    record = with_progress(lambda progress: run(plan, progress))
     found = {**circumstances(), **record.to_json()}
     if output is not None:
-        _write(output, json.dumps(found) + "\n")
+        write(output, json.dumps(found) + "\n")
     if svg is not None:
-        _write(svg, draw(record))
+        write(svg, draw(record))
     if as_json:
         print_json(found)
     else:
@@ -324,7 +291,7 @@ def soak(
     "--prefixes", type=click.IntRange(1000, 5_000_000), default=500_000, show_default=True
 )
 @json_option
-@click.option("--output", type=_NEW_FILE, help="Write the JSON to a file, besides.")
+@click.option("--output", type=NEW_FILE, help="Write the JSON to a file, besides.")
 def policy(rules: int, names: int, prefixes: int, as_json: bool, output: Path | None) -> None:
     """Decisions: the time that one takes, and what large rule sets cost.
 
@@ -343,68 +310,12 @@ def policy(rules: int, names: int, prefixes: int, as_json: bool, output: Path | 
     from gateway.lab.bench.runner import circumstances
 
     amounts = Amounts(rules, names, prefixes)
-    figures = _with_progress(lambda progress: run(amounts, progress))
+    figures = with_progress(lambda progress: run(amounts, progress))
     found = {**circumstances(), **figures.to_json()}
     if output is not None:
-        _write(output, json.dumps(found, indent=2) + "\n")
+        write(output, json.dumps(found, indent=2) + "\n")
     if as_json:
         print_json(found)
     else:
         for line in figures.lines():
             click.echo(line)
-
-
-def _compare(
-    suite: Suite,
-    quick: bool,
-    rounds: int | None,
-    seconds: float | None,
-    candidates: tuple[str, ...],
-    scenarios: tuple[str, ...],
-    idle_flows: int | None = None,
-    **results: Any,
-) -> None:
-    """Run a suite, but for what was chosen otherwise."""
-    from gateway.lab.bench.suite import QUICK, Sizes
-
-    usual = QUICK if quick else suite.sizes
-    sizes = Sizes(rounds or usual.rounds, seconds or usual.seconds, idle_flows or usual.idle_flows)
-    _measure(suite.only(candidates, scenarios), sizes, **results)
-
-
-def _measure(
-    suite: Suite, sizes: Sizes, as_json: bool, output: Path | None, svg: Path | None
-) -> None:
-    """Run it, with a progress bar, and show and write what it found."""
-    from gateway.lab.bench.bars import draw
-    from gateway.lab.bench.runner import run
-    from gateway.lab.bench.table import render
-
-    report = _with_progress(lambda progress: run(suite, sizes, progress))
-    if output is not None:
-        _write(output, json.dumps(report.to_json(), indent=2) + "\n")
-    if svg is not None:
-        _write(svg, draw(report))
-    if as_json:
-        print_json(report.to_json())
-    else:
-        console = Console()
-        # Rich takes 80 columns where there is no terminal, which would break every cell.
-        if not console.is_terminal:
-            console.width = LOG_COLUMNS
-        console.print(render(report))
-
-
-def _with_progress(work: Callable[[Callable[[str, float], None]], T]) -> T:
-    """What ``work`` returns; a bar on standard error shows how far it is."""
-    columns = (TextColumn("{task.description:<50}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=1.0)
-        return work(lambda what, part: progress.update(bar, description=what, completed=part))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise GatewayError(f"cannot write {path}: {error.strerror}") from error
