@@ -28,6 +28,7 @@ from gateway.lab.gateway_process import ENVIRONMENT, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.own_tun import FAKE, OwnTun, accepted, tun_config
 from gateway.lab.process import wait_until
+from gateway.marks import TABLE_TUN
 
 BOTH = {"default-route", "default-route, LAN"}
 OWN = {"default-route"}
@@ -99,7 +100,7 @@ def test_datagrams_and_echoes(module_lab: Lab) -> None:
             before = gateway.counters()
             assert before["udp_flows"] >= 4
             lab.router.run(["ip", "link", "del", "gateway0"])
-            wait_until(lambda: has_device(lab), "the device")
+            wait_until(lambda: captures(lab), "the device, with its routes")
 
 
 def answered(sock: socket.socket) -> bool:
@@ -111,8 +112,10 @@ def answered(sock: socket.socket) -> bool:
         return False
 
 
-def has_device(lab: Lab) -> bool:
-    return lab.router.run(["ip", "link", "show", "gateway0"], check=False).returncode == 0
+def captures(lab: Lab) -> bool:
+    """Whether both families are routed into the device: until then, nothing is routed at all."""
+    asked = (["ip", family, "route", "show", "table", str(TABLE_TUN)] for family in ("-4", "-6"))
+    return all("dev gateway0" in lab.router.run(each, check=False).stdout for each in asked)
 
 
 def test_a_proxy_program_on_this_machine(module_lab: Lab) -> None:
