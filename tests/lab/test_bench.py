@@ -82,12 +82,12 @@ def test_what_a_peer_carries_without_loss_is_the_measure() -> None:
 
 def test_flows_that_are_routed_are_measured_in_both_families() -> None:
     """A run in which one flow went through the SOCKS server would fail."""
-    chosen = ["--scenario", "download, 1 flow", "--scenario", "new connections"]
+    chosen = ["--scenario", "upload, 1 flow", "--scenario", "new connections"]
     report = report_of("direct", "--seconds", "0.2", *chosen)
-    gateways = {"gateway (nftables)", "gateway (iptables)"}
+    gateways = {f"gateway ({kind})" for kind in ("nftables", "nftables, redirect", "iptables")}
     filled = {row["metric"]: row["candidates"] for row in report["rows"]}
     assert set(filled) == {
-        *(f"download1_ipv{family}_rate" for family in (4, 6)),
+        *(f"upload1_ipv{family}_rate" for family in (4, 6)),
         *(f"connections_ipv{family}_rate" for family in (4, 6)),
     }
     for candidates in filled.values():

@@ -91,7 +91,9 @@ def gateway_config(
     return {**config, "log": {"level": "warning"}}
 
 
-def routed(backend: Literal["nftables", "iptables"]) -> Candidate:
+def routed(
+    backend: Literal["nftables", "iptables"], mode: Literal["tproxy", "redirect"] = "tproxy"
+) -> Candidate:
     """The gateway where an address rule sends the flows direct: the kernel routes them."""
 
     def start(lab: Lab) -> Process:
@@ -99,9 +101,10 @@ def routed(backend: Literal["nftables", "iptables"]) -> Candidate:
         config = {**lab.config(*rules, {"to": UPSTREAM}), "log": {"level": "warning"}}
         lab.router.sysctl("net.ipv4.ip_forward", "1")
         lab.router.sysctl("net.ipv6.conf.all.forwarding", "1")
-        return lab.start_gateway(config, backend=backend).process
+        return lab.start_gateway(config, backend=backend, mode=mode).process
 
-    return Candidate(f"gateway ({backend})", start, "direct")
+    name = backend if mode == "tproxy" else f"{backend}, {mode}"
+    return Candidate(f"gateway ({name})", start, "direct")
 
 
 def other(peer: Peer) -> Candidate:

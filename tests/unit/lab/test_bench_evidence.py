@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 README = ROOT / "README.md"
 EVIDENCE = ROOT / "tests" / "evidence"
 
-SUITES = ("tcp", "latency", "direct", "udp", "idle")
+SUITES = ("tcp", "latency", "direct", "udp", "tun", "icmp", "idle", "queue")
 
 
 def compare(name: str, made: str, request: pytest.FixtureRequest) -> None:
@@ -46,6 +46,11 @@ def test_the_table_is_that_of_the_result(name: str, request: pytest.FixtureReque
 def test_the_soak_is_that_of_the_result(request: pytest.FixtureRequest) -> None:
     record = json.loads((EVIDENCE / "soak.json").read_text())
     compare("soak", markdown.soak(record), request)
+
+
+def test_what_rules_cost_is_that_of_the_result(request: pytest.FixtureRequest) -> None:
+    record = json.loads((EVIDENCE / "policy.json").read_text())
+    compare("policy", markdown.policy(record), request)
 
 
 def test_every_picture_is_there() -> None:
