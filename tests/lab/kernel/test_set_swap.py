@@ -24,7 +24,7 @@ from gateway.policy.sets.intervals import IntervalSet
 from .witness import Router
 
 HOST = HostFacts(features={"ipv6": Feature(True, "")})
-PREFIXES = 20_000
+PREFIXES = 100_000
 IN_BOTH = IPv4Network("192.0.2.0/24")
 
 
