@@ -1,6 +1,6 @@
 """One worker: a data plane in a process of its own, told what to do over its standard input.
 
-Started by ``gateway.workers``. The end of input is the end of the worker: whatever
+Started by ``gateway.worker_process``. The end of input is the end of the worker: whatever
 becomes of the parent, no worker outlives it.
 """
 

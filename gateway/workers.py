@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from gateway import logs
 from gateway.blueprint import Blueprint
 from gateway.control.running import FlowRecord
 from gateway.errors import GatewayError
 from gateway.groups.standing import Standing
-from gateway.kernel.handover import Handover
 from gateway.outbound.board import GroupReport
 from gateway.plane import InProcess, Plane
-from gateway.worker import END, pack, read
+from gateway.worker_process import Worker, WorkerLostError
 
 log = logging.getLogger(__name__)
 
@@ -45,120 +42,16 @@ def data_plane(plan: Blueprint, workers: int) -> Plane:
     return InProcess(plan) if workers == 1 else Workers(plan, workers)
 
 
-class WorkerLostError(GatewayError):
-    """The worker ended before it answered."""
-
-
-class Worker:
-    """One worker process and the pipe to it; one question at a time."""
-
-    def __init__(self, process: asyncio.subprocess.Process, handover: Handover) -> None:
-        self.process = process
-        self._handover = handover
-        self.counters: Counter[str] = Counter()
-        self.live = 0
-        self._asking = asyncio.Lock()
-        self._replaced = asyncio.Event()
-
-    @classmethod
-    async def start(cls, blueprint: Blueprint, first_id: int, step: int, index: int) -> Worker:
-        """Start one; it does not listen yet."""
-        ours, theirs = Handover.pair()
-        numbers = map(str, (first_id, step, index, theirs.fileno()))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "gateway.worker", *numbers),
-            pass_fds=[theirs.fileno()],
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=os.environ,
-        )
-        assert process.stdin is not None
-        process.stdin.write(pack(blueprint))
-        theirs.close()
-        return cls(process, ours)
-
-    async def attach(self, fd: int, queues: int) -> None:
-        """See ``DataPlane.attach``; it is given a copy. Raises ``WorkerLostError``."""
-        async with self._asking:
-            self._handover.give(fd)
-            await self._send("attach", (queues,))
-            await self._receive()
-
-    async def ask(self, method: str, *arguments: object) -> Any:
-        """Call a method of its data plane. Raises what that raises, or ``WorkerLostError``."""
-        async with self._asking:
-            await self._send(method, arguments)
-            answer = await self._receive()
-        if isinstance(answer, GatewayError):
-            raise answer
-        return answer
-
-    async def flows(self, recent: int) -> list[FlowRecord]:
-        """Those of ``DataPlane.flows``. Raises ``WorkerLostError``."""
-        found: list[FlowRecord] = []
-        async with self._asking:
-            await self._send("flows", (recent,))
-            while (page := await self._receive()) is not END:
-                found += page
-        return found
-
-    async def _send(self, method: str, arguments: tuple[object, ...]) -> None:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(pack((method, arguments)))
-            await self.process.stdin.drain()
-        except ConnectionError as error:
-            raise self._lost() from error
-
-    async def _receive(self) -> Any:
-        assert self.process.stdout is not None
-        try:
-            return await read(self.process.stdout)
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise self._lost() from error
-
-    async def count(self) -> None:
-        """Note its counters and live flows. Raises ``WorkerLostError``."""
-        self.counters = Counter(await self.ask("counters"))
-        self.live = await self.ask("live_count")
-
-    def replace(self) -> None:
-        """Another has its place from now on."""
-        self._replaced.set()
-
-    async def over(self) -> int | None:
-        """Its exit status once it has ended; None where it was replaced before."""
-        waits = (
-            asyncio.ensure_future(self.process.wait()),
-            asyncio.ensure_future(self._replaced.wait()),
-        )
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return None if self._replaced.is_set() else self.process.returncode
-
-    def _lost(self) -> WorkerLostError:
-        return WorkerLostError(f"worker {self.process.pid} ended")
-
-    async def stop(self) -> None:
-        """End it; its flows are reset."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        await self.process.wait()
-        self.forget()
-
-    def forget(self) -> None:
-        """Once it has ended."""
-        self._handover.close()
-
-
 async def _those_that_live(asked: Iterable[Awaitable[T]]) -> list[T]:
-    """The answers of all, less those that have ended."""
-    answers = await asyncio.gather(*asked, return_exceptions=True)
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
+    """The answers of all, less those that have ended. Raises what another one raises."""
+    found = []
+    for answer in await asyncio.gather(*asked, return_exceptions=True):
+        if isinstance(answer, WorkerLostError):
+            continue
+        if isinstance(answer, BaseException):
+            raise answer
+        found.append(answer)
+    return found
 
 
 class Workers:
@@ -279,15 +172,30 @@ class Workers:
         return [*self._workers, *self._replaced, *self._retired]
 
     async def _start_all(self, plan: Blueprint) -> list[Worker]:
+        """As many as there are to be, or none. Raises ``GatewayError``."""
         starting = (self._start(index, plan) for index in range(self._count))
-        return list(await asyncio.gather(*starting))
+        started: list[Worker] = []
+        problems: list[BaseException] = []
+        for each in await asyncio.gather(*starting, return_exceptions=True):
+            if isinstance(each, BaseException):
+                problems.append(each)
+            else:
+                started.append(each)
+        if problems:
+            await asyncio.gather(*(worker.stop() for worker in started))
+            raise problems[0]
+        return started
 
     async def _start(self, index: int, plan: Blueprint) -> Worker:
         first = 1 + index + self._lives[index] * LIFETIME_IDS
         self._lives[index] += 1
         worker = await Worker.start(plan, first, self._count, index)
         if index < len(self._queues):
-            await worker.attach(self._queues[index], len(self._queues))
+            try:
+                await worker.attach(self._queues[index], len(self._queues))
+            except WorkerLostError:
+                await worker.stop()
+                raise
         return worker
 
     async def _keep_alive(self, index: int) -> None:
@@ -299,15 +207,27 @@ class Workers:
             if status is None:
                 continue  # the one in its place
             self._count_lost(worker)
-            await asyncio.sleep(RESTART_S)
-            if self._workers[index] is not worker:
-                continue  # others have been started meanwhile
-            self._workers[index] = fresh = await self._start(index, self._plan)
-            try:
-                await fresh.ask("listen", self._plan)
-                await fresh.ask("adopt", self._plan)  # it may have changed since the start
-            except GatewayError as error:
-                log.warning("%s", error, extra=logs.fields(worker=index, hint=error.hint))
+            while self._workers[index] is worker:  # others may be started meanwhile
+                await asyncio.sleep(RESTART_S)
+                try:
+                    await self._fill_place(index, worker)
+                except GatewayError as error:
+                    log.warning("%s", error, extra=logs.fields(worker=index, hint=error.hint))
+
+    async def _fill_place(self, index: int, dead: Worker) -> None:
+        """Have another worker where one has died, unless there is one by now."""
+        if self._workers[index] is not dead:
+            return
+        fresh = await self._start(index, self._plan)
+        if self._workers[index] is not dead:
+            await fresh.stop()
+            return
+        self._workers[index] = fresh
+        plan = None
+        while plan is not self._plan:  # it may change meanwhile
+            plan = self._plan
+            await fresh.ask("listen", plan)
+            await fresh.ask("adopt", plan)
 
     def _count_lost(self, worker: Worker) -> None:
         worker.forget()
@@ -337,9 +257,4 @@ class Workers:
 
     async def _tell(self, method: str, *what: object) -> None:
         """Call a method of all. A worker that dies meanwhile is started with the newest plan."""
-        answers = await asyncio.gather(
-            *(worker.ask(method, *what) for worker in self._workers), return_exceptions=True
-        )
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, WorkerLostError):
-                raise answer
+        await _those_that_live(worker.ask(method, *what) for worker in self._workers)

@@ -24,7 +24,7 @@ LAYERS = {
     "probing": 6, "routing": 6, "sniffing": 6, "sniffing_udp": 6, "tunnel": 6, "tunnelled": 6,
     "udp": 6, "wiring": 6,
     "app": 7, "cli": 7, "dataplane": 7, "keeper": 7, "lab": 7, "plane": 7, "worker": 7,
-    "workers": 7, "__main__": 7,
+    "workers": 7, "worker_process": 7, "__main__": 7,
 }  # fmt: skip
 
 #: Layers whose parts may import one another: values, the pipeline, and the wiring.

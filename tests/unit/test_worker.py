@@ -21,7 +21,6 @@ from gateway.config.outbounds import BUILT_IN, SelectGroup
 from gateway.config.schema import Config
 from gateway.groups.standing import Standing
 from gateway.kernel.guard import Finding, Outcome
-from gateway.kernel.handover import Handover
 from gateway.plan.build import build_plan
 from gateway.plan.egress import Egress
 from gateway.plan.host import HostFacts
@@ -30,8 +29,7 @@ from gateway.policy.compile import compile_policy
 from gateway.policy.rule import CompiledRule
 from gateway.rulesets.store import RuleSetStore
 from gateway.wiring import blueprint
-from gateway.worker import END, pack, read
-from gateway.workers import Worker, WorkerLostError
+from gateway.worker import pack, read
 
 #: Loads a blueprint as a worker does, and says what came with it.
 LOAD = """
@@ -157,39 +155,3 @@ def test_a_packet_queue_diverts_what_goes_to_a_group() -> None:
         marks.direct,
         marks.refuse,
     ]
-
-
-class Talk:
-    """Stands in for a worker process: what it answers is there already."""
-
-    pid = 1
-
-    def __init__(self, *answers: object) -> None:
-        self.asked: list[bytes] = []
-        self.stdin = self
-        self.stdout = asyncio.StreamReader()
-        for answer in answers:
-            self.stdout.feed_data(pack(answer))
-        self.stdout.feed_eof()
-
-    def write(self, data: bytes) -> None:
-        self.asked.append(data)
-
-    async def drain(self) -> None:
-        pass
-
-
-def test_a_list_of_flows_comes_in_parts_and_nothing_of_it_is_left_for_the_next_answer() -> None:
-    async def scenario() -> None:
-        talk = Talk([1, 2], [], [3], END, 7)
-        ours, theirs = Handover.pair()
-        theirs.close()
-        worker = Worker(talk, ours)
-        assert await worker.flows(5) == [1, 2, 3]
-        assert await worker.ask("live_count") == 7
-        assert talk.asked == [pack(("flows", (5,))), pack(("live_count", ()))]
-        with pytest.raises(WorkerLostError):
-            await worker.flows(0)
-        worker.forget()
-
-    asyncio.run(scenario())
