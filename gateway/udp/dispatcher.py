@@ -230,7 +230,8 @@ class Datagrams:
         key = MappingKey(source, id(carrier), family, far)
         mapping = self._mappings.get(key)
         if mapping is None:
-            mapping = Mapping(self, key, flow.facts, flow.decision, target if named else None)
+            asked = target if named else None
+            mapping = Mapping(self, key, carrier, flow.facts, flow.decision, asked)
             mapping.member = flow.member
             self._mappings[key] = mapping
         if mapping.leg is None:
@@ -267,7 +268,7 @@ class Datagrams:
         del self._by_ends[facts.source, facts.destination]
         for key in flow.keys:
             self.known.pop(key, None)
-        mapping = flow.mapping
+        mapping, flow.mapping = flow.mapping, None  # closed flows are kept to be looked at
         if mapping is not None:
             mapping.flows.pop(facts.destination, None)
             if mapping.leg is not None:

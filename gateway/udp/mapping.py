@@ -8,6 +8,7 @@ from gateway.decision import Decision
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.udp_sockets import ErrorReport
+from gateway.outbound.base import Outbound
 from gateway.outbound.datagrams import Leg
 from gateway.udp.flow import UdpFlow
 
@@ -44,6 +45,7 @@ class Mapping:
         self,
         owner: MappingOwner,
         key: MappingKey,
+        carrier: Outbound,
         facts: FlowFacts,
         decision: Decision,
         target: Endpoint | None = None,
@@ -54,6 +56,8 @@ class Mapping:
         """
         self._owner = owner
         self.key = key
+        # A reload may have replaced it: as long as it is here, no other has its ``id``.
+        self._carrier = carrier
         self.facts = facts
         self.decision = decision
         self.target = target
