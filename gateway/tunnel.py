@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from socket import SocketType
 from typing import NamedTuple
 
 from gateway.blueprint import Blueprint, ListenOn
 from gateway.dispatch import Dispatcher
 from gateway.icmp.flow import EchoFlow
-from gateway.inbound.tcp import TcpListener, open_all
+from gateway.inbound.listening import open_all
+from gateway.inbound.tcp import TcpListener
 from gateway.inbound.tun import TunReader, TunWriter
 from gateway.inbound.tun_nat import numbers_of
 from gateway.inbound.tun_tcp import TunTcp
 from gateway.kernel.reactor import Reactor
-from gateway.kernel.sockets import local_endpoint
+from gateway.kernel.sockets import local_endpoint, open_listener
 from gateway.kernel.tun import TunDevice, TunSettings
 from gateway.routing import Routing
 from gateway.tunnelled import Tunnelled
@@ -111,4 +113,7 @@ def _open_listeners(where: ListenOn) -> list[SocketType]:
     if where.mode != "tun" or where.tun is None:
         return []
     hosts = [str(where.tun.ipv4.ip), *([str(where.tun.ipv6.ip)] if where.ipv6 else [])]
-    return open_all(hosts, 0, transparent=False, shared=False, congestion=where.congestion)
+    opener = partial(
+        open_listener, port=0, transparent=False, shared=False, congestion=where.congestion
+    )
+    return open_all(hosts, opener)

@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from socket import SocketType
 from typing import Final, Literal, Protocol
 
-from gateway.errors import CapabilityError
 from gateway.flow import Endpoint
+from gateway.inbound.listening import open_all
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import (
     accept,
@@ -43,10 +43,10 @@ from gateway.kernel.sockets import (
 BATCH: Final = 64
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-#: IPv4, IPv6. TPROXY's are loopback addresses: nobody in the LAN can dial those.
 #: The client, and the original destination.
 Ends = tuple[Endpoint, Endpoint]
 
+#: IPv4, IPv6. TPROXY's are loopback addresses: nobody in the LAN can dial those.
 _LISTEN_ON = {"tproxy": ("127.0.0.1", "::1"), "redirect": ("0.0.0.0", "::")}  # noqa: S104
 
 
@@ -214,33 +214,6 @@ def open_listeners(
     """
     hosts = _LISTEN_ON[mode][: 2 if ipv6 else 1]
     transparent = mode == "tproxy"
-    opened = open_all(hosts, port, transparent=transparent, congestion=congestion)
-    diversion = Diversion(mode)
+    opener = partial(open_listener, port=port, transparent=transparent, congestion=congestion)
+    opened, diversion = open_all(hosts, opener), Diversion(mode)
     return tuple(TcpListener(reactor, sock, diversion, acceptor) for sock in opened)
-
-
-def open_all(
-    hosts: Iterable[str],
-    port: int,
-    *,
-    transparent: bool,
-    shared: bool = True,
-    congestion: str | None,
-) -> list[SocketType]:
-    """A listening socket on each address, or none: raises ``CapabilityError`` then.
-
-    With ``port`` 0, on one that the kernel chooses for each. Else as of ``open_listener``.
-    """
-    socks: list[SocketType] = []
-    try:
-        for host in hosts:
-            socks.append(  # noqa: PERF401 - those that were opened must be closed
-                open_listener(
-                    host, port, transparent=transparent, shared=shared, congestion=congestion
-                )
-            )
-    except CapabilityError:
-        for sock in socks:
-            sock.close()
-        raise
-    return socks

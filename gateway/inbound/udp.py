@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from socket import SocketType
 from typing import Final, Protocol
 
-from gateway.errors import CapabilityError
+from gateway.inbound.listening import open_all
 from gateway.kernel.datagrams import SLOTS, Batch
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.udp_sockets import LISTENER_CONTROL, open_udp_listener
@@ -117,12 +118,6 @@ def open_udp_listeners(
 
     Raises ``CapabilityError`` where one cannot be opened; none is left open then.
     """
-    socks: list[SocketType] = []
-    try:
-        for host in LISTEN_ON[: 2 if ipv6 else 1]:
-            socks.append(open_udp_listener(host, port))  # noqa: PERF401
-    except CapabilityError:
-        for sock in socks:
-            sock.close()
-        raise
-    return tuple(UdpListener(reactor, sock, desk) for sock in socks)
+    hosts = LISTEN_ON[: 2 if ipv6 else 1]
+    opened = open_all(hosts, partial(open_udp_listener, port=port))
+    return tuple(UdpListener(reactor, sock, desk) for sock in opened)
