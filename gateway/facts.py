@@ -95,7 +95,7 @@ class FactFinder:
             came = came._replace(interface=0 if host in self._own else link_towards(host))
         mac = self._neighbours.mac(host, came.interface) if needs.mac else None
         return facts._replace(
-            interface=interface_name(came.interface) if needs.interface else "",
+            interface=self._name(came.interface) if needs.interface else "",
             mac=mac,
             hostname=self._leases.hostname(host, mac) if needs.hostname else None,
             dscp=came.dscp,
