@@ -80,7 +80,6 @@ class CloseReason(StrEnum):
     EVICTED = "evicted"
     SWITCHED = "switched"
     LOOP = "loop"
-    NOT_DIVERTED = "not-diverted"
     FAKE_ADDRESS = "fake-address"
     NO_RESOURCES = "no-resources"
     SHUTDOWN = "shutdown"
