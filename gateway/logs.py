@@ -32,18 +32,18 @@ _PLAIN = re.compile(r"[!#-<>-~]+")
 def configure(level: str, form: Literal["text", "json"]) -> None:
     """Send every record of this process at ``level`` or above to standard error.
 
-    May be called again after a reload; it replaces what it set up before. ``level`` and
-    ``form`` are the configuration's ``log.level`` and ``log.format``.
+    May be called again, after a reload and after each change of the network: repeats are counted
+    on. ``level`` and ``form`` are the configuration's ``log.level`` and ``log.format``.
     """
     # In no line of ours, and dearer to look up than a line is to write (the Logging HOWTO).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    handler = QuietHandler()
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
-    for old in [one for one in root.handlers if isinstance(one, QuietHandler)]:
-        root.removeHandler(old)
-    root.addHandler(handler)
+    handler = next((one for one in root.handlers if isinstance(one, QuietHandler)), None)
+    if handler is None:
+        handler = QuietHandler()
+        root.addHandler(handler)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root.setLevel(level.upper())
 
 

@@ -170,7 +170,8 @@ def test_configure_replaces_itself(
 def test_a_storm_is_short_on_standard_error(
     root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure("info", "text")
+    """Nor does a change of the network, after which logging is set up again, begin it anew."""
     for number in range(1000):
+        configure("info", "text")
         logging.getLogger("gateway.test").warning("loop refused", extra=fields(port=number))
     assert len(capsys.readouterr().err.splitlines()) == 5
