@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
+from functools import cache
 from random import Random
 
 from aiohttp import web
@@ -13,6 +14,7 @@ from aiohttp import web
 BLOCK = Random(2022).randbytes(1 << 20)  # noqa: S311
 
 
+@cache
 def digest(size: int) -> str:
     """The SHA-256 of ``/bytes/SIZE``, in hex."""
     hashed = hashlib.sha256()

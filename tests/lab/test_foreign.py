@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -195,6 +196,14 @@ def install(machine: Machine, program: str) -> None:
     machine.run(["sh", "-eu"], stdin=PROGRAMS[program].script)
 
 
+@cache
+def alone(program: str) -> dict[str, list[str]]:
+    """What is there of a program where nothing of ours has ever been."""
+    with Lab() as lab:
+        install(lab.router, program)
+        return theirs(lab.router)
+
+
 def theirs(machine: Machine) -> dict[str, list[str]]:
     """What is comparable between two labs.
 
@@ -240,10 +249,6 @@ def test_both_work_and_theirs_stays_as_it_is(
     lab: Lab, backend: str, mode: str, program: str
 ) -> None:
     """Put there while the gateway runs, and then before it starts again."""
-    with Lab() as other:
-        install(other.router, program)
-        alone = theirs(other.router)
-
     gateway = lab.start_gateway(config(lab, program), backend=backend, mode=mode)
     install(lab.router, program)
 
@@ -255,11 +260,11 @@ def test_both_work_and_theirs_stays_as_it_is(
 
     wait_until(passes, "traffic to pass beside rules that came later")
     assert gateway.stop() == 0
-    assert theirs(lab.router) == alone
+    assert theirs(lab.router) == alone(program)
 
     with running(lab, config(lab, program), backend=backend, mode=mode):
         check(lab, program)
-    assert theirs(lab.router) == alone
+    assert theirs(lab.router) == alone(program)
 
 
 def test_auto_goes_where_legacy_rules_are(lab: Lab) -> None:
