@@ -6,15 +6,19 @@ import selectors
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from traffic import TIMEOUT_S, address, new_socket
 
 from gateway.flow import Endpoint
+from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
 from gateway.wire.socks5_udp import decode_header, encode_header, header_size
+
+#: Makes what a datagram of a peer is answered with; None: with nothing.
+Answer = Callable[[bytes, Any], bytes | None]
 
 ECHO = 9999
 #: Where servers of a lab are told of their client: ``address port data``.
@@ -53,9 +57,9 @@ class Served:
         machine: Machine,
         host: str,
         port: int,
-        answer: Callable[[bytes, Any], bytes | None] = echo,
+        answer: Answer = echo,
     ) -> socket.socket:
-        """A socket bound there; ``answer`` makes what each datagram is answered with, if at all."""
+        """A socket bound there."""
         sock = new_socket(machine, host, socket.SOCK_DGRAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         sock.bind((host, port))
@@ -97,6 +101,17 @@ def served() -> Iterator[Served]:
         yield servers
     finally:
         servers.close()
+
+
+@contextmanager
+def answering(lab: Lab, answers: Mapping[int, Answer]) -> Iterator[Served]:
+    """Servers on these ports of every target on the internet, for a while."""
+    with served() as servers:
+        for pair in lab.topology.targets.values():
+            for host in pair:
+                for port, answer in answers.items():
+                    servers.add(lab.internet, host, port, answer)
+        yield servers
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from datagrams import ECHO, Relay, Served, ask, echo, served, talking
+from datagrams import ECHO, Relay, Served, answering, ask, echo, talking
 from traffic import (
     FAMILIES,
     Family,
@@ -213,9 +213,7 @@ def test_clients_are_spread_and_stay(module_lab: Lab) -> None:
 
 @pytest.fixture(scope="module")
 def servers(module_lab: Lab) -> Iterator[Served]:
-    with served() as servers:
-        for host in module_lab.topology.targets["web"]:
-            servers.add(module_lab.internet, host, ECHO, echo)
+    with answering(module_lab, {ECHO: echo}) as servers:
         yield servers
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datagrams import ECHO, Relay, Served, ask, echo, served, talking
+from datagrams import ECHO, Relay, Served, answering, ask, echo, served, talking
 from traffic import (
-    FAMILIES,
     Family,
     address,
     command,
@@ -34,9 +33,7 @@ from gateway.sniff.dns import question_name
 
 @pytest.fixture(scope="module")
 def servers(module_lab: Lab) -> Iterator[Served]:
-    with served() as servers:
-        for host in (target(module_lab, family) for family in FAMILIES):
-            servers.add(module_lab.internet, host, ECHO, echo)
+    with answering(module_lab, {ECHO: echo}) as servers:
         yield servers
 
 

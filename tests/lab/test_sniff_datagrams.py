@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from threading import Thread
 from typing import Any
 
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from datagrams import Relay, talking
-from traffic import FAMILIES, Family, new_socket, running, target, targets, wait_counter
+from datagrams import Relay, Served, answering, echo, talking
+from traffic import Family, new_socket, running, target, targets, wait_counter
 
 from gateway.flow import Endpoint
 from gateway.lab.gateway_process import GatewayProcess
@@ -38,30 +37,10 @@ def gateway(module_lab: Lab, backend: str) -> Iterator[GatewayProcess]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def echo(module_lab: Lab) -> Iterator[None]:
-    """Everything that comes to the web server's UDP port is sent back."""
-
-    def serve(sock: socket.socket) -> None:
-        while True:
-            data, peer = sock.recvfrom(65535)
-            if data == b"stop":
-                return
-            sock.sendto(data, peer)
-
-    threads = []
-    for family in FAMILIES:
-        host = target(module_lab, family)
-        sock = new_socket(module_lab.internet, host, socket.SOCK_DGRAM)
-        sock.settimeout(None)
-        sock.bind((host, PORT))
-        threads.append((host, sock, Thread(target=serve, args=(sock,), daemon=True)))
-        threads[-1][2].start()
-    yield
-    for host, sock, thread in threads:
-        with new_socket(module_lab.internet, host, socket.SOCK_DGRAM) as end:
-            end.sendto(b"stop", (host, PORT))
-        thread.join()
-        sock.close()
+def servers(module_lab: Lab) -> Iterator[Served]:
+    """Everything that comes to the hosts' UDP port is sent back."""
+    with answering(module_lab, {PORT: echo}) as servers:
+        yield servers
 
 
 def hello(name: str, protocols: int = 1) -> list[bytes]:

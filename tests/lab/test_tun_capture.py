@@ -7,7 +7,7 @@ from functools import partial
 from itertools import product
 
 import pytest
-from datagrams import ECHO, ask, echo, served, talking
+from datagrams import ECHO, answering, ask, echo, talking
 from test_strategies import tried
 from traffic import (
     FAMILIES,
@@ -89,9 +89,8 @@ def test_answers_to_what_came_from_outside_leave_as_it_came(module_lab: Lab, bac
 def test_datagrams_and_echoes(module_lab: Lab) -> None:
     """Of the LAN and of this machine, through the TUN; and once the device has been removed."""
     lab = module_lab
-    with served() as servers, running(lab, tun_config(lab, capture="default-route")) as gateway:
-        for host in targets(lab, "web"):
-            servers.add(lab.internet, host, ECHO, echo)
+    config = tun_config(lab, capture="default-route")
+    with answering(lab, {ECHO: echo}), running(lab, config) as gateway:
         for _ in ("at first", "with another device"):
             for machine, host in product((lab.router, lab.client("desk")), targets(lab, "web")):
                 with talking(machine, host) as sock:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from datagrams import ECHO, TELL, Served, ask, echo, seen_by, served, talking, tell
+from datagrams import ECHO, TELL, Served, answering, ask, echo, seen_by, talking, tell
 from traffic import FAMILIES, Family, address, new_socket, of_family, running, target, upstream
 
 from gateway.lab.gateway_process import GatewayProcess
@@ -30,12 +30,8 @@ WAYS: dict[str, dict[str, Any]] = {
 def servers(module_lab: Lab) -> Iterator[Served]:
     """Echo and tell on all targets."""
     module_lab.start_upstream("sing-box")
-    with served() as servers:
-        for pair in module_lab.topology.targets.values():
-            for host in pair:
-                servers.add(module_lab.internet, host, ECHO, echo)
-                for port in (TELL, DEVICE, PRESERVED, BUSY):
-                    servers.add(module_lab.internet, host, port, tell)
+    ports = dict.fromkeys((TELL, DEVICE, PRESERVED, BUSY), tell)
+    with answering(module_lab, {ECHO: echo, **ports}) as servers:
         yield servers
 
 

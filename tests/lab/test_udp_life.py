@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from datagrams import ECHO, TELL, Relay, Served, ask, echo, seen_by, served, talking, tell
+from datagrams import ECHO, TELL, Relay, Served, answering, ask, echo, seen_by, talking, tell
 from traffic import (
     FAMILIES,
     Family,
@@ -38,13 +38,7 @@ RELAY = Endpoint("203.0.113.7", 1081)
 
 @pytest.fixture(scope="module")
 def servers(module_lab: Lab) -> Iterator[Served]:
-    with served() as servers:
-        for pair in module_lab.topology.targets.values():
-            for host in pair:
-                servers.add(module_lab.internet, host, ECHO, echo)
-                servers.add(module_lab.internet, host, TELL, tell)
-                servers.add(module_lab.internet, host, 53, echo)
-                servers.add(module_lab.internet, host, QUIC, tell)
+    with answering(module_lab, {ECHO: echo, TELL: tell, 53: echo, QUIC: tell}) as servers:
         yield servers
 
 
@@ -282,9 +276,7 @@ def test_a_dead_gateway_leaks_or_not_as_written(lab: Lab, backend: str, on_failu
     desk = lab.client("desk")
     config = through_relay(lab)
     config["inbound"]["on_failure"] = on_failure
-    with served() as servers, relay(lab):
-        for family in FAMILIES:
-            servers.add(lab.internet, target(lab, family), TELL, tell)
+    with answering(lab, {TELL: tell}), relay(lab):
         gateway = lab.start_gateway(config, backend=backend)
         with talking(desk, target(lab, 4), TELL) as sock:
             ask(sock)

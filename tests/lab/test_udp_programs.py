@@ -16,9 +16,9 @@ import pytest
 from datagrams import (
     ECHO,
     Served,
+    answering,
     ask,
     echo,
-    served,
     stun_answer,
     stun_mapped,
     stun_request,
@@ -77,15 +77,8 @@ def gateway(module_lab: Lab, socks_server: str) -> Iterator[GatewayProcess]:
 
 @pytest.fixture(scope="module")
 def servers(module_lab: Lab) -> Iterator[Served]:
-    with served() as servers:
-        for host in module_lab.topology.targets["web"]:
-            for port, answer in (
-                (DNS, dns_answer),
-                (NTP, ntp_answer),
-                (STUN, stun_answer),
-                (ECHO, echo),
-            ):
-                servers.add(module_lab.internet, host, port, answer)
+    answers = {DNS: dns_answer, NTP: ntp_answer, STUN: stun_answer, ECHO: echo}
+    with answering(module_lab, answers) as servers:
         yield servers
 
 
