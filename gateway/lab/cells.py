@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from gateway.lab.capture import Outcome, Seen
+from gateway.lab.topology import FamilyNumber
 
-FamilyNumber = Literal[4, 6]
-FAMILIES: Final[tuple[FamilyNumber, ...]] = (4, 6)
 SOCKS_PORT: Final = 1080
 
 

@@ -26,7 +26,8 @@ from gateway.lab.gateway_process import PACKAGE_PARENT, GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.process import LabError, wait_until
 from gateway.lab.snapshot import Snapshot
-from gateway.lab.traffic import FamilyNumber, Fetch, fetch
+from gateway.lab.topology import FAMILIES, FamilyNumber
+from gateway.lab.traffic import Fetch, fetch
 from gateway.policy.compile import compile_policy
 from gateway.rulesets.store import load_rule_sets
 
@@ -34,7 +35,6 @@ DOWNLOAD_BYTES = 5_000_000
 LOG_COLUMNS = 130
 #: Client, and the host it asks for.
 REQUESTS = (("kid", "web"), ("kid", "blocked"), ("desk", "web"), ("desk", "mirror"))
-FAMILIES: tuple[FamilyNumber, ...] = (4, 6)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,15 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from gateway.lab import delay, upstreams
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess
 from gateway.lab.machine import Machine
 from gateway.lab.namespaces import FILES, PREFIX, ip, listed, remove, require_root
 from gateway.lab.process import Process
+from gateway.lab.topology import FamilyNumber, Topology
 from gateway.lab.topology import Machine as MachineSpec
-from gateway.lab.topology import Topology
 
 _serial = itertools.count()
 
@@ -221,16 +221,15 @@ class Lab:
             "rules": [dict(rule) for rule in rules],
         }
 
-    def socks(self, upstream: str, family: Literal[4, 6] = 4) -> dict[str, Any]:
+    def socks(self, upstream: str, family: FamilyNumber = 4) -> dict[str, Any]:
         """The ``outbounds:`` entry for a SOCKS server of the topology.
 
         Without a pool, so that the server sees as many connections as there are flows.
         """
         server = self.topology.upstreams[upstream]
-        host = server.addresses.ipv4 if family == 4 else server.addresses.ipv6
         entry: dict[str, Any] = {
             "type": "socks5",
-            "server": host,
+            "server": server.addresses.of(family),
             "port": server.port,
             "pool": "off",
         }

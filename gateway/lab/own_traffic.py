@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from gateway.lab.capture import Asking, Outcome, Seen, try_all
-from gateway.lab.cells import FAMILIES, SOCKS_PORT, Cell, cell, socks
+from gateway.lab.cells import SOCKS_PORT, Cell, cell, socks
 from gateway.lab.gateway_process import GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.process import Process, wait_until
 from gateway.lab.storm import NAIVE, end_storm, limit_descriptors, storm
+from gateway.lab.topology import FAMILIES
 
 _LOOPBACK: Final = "127.0.0.1"
 _USER: Final = 4242

@@ -9,13 +9,14 @@ from functools import partial
 from typing import Any, Final
 
 from gateway.lab.capture import Asking, Outcome, Seen, settle, try_all
-from gateway.lab.cells import FAMILIES, SOCKS_PORT, Cell, FamilyNumber, cell, socks
+from gateway.lab.cells import SOCKS_PORT, Cell, cell, socks
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
 from gateway.lab.namespaces import ip
 from gateway.lab.process import wait_until
 from gateway.lab.storm import NAIVE, end_storm, limit_descriptors, storm
+from gateway.lab.topology import FAMILIES, FamilyNumber
 from gateway.marks import Marks
 
 #: The addresses of a renewed lease, and the other router of the WAN.

@@ -11,11 +11,12 @@ from functools import partial
 from typing import Any, Final
 
 from gateway.lab.capture import Asking, Outcome, Seen, Tun, settle, try_all
-from gateway.lab.cells import FAMILIES, SOCKS_PORT, Cell, FamilyNumber, cell, socks
+from gateway.lab.cells import SOCKS_PORT, Cell, cell, socks
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
 from gateway.lab.namespaces import ip
 from gateway.lab.process import wait_until
+from gateway.lab.topology import FAMILIES, FamilyNumber
 from gateway.marks import Marks
 
 #: Outbounds; each is asked for a host of its own.
@@ -89,8 +90,7 @@ def _typed(router: Machine, family: FamilyNumber, line: str) -> None:
 
 
 def _host(lab: Lab, name: str, family: FamilyNumber) -> str:
-    pair = lab.topology.targets[name]
-    return pair.ipv4 if family == 4 else pair.ipv6
+    return lab.topology.targets[name].of(family)
 
 
 def _socks_servers(lab: Lab) -> None:

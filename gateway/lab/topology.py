@@ -22,13 +22,16 @@ from ipaddress import (
     ip_network,
 )
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import yaml
 
 FILE = Path(__file__).with_suffix(".yaml")
 #: What the lab's names are below.
 DOMAIN = "lab.example"
+
+FamilyNumber = Literal[4, 6]
+FAMILIES: Final[tuple[FamilyNumber, ...]] = (4, 6)
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -43,6 +46,10 @@ class Pair:
 
     def __iter__(self) -> Iterator[str]:
         return iter((self.ipv4, self.ipv6))
+
+    def of(self, family: FamilyNumber) -> str:
+        """One of the two."""
+        return self.ipv4 if family == 4 else self.ipv6
 
 
 @dataclass(frozen=True, slots=True)

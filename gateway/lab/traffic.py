@@ -6,14 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gateway.flow import Endpoint
 from gateway.lab import http_server
 from gateway.lab.machine import Machine
-from gateway.lab.topology import Pair
+from gateway.lab.topology import FamilyNumber, Pair
 
-FamilyNumber = Literal[4, 6]
 TIMEOUT_S = 20
 #: Field by field: ``%{json}`` would do, but curl 8.14 spends ten seconds on making it where
 #: there is no resolver.
@@ -50,8 +49,7 @@ def fetch(
     port: int = 80,
 ) -> Fetch:
     """Download ``size`` bytes with curl, then ask ``/whoami`` on the same connection."""
-    host = target.ipv4 if family == 4 else target.ipv6
-    destination = Endpoint(host, port)
+    destination = Endpoint(target.of(family), port)
     body = directory / f"{machine.spec.name}.body"
     done = machine.run(
         [
@@ -69,8 +67,7 @@ def fetch(
     transfers = [line for line in lines if "time_total" in line]
     first = transfers[0]
     # curl knows no local address of a connection that was refused.
-    own = machine.spec.links[0].pair
-    source = first["local_ip"] or (own.ipv4 if family == 4 else own.ipv6)
+    source = first["local_ip"] or machine.spec.links[0].pair.of(family)
     return Fetch(
         client=Endpoint(source, max(0, int(first["local_port"]))),
         destination=destination,

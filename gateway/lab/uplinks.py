@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 from gateway.lab.capture import Outcome, Tun, settle, try_all
-from gateway.lab.cells import FAMILIES, SOCKS_PORT, Cell, FamilyNumber, cell, socks
+from gateway.lab.cells import SOCKS_PORT, Cell, cell, socks
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
 from gateway.lab.namespaces import ip
 from gateway.lab.storm import NAIVE
+from gateway.lab.topology import FAMILIES, FamilyNumber
 from gateway.lab.topology import Machine as MachineSpec
 from gateway.marks import PRIORITY_BYPASS_END, TABLE_TUN, Marks
 from gateway.plan.addresses import EVERYTHING, Family
@@ -109,8 +110,7 @@ class SplitDefault:
         }
 
     def _server(self, name: str, family: FamilyNumber) -> str:
-        pair = self._lab.topology.targets[name]
-        return pair.ipv4 if family == 4 else pair.ipv6
+        return self._lab.topology.targets[name].of(family)
 
     def _config(self, server: str) -> dict[str, Any]:
         wan = {"type": "direct", "interface": "wan0"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from traffic import Family, address, of_family
+from traffic import Family, address
 
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
@@ -21,7 +21,7 @@ MTU = 1280
 def hops(lab: Lab, family: Family) -> list[set[str]]:
     """The addresses that each router on the way there may tell of itself by."""
     internet = [
-        of_family(lab.internet.spec.links[0].pair, family),
+        lab.internet.spec.links[0].pair.of(family),
         *lab.topology.internet_addresses,
     ]
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from traffic import Family, address, dial, of_family, running, target
+from traffic import Family, address, dial, running, target
 
 from gateway.errors import GatewayError
 from gateway.lab import serve
@@ -20,7 +20,7 @@ def in_use(lab: Lab, family: Family, peer: str) -> list[str]:
 @pytest.mark.parametrize(("lan", "wan"), [("reno", "cubic"), ("cubic", "reno")])
 def test_both_legs(module_lab: Lab, family: Family, lan: str, wan: str) -> None:
     lab, desk = module_lab, module_lab.client("desk")
-    server = of_family(lab.topology.upstreams["home"].addresses, family)
+    server = lab.topology.upstreams["home"].addresses.of(family)
     home = {**lab.socks("home"), "server": server, "congestion_control": wan}
     config = lab.config({"to": "home"}, outbounds={"home": home})
     config["inbound"] = {**config.get("inbound", {}), "congestion_control": lan}

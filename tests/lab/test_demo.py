@@ -56,7 +56,7 @@ def seen(topology: Topology, who: str | None, family: int) -> str:
         if who in topology.upstreams
         else topology.machines[who].links[0].pair
     )
-    return pair.ipv4 if family == 4 else pair.ipv6
+    return pair.of(family)
 
 
 def test_demo_shows_every_decision_both_ways_and_proves_that_nothing_is_left() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from traffic import Family, of_family, peer_seen, running, target, upstream
+from traffic import Family, peer_seen, running, target, upstream
 
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
@@ -32,7 +32,7 @@ def count(machine: Machine, name: str) -> int:
 
 
 def config(lab: Lab, family: Family, **settings: object) -> dict[str, object]:
-    server = of_family(lab.topology.upstreams["home"].addresses, family)
+    server = lab.topology.upstreams["home"].addresses.of(family)
     # Without the pool each flow is one connection.
     home = {**lab.socks("home"), "server": server, "fast_open": True, "pool": "off", **settings}
     return lab.config({"to": "home"}, outbounds={"home": home})

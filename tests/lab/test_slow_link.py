@@ -9,7 +9,8 @@ import pytest
 
 from gateway.lab import namespaces
 from gateway.lab.lab import Lab
-from gateway.lab.traffic import FamilyNumber, fetch
+from gateway.lab.topology import FamilyNumber
+from gateway.lab.traffic import fetch
 
 DELAY_MS = 25
 DOWNLOAD_BYTES = 10_000_000

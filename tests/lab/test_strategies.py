@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from gateway.lab.capture import Outcome
-from gateway.lab.cells import FAMILIES, Cell
+from gateway.lab.cells import Cell
 from gateway.lab.lab import Lab
+from gateway.lab.topology import FAMILIES
 from gateway.lab.uplinks import STRATEGIES, SplitDefault, ladder
 
 BESIDES_MARK = set(STRATEGIES) - {"mark"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from datagrams import ECHO, TELL, Served, answering, ask, echo, seen_by, talking, tell
-from traffic import FAMILIES, Family, address, new_socket, of_family, running, target, upstream
+from traffic import FAMILIES, Family, address, new_socket, running, target, upstream
 
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
@@ -89,7 +89,7 @@ def test_a_client_socket_has_one_address_for_all(
 ) -> None:
     """Endpoint-independent mapping, across workers: all datagrams of a socket reach one."""
     lab = module_lab
-    hosts = [of_family(pair, family) for pair in lab.topology.targets.values()]
+    hosts = [pair.of(family) for pair in lab.topology.targets.values()]
     for port in (TELL, DEVICE):
         with new_socket(client, hosts[0], socket.SOCK_DGRAM) as sock:
             seen = set()

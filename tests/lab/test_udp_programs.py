@@ -25,7 +25,7 @@ from datagrams import (
     talking,
 )
 from quic_peer import body
-from traffic import FAMILIES, Family, of_family, running, target, upstream, within
+from traffic import FAMILIES, Family, running, target, upstream, within
 
 from gateway.kernel.sockets import family_of
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess
@@ -112,7 +112,7 @@ def test_iperf3(
     """Datagrams at 20 Mbit/s, with iperf3's own TCP beside them."""
     lab, desk = module_lab, module_lab.client("desk")
     # It answers from the address that is nearest to its client: of the SOCKS server, its own.
-    host = of_family(lab.topology.upstreams["spare"].addresses, family)
+    host = lab.topology.upstreams["spare"].addresses.of(family)
     server = lab.internet.start_listening("iperf3", ["iperf3", "-s"], ("", IPERF))
     try:
         command = ["iperf3", "-u", "-c", host, "-b", "20M", "-n", "2M", "-l", "1200", "-J"]

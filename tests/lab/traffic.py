@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pyroute2 import netns
 
@@ -17,12 +17,10 @@ from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_com
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
 from gateway.lab.process import LabError, wait_until
-from gateway.lab.topology import Pair
+from gateway.lab.topology import FAMILIES as FAMILIES
+from gateway.lab.topology import FamilyNumber as Family
 
 T = TypeVar("T")
-Family = Literal[4, 6]
-
-FAMILIES: tuple[Family, ...] = (4, 6)
 TIMEOUT_S = 20.0
 
 #: curl's exit statuses (curl(1)) that tests look for.
@@ -53,14 +51,9 @@ def command(lab: Lab, *arguments: str, check: bool = True) -> subprocess.Complet
 # --- addresses -------------------------------------------------------------------------------
 
 
-def of_family(pair: Pair, family: Family) -> str:
-    """One of the two addresses."""
-    return pair.ipv4 if family == 4 else pair.ipv6
-
-
 def target(lab: Lab, family: Family, name: str = "web") -> str:
     """The address of a host on the internet."""
-    return of_family(lab.topology.targets[name], family)
+    return lab.topology.targets[name].of(family)
 
 
 def targets(lab: Lab, *names: str) -> list[str]:
@@ -71,7 +64,7 @@ def targets(lab: Lab, *names: str) -> list[str]:
 def address(machine: Machine, family: Family, network: str | None = None) -> str:
     """A machine's own address: of its link in ``network``, or of its last link."""
     link = machine.spec.link(network) if network else machine.spec.links[-1]
-    return of_family(link.pair, family)
+    return link.pair.of(family)
 
 
 def upstream(lab: Lab, name: str) -> set[str]:
