@@ -134,19 +134,28 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
 
 def _listen(path: Path) -> socket.socket:
     """A listening socket at ``path``, mode 0600, in place of one that a dead process left."""
-    if _answers(path):
-        raise GatewayError(
-            f"another gateway answers on {path}", "stop it first, or use another --run-dir"
-        )
-    path.unlink(missing_ok=True)
+    try:
+        if _answers(path):
+            raise GatewayError(
+                f"another gateway answers on {path}", "stop it first, or use another --run-dir"
+            )
+        path.unlink(missing_ok=True)
+        return _bound(path)
+    except OSError as error:
+        # A path that is too long (unix(7): 107 bytes) has no errno.
+        why = error.strerror or str(error)
+        raise GatewayError(f"cannot listen on {path}: {why}", "use another --run-dir") from error
+
+
+def _bound(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # By umask, because between bind and a later chmod anybody could connect.
     previous = os.umask(0o177)
     try:
         listener.bind(str(path))
-    except OSError as error:
+    except OSError:
         listener.close()
-        raise GatewayError(f"cannot listen on {path}: {error.strerror}") from error
+        raise
     finally:
         os.umask(previous)
     listener.setblocking(False)
@@ -154,7 +163,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a living process listens on the socket at ``path``."""
+    """Whether a living process listens on the socket at ``path``. Raises ``OSError``."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))

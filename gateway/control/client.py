@@ -56,8 +56,10 @@ class ControlClient:
             raise GatewayError(
                 f"the gateway did not answer within {self._timeout_s:g} s", "look at its log"
             ) from error
-        except (OSError, HTTPException, ValueError) as error:
+        except (HTTPException, ValueError) as error:
             raise GatewayError(f"what answers on {self._path} is not a gateway: {error}") from error
+        except OSError as error:
+            raise GatewayError(f"cannot ask on {self._path}: {error}") from error
         finally:
             connection.close()
         if not isinstance(body, dict):

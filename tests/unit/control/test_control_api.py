@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import stat
@@ -228,6 +229,15 @@ def test_a_missing_directory_is_a_plain_error(
     run_dir.rmdir()
     with pytest.raises(GatewayError, match="cannot listen"):
         serve(FakeRunning())
+
+
+def test_a_path_that_no_socket_can_have_is_a_plain_error(tmp_path: Path) -> None:
+    too_long = tmp_path / ("x" * 120)
+    too_long.mkdir()
+    with pytest.raises(GatewayError, match=r"cannot listen .*too long"):
+        asyncio.run(ControlServer(FakeRunning(), too_long).start())
+    with pytest.raises(GatewayError, match=r"cannot ask .*too long"):
+        ControlClient(too_long).get("/health")
 
 
 def test_client_reads_and_reloads(served: FakeRunning, run_dir: Path) -> None:
