@@ -15,7 +15,10 @@ from gateway.outbound.base import Outbound
 
 
 class _Asker:
-    """The requester of a leg that no client waits for."""
+    """The requester of a leg that no client waits for.
+
+    The time may have run out in the very moment that it is told: whoever gave up closes the leg.
+    """
 
     def __init__(self, leg: asyncio.Future[SocketType]) -> None:
         self._leg = leg
@@ -29,6 +32,8 @@ class _Asker:
     ) -> None:
         """Hand the leg over; who has asked speaks first."""
         del sent, edges
+        if self._leg.done():
+            return
         if surplus:
             upstream.close()
             self.failed(UpstreamFailure.PROTOCOL, "the server spoke before it was asked")
@@ -38,7 +43,8 @@ class _Asker:
     def failed(self, failure: UpstreamFailure, detail: str, replied: bool = False) -> None:
         """Say why."""
         del replied
-        self._leg.set_exception(GatewayError(f"{failure}: {detail}" if detail else failure))
+        if not self._leg.done():
+            self._leg.set_exception(GatewayError(f"{failure}: {detail}" if detail else failure))
 
 
 async def open_leg(
