@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from traffic import labs_of
 
 from gateway.lab import namespaces, peers
 from gateway.lab.gateway_process import ENVIRONMENT, gateway_command
@@ -32,10 +33,6 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, **ENVIRONMENT},
     )
-
-
-def labs_of(owner: int) -> list[str]:
-    return [name for name in namespaces.listed() if name.startswith(f"gwlab-{owner}-")]
 
 
 def report_of(*arguments: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from traffic import labs_of
 
-from gateway.lab import demo, namespaces
+from gateway.lab import demo
 from gateway.lab.gateway_process import ENVIRONMENT, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.process import wait_until
@@ -40,12 +41,8 @@ def run(*arguments: str) -> str:
     process = start(*arguments)
     output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, output
-    assert not owned_by(process.pid)
+    assert not labs_of(process.pid)
     return output
-
-
-def owned_by(owner: int | str) -> list[str]:
-    return [name for name in namespaces.listed() if name.startswith(f"gwlab-{owner}-")]
 
 
 def seen(topology: Topology, who: str | None, family: int) -> str:
@@ -86,24 +83,24 @@ def _kept_is_removed() -> Iterator[None]:
 @pytest.mark.usefixtures("_kept_is_removed")
 def test_keep_leaves_a_working_lan_and_remove_ends_it() -> None:
     output = run("--keep")
-    assert len(owned_by("keep")) == 4
+    assert len(labs_of("keep")) == 4
     shown = [line.strip() for line in output.splitlines() if "curl http" in line]
     for command in shown:
         peer = subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout
         assert Topology.load().upstreams["home"].addresses.ipv4 in peer
     assert len(shown) == 1
     assert "gwlab-keep-router" in run("--remove")
-    assert not owned_by("keep")
+    assert not labs_of("keep")
 
 
 def test_interrupted_it_removes_the_lab_and_says_so_by_its_status() -> None:
     process = start()
-    wait_until(lambda: len(owned_by(process.pid)) == 4, "the demo's lab")
+    wait_until(lambda: len(labs_of(process.pid)) == 4, "the demo's lab")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    assert not owned_by(process.pid)
+    assert not labs_of(process.pid)
 
 
 def test_a_row_that_is_not_as_its_rule_says_is_an_error(lab: Lab) -> None:

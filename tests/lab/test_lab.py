@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from traffic import labs_of
 
 from gateway.lab import http_server, namespaces, serve
 from gateway.lab.gateway_process import ENVIRONMENT
@@ -172,7 +173,7 @@ def test_sweep_removes_what_a_killed_owner_left() -> None:
         env={**os.environ, **ENVIRONMENT},
     )
     pid = int(owner.communicate(timeout=30)[0])
-    left = [name for name in namespaces.listed() if name.startswith(f"gwlab-{owner.pid}-")]
+    left = labs_of(owner.pid)
     assert len(left) == 4
     with Lab() as mine:
         assert set(left) <= set(Lab.sweep())

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pyroute2 import netns
 
+from gateway.lab import namespaces
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
@@ -46,6 +47,11 @@ def running(lab: Lab, config: Mapping[str, Any] | str, **options: Any) -> Iterat
 def command(lab: Lab, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a ``gateway`` command on the router, to its end."""
     return lab.router.run(gateway_command(*arguments), environment=ENVIRONMENT, check=check)
+
+
+def labs_of(owner: int | str) -> list[str]:
+    """The namespaces of the labs that a process has, or of the one that was kept (``keep``)."""
+    return [name for name in namespaces.listed() if name.startswith(f"gwlab-{owner}-")]
 
 
 # --- addresses -------------------------------------------------------------------------------
