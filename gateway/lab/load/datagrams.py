@@ -218,9 +218,7 @@ def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(prog="gateway.lab.load.datagrams", description=__doc__)
     parser.add_argument("counters", type=Path)
-    parser.add_argument(
-        "kind", choices=["serve", "plain", "steady", "train", "many", "echo", "open"]
-    )
+    parser.add_argument("kind", choices=["serve", *KINDS])
     parser.add_argument("host")
     parser.add_argument("number", type=int)
     arguments = parser.parse_args()
