@@ -251,12 +251,18 @@ class DataPlane:
         """End flows that take or stay too long; runs until it is cancelled."""
         while True:
             await asyncio.sleep(_tick(self._dispatcher.routing.timeouts, self._datagrams.settings))
-            now = time.monotonic()
-            self._dispatcher.expire_connects(now)
-            self._dispatcher.expire_idle(now)
-            self._datagrams.expire(now)
-            if self._tunnel is not None:
-                self._tunnel.expire(now)
+            try:
+                self._expire(time.monotonic())
+            except Exception:
+                # All others have time-outs too, and this process other work.
+                log.exception("bug: a flow could not be ended in time; it is tried again")
+
+    def _expire(self, now: float) -> None:
+        self._dispatcher.expire_connects(now)
+        self._dispatcher.expire_idle(now)
+        self._datagrams.expire(now)
+        if self._tunnel is not None:
+            self._tunnel.expire(now)
 
     def _pipelines(self) -> Sequence[Pipeline]:
         """One for each transport."""

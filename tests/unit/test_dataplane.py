@@ -107,3 +107,31 @@ def test_flows_come_in_pages_the_latest_that_ended_first() -> None:
         plane.close()
 
     asyncio.run(scenario())
+
+
+def test_a_bug_in_one_time_out_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = blueprint({"home": partial(reject.refusal, "home", UpstreamFailure.REJECTED, "")})
+    hasty = replace(first, timeouts=FlowTimeouts(0.01, 1000, 100))
+
+    async def scenario() -> None:
+        plane = DataPlane(hasty)
+        again = asyncio.Event()
+        rounds = iter([ValueError("a bug"), None])
+
+        def expire(_: float) -> None:
+            problem = next(rounds, None)
+            if problem is not None:
+                raise problem
+            again.set()
+
+        monkeypatch.setattr(plane._dispatcher, "expire_idle", expire)
+        timing = asyncio.create_task(plane.time_flows())
+        async with asyncio.timeout(10):
+            await again.wait()
+        timing.cancel()
+        plane.close()
+
+    asyncio.run(scenario())
+    assert [record.getMessage()[:4] for record in caplog.records] == ["bug:"]
