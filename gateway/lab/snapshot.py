@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
 
-_SYSCTLS = r"^net\.(ipv4\.(ip_forward|ping_group_range|conf\..*)|ipv6\.conf\..*)$"
+_SYSCTLS = ("ipv4/ip_forward", "ipv4/ping_group_range", "ipv4/conf", "ipv6/conf")
 
 #: Section, and the command that prints it; ``nft -s`` leaves counters and expiry times out.
+#: sysctl(8) would read all that the kernel has, to show a part; a secret that is not set cannot
+#: be read.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "nftables": ("nft", "-s", "list", "ruleset"),
     "iptables (legacy, IPv4)": ("iptables-legacy-save",),
@@ -20,11 +22,14 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "ip rules (IPv6)": ("ip", "-6", "rule"),
     "routes (IPv4)": ("ip", "-4", "route", "show", "table", "all"),
     "routes (IPv6)": ("ip", "-6", "route", "show", "table", "all"),
-    "sysctls": ("sysctl", "-a", "--pattern", _SYSCTLS),
+    "sysctls": (
+        *("grep", "-r", "--exclude=stable_secret", ""),
+        *(f"/proc/sys/net/{name}" for name in _SYSCTLS),
+    ),
 }
 
-#: Routes learnt from router advertisements count down.
-_EXPIRY = re.compile(r" expires -?[0-9]+sec")
+#: Routes learnt from router advertisements count down; ipset makes numbers of its own up.
+_NOISE = re.compile(r" expires -?[0-9]+sec| (?:initval|hashsize) \S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Snapshot:
         """Read a machine through ``run``, which executes a command there."""
         sections = {}
         for name, command in COMMANDS.items():
-            lines = _EXPIRY.sub("", run(command).stdout).splitlines()
+            lines = _NOISE.sub("", run(command).stdout).splitlines()
             sections[name] = _without_noise(lines) if "legacy" in name else tuple(lines)
         return cls(sections)
 

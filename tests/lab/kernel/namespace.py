@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from pyroute2 import netns
 
+from gateway.lab.snapshot import Snapshot
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _serial = itertools.count()
-_COUNTERS = re.compile(r"\[\d+:\d+\]")
 
 
 class Namespace:
@@ -28,7 +28,7 @@ class Namespace:
 
     def __init__(self) -> None:
         self.name = f"gwk{os.getpid()}-{next(_serial)}"
-        _checked("ip", "netns", "add", self.name)
+        _exec("ip", "netns", "add", self.name)
         self._thread = ThreadPoolExecutor(1, initializer=netns.setns, initargs=(self.name,))
         self.sh(
             """
@@ -50,7 +50,7 @@ class Namespace:
 
     def close(self) -> None:
         self._thread.shutdown()
-        _checked("ip", "netns", "delete", self.name)
+        _exec("ip", "netns", "delete", self.name)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return self.start(function, *args, **kwargs).result()
@@ -59,38 +59,21 @@ class Namespace:
         return self._thread.submit(function, *args, **kwargs)
 
     def run(self, *command: str) -> str:
-        return _checked("ip", "netns", "exec", self.name, *command)
+        return self._exec(command).stdout
 
     def sh(self, script: str) -> str:
         return self.run("sh", "-e", "-c", script)
 
     def state(self) -> str:
-        """All that a gateway may change, as text: firewalls, sets, routing, sysctls.
+        """All that a gateway may change, as text."""
+        lines = itertools.chain.from_iterable(Snapshot.take(self._exec).sections.values())
+        return "\n".join(lines)
 
-        Counters are left out, and legacy tables in which nothing is: a table that was once
-        looked at stays.
-        """
-        sections = [
-            self.run("nft", "-s", "list", "ruleset"),
-            *(_filled_tables(self.run(f"{six}-legacy-save")) for six in ("iptables", "ip6tables")),
-            re.sub(r" (initval|hashsize) \S+", "", self.run("ipset", "save")),
-            *(self.run("ip", six, "rule") for six in ("-4", "-6")),
-            *(self.run("ip", six, "route", "show", "table", "all") for six in ("-4", "-6")),
-            self.sh(
-                "grep -rs . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf"
-                " /proc/sys/net/ipv4/ip_forward | grep -v stable_secret | sort"
-            ),
-        ]
-        return "\n".join(re.sub(r" expires \d+sec", "", section) for section in sections)
+    def _exec(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return _exec("ip", "netns", "exec", self.name, *command)
 
 
-def _filled_tables(saved: str) -> str:
-    text = _COUNTERS.sub("", "".join(f"{s}\n" for s in saved.splitlines() if s[:1] != "#"))
-    tables = re.split(r"(?<=^COMMIT\n)", text, flags=re.MULTILINE)
-    return "".join(t for t in tables if "\n-A" in t or "DROP" in t or " - " in t)
-
-
-def _checked(*command: str) -> str:
+def _exec(*command: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
+    return done
