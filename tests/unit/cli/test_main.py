@@ -56,7 +56,7 @@ def test_commands_that_report_do_so_in_json(name: str) -> None:
 def test_unknown_command() -> None:
     result = CliRunner().invoke(cli, ["statsu"])
     assert result.exit_code == 2
-    assert "No such command" in result.output
+    assert "No such command 'statsu'. Did you mean status?" in result.output
 
 
 def test_version() -> None:
