@@ -42,9 +42,7 @@ class DirectOutbound:
         if refusal is not None:
             requester.failed(UpstreamFailure.UNREACHABLE, refusal)
             return None
-        options = self.options
-        if self.preserve_source:
-            options = replace(options, sources=(facts.source.host,), transparent=True)
+        options = self._options_for(facts.source)
         sock = open_socket(self.factory, facts.destination, options, requester)
         if sock is None:
             return None
@@ -65,10 +63,7 @@ class DirectOutbound:
         refusal = self.refused.get(family)
         if refusal is not None:
             raise OSError(errno.ENETUNREACH, refusal)
-        options = self.options
-        if self.preserve_source:
-            options = replace(options, sources=(client.host,), transparent=True)
-        sockets = UdpSockets(self.factory)
+        sockets, options = UdpSockets(self.factory), self._options_for(client)
         return DirectLeg(self.reactor, batch, owner, sockets, family, options)
 
     def ping(self, host: str) -> PingSocket:
@@ -80,3 +75,9 @@ class DirectOutbound:
 
     def close(self) -> None:
         """There is nothing that no flow uses."""
+
+    def _options_for(self, client: Endpoint) -> SocketOptions:
+        """What is asked of a socket that stands for a client's."""
+        if not self.preserve_source:
+            return self.options
+        return replace(self.options, sources=(client.host,), transparent=True)
