@@ -1,7 +1,8 @@
 """Where a host is: its MAC address on one of our links, and which link it is behind.
 
 A host that has connected through us is in the kernel's neighbour table: it needed the address
-to answer. One behind another router is not, and has no MAC here.
+to answer. With the first datagram of a host it may not be there yet. One behind another router
+never is, and has no MAC here.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Neighbours:
     ) -> None:
         self._ask = ask or ask_kernel
         self._clock = clock
-        self._known: dict[tuple[str, int], tuple[str | None, float]] = {}
+        self._known: dict[tuple[str, int], tuple[str, float]] = {}
 
     def mac(self, host: str, interface: int) -> str | None:
         """MAC address (lower case) of a host on the interface with this index, if it has one."""
@@ -55,10 +56,11 @@ class Neighbours:
         known = self._known.get((host, interface))
         if known is not None and now < known[1]:
             return known[0]
-        if len(self._known) >= KEPT:
-            self._known.clear()
         found = self._ask(host, interface)
-        self._known[host, interface] = (found, now + FRESH_S)
+        if found is not None:  # else it may be there with the next flow: nobody has answered yet
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            self._known[host, interface] = (found, now + FRESH_S)
         return found
 
 

@@ -33,6 +33,15 @@ def test_an_answer_is_asked_for_again_after_a_while() -> None:
     assert asked == [("192.0.2.1", 2), ("192.0.2.1", 3), ("192.0.2.1", 2)]
 
 
+def test_a_host_that_was_not_known_is_asked_for_with_its_next_flow() -> None:
+    """Its first datagram comes before anybody has answered it; its second is a device's."""
+    answers = [None, "02:00:5e:00:53:01"]
+    neighbours = Neighbours(lambda *_: answers.pop(0), lambda: 0.0)
+    assert neighbours.mac("192.0.2.1", 2) is None
+    assert neighbours.mac("192.0.2.1", 2) == "02:00:5e:00:53:01"
+    assert neighbours.mac("192.0.2.1", 2) == "02:00:5e:00:53:01"
+
+
 @pytest.mark.parametrize("host", ["192.0.2.77", "fd00:77::1"])
 def test_a_host_that_nobody_has_heard_of(host: str) -> None:
     assert ask_kernel(host, 1) is None
