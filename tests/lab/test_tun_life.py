@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from test_tun import DEVICE, OWN, config, download, links
-from test_workers import worker_pids
 from traffic import (
     FAMILIES,
     Witness,
@@ -26,6 +25,7 @@ from traffic import (
     target,
     upstream,
     wait_counter,
+    worker_pids,
 )
 
 from gateway.errors import GatewayError
