@@ -7,11 +7,12 @@ only computes. Call from a thread without an event loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeGuard
+from typing import Final, Literal, TypeGuard
 
 from gateway.config import findings as config_findings
 from gateway.config.groups import ends_of
@@ -39,6 +40,9 @@ from gateway.policy.engine import Policy
 from gateway.policy.udp_fallback import without_udp
 from gateway.rulesets.geo import open_geography
 from gateway.rulesets.store import RuleSetStore
+
+#: Names of servers that are looked up at a time.
+LOOKUPS_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +215,9 @@ def _assembly(
         for name, outbound in config.outbounds.items()
         if isinstance(outbound, Socks5Outbound)
     }
+    meant = resolved(outbound.server for outbound in socks.values())
     upstreams = {
-        name: resolve(outbound.server) or known.get(name, ()) for name, outbound in socks.items()
+        name: meant[outbound.server] or known.get(name, ()) for name, outbound in socks.items()
     }
     host = replace(
         host,
@@ -228,6 +233,13 @@ def _assembly(
         workers=_workers(config),
     )
     return Assembly(path, config, store, written, unable, policy, host, reason, plan, upstreams)
+
+
+def resolved(servers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What each server's name means now: asked for side by side, as each may take long."""
+    names = tuple(dict.fromkeys(servers))
+    with ThreadPoolExecutor(LOOKUPS_AT_ONCE, "resolving") as asking:
+        return dict(zip(names, asking.map(resolve, names), strict=True))
 
 
 def _without_udp(config: Config) -> frozenset[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
-from gateway.assembly import named_accounts
+from gateway import assembly
+from gateway.assembly import named_accounts, resolved
 from gateway.config.load import parse
 from gateway.errors import ConfigError
 from gateway.rulesets.store import RuleSetStore
@@ -33,3 +35,19 @@ def test_who_is_not_there_is_named_with_the_line(tmp_path: Path) -> None:
     assert "no user nobody-of-that-name" in user.message
     assert (group.line, group.path) == (4, "rules[1].gid")
     assert "getent group" in group.cure
+
+
+def test_servers_are_looked_up_side_by_side_and_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that does not answer keeps the start waiting once, not once for each."""
+    both_ask = Barrier(2, timeout=10)
+
+    def resolve(host: str) -> tuple[str, ...]:
+        both_ask.wait()
+        return (f"address of {host}",)
+
+    monkeypatch.setattr(assembly, "resolve", resolve)
+    assert resolved(["a.example", "b.example", "a.example"]) == {
+        "a.example": ("address of a.example",),
+        "b.example": ("address of b.example",),
+    }
+    assert resolved([]) == {}
