@@ -87,6 +87,8 @@ class Demo:
         if removed:
             self._say(f"removed the lab that was kept before: {', '.join(removed)}")
         if remove:
+            if not removed:
+                self._say("no lab is kept: nothing to remove")
             return
         Lab.sweep()
         host = Snapshot.take(_run_here)

@@ -91,6 +91,7 @@ def test_keep_leaves_a_working_lan_and_remove_ends_it() -> None:
     assert len(shown) == 1
     assert "gwlab-keep-router" in run("--remove")
     assert not labs_of("keep")
+    assert "nothing to remove" in run("--remove")
 
 
 def test_interrupted_it_removes_the_lab_and_says_so_by_its_status() -> None:
