@@ -75,7 +75,7 @@ def application(running: Running) -> web.Application:
 
     async def shadow(request: web.Request) -> web.Response:
         path = Path(request.query.get("path", ""))
-        if not path.is_absolute():
+        if not path.is_absolute() or "\0" in str(path):
             raise _BadRequestError("`path` is not a file", "give the whole path of a file")
         return web.json_response(asdict(await running.shadow(path)))
 

@@ -115,7 +115,8 @@ def test_a_question_without_meaning_is_the_askers_fault(served: FakeRunning, run
 def test_shadow(served: FakeRunning, run_dir: Path) -> None:
     status, body = get(run_dir, "/shadow?path=/new.yaml", "POST")
     assert (status, body["changes"], body["compared"]) == (200, ["/new.yaml"], 3)
-    assert get(run_dir, "/shadow?path=new.yaml", "POST")[0] == 400
+    for bad in ("new.yaml", "", "/new%00.yaml"):
+        assert get(run_dir, f"/shadow?path={bad}", "POST")[0] == 400
     assert served.reloads == 0
 
 
