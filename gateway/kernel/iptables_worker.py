@@ -1,7 +1,7 @@
 """The short-lived process in which python-iptables runs: one address family, one job.
 
-``python -m gateway.kernel.iptables_worker`` reads a ``Request`` as JSON on standard input
-and writes a ``Reply`` to standard output. Its own process, because python-iptables keeps
+``python -m gateway.kernel.iptables_worker`` reads a ``Request`` on standard input and
+writes a ``Reply`` to standard output. Its own process, because python-iptables keeps
 tables and extensions in globals: a second family in the same process breaks (libxtables
 refuses to register a target twice, and exits), a change of network namespace goes
 unnoticed, and reading a parameter back redirects standard output for a moment.
@@ -14,49 +14,20 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import pickle
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from pydantic import TypeAdapter
 
 from gateway.errors import ApplyError, CapabilityError, GatewayError
+from gateway.kernel.iptables_job import Reply, Request
 from gateway.kernel.iptables_tables import Tables
 from gateway.plan.addresses import Family
-from gateway.plan.xt import TABLES, TableName, XtTable
+from gateway.plan.xt import TABLES, TableName
 
 _LOCK_WAIT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """``read``: what is ours. ``apply``: make it ``tables`` and nothing else.
-
-    ``scratch``: work in a network namespace of its own, to see what the kernel can do.
-    """
-
-    family: Family
-    job: Literal["read", "apply"]
-    tables: tuple[XtTable, ...] = ()
-    scratch: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """``tables``: what is (``read``) or was (``apply``) ours. ``error`` is empty on success."""
-
-    tables: tuple[XtTable, ...] = ()
-    changed: bool = False
-    error: str = ""
-    hint: str = ""
-
-
-REQUEST = TypeAdapter(Request)
-REPLY = TypeAdapter(Reply)
 
 
 def present_tables(family: Family) -> tuple[TableName, ...]:
@@ -121,10 +92,10 @@ def _leave_network_namespace() -> None:
 def main() -> None:
     """One request in, one reply out."""
     try:
-        reply = perform(REQUEST.validate_json(sys.stdin.buffer.read()))
+        reply = perform(pickle.load(sys.stdin.buffer))  # noqa: S301 - our own process
     except GatewayError as error:
         reply = Reply(error=str(error), hint=error.hint)
-    sys.stdout.buffer.write(REPLY.dump_json(reply))
+    sys.stdout.buffer.write(pickle.dumps(reply))
 
 
 if __name__ == "__main__":

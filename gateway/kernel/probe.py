@@ -17,7 +17,8 @@ from pyroute2 import IPRoute
 
 from gateway.errors import ApplyError, CapabilityError
 from gateway.kernel import iptables, libnftables, sysctl
-from gateway.kernel.iptables_worker import Request, present_tables
+from gateway.kernel.iptables_job import Request
+from gateway.kernel.iptables_worker import present_tables
 from gateway.kernel.privilege import Capability, has
 from gateway.kernel.resolvers import read_resolvers
 from gateway.marks import CHAIN_PREFIX, ROUTE_PROTOCOL, SET_PREFIX, TABLE_MAIN, TAG_PREFIX

@@ -8,6 +8,7 @@ import pytest
 from gateway.errors import ApplyError
 from gateway.kernel import iptables, iptables_worker
 from gateway.kernel.applier import Applier
+from gateway.kernel.iptables_job import Reply, Request
 from gateway.plan.addresses import Family
 from gateway.plan.model import Backend
 from gateway.plan.xt import xt_tables
@@ -39,7 +40,7 @@ def test_a_lock_that_is_never_released_is_an_error(
     monkeypatch.setattr(iptables_worker, "_LOCK_WAIT_S", 0.1)
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        request = iptables_worker.Request(Family.V4, "read")
+        request = Request(Family.V4, "read")
         with pytest.raises(ApplyError, match="another program holds"):
             ns.call(iptables_worker.perform, request)
 
@@ -94,8 +95,8 @@ _MANY: list[dict[str, object]] = [
 ]
 
 
-def _apply(tables: iptables.Tables) -> iptables_worker.Reply:
-    (reply,) = iptables.run([iptables_worker.Request(Family.V6, "apply", tables)])
+def _apply(tables: iptables.Tables) -> Reply:
+    (reply,) = iptables.run([Request(Family.V6, "apply", tables)])
     assert reply.error == ""
     return reply
 
