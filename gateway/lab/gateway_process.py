@@ -22,7 +22,12 @@ RECENT = 10_000
 
 #: Where a child finds this very package, whether it is installed or a checkout.
 PACKAGE_PARENT = str(Path(gateway.__file__).resolve().parent.parent)
-ENVIRONMENT = {"PYTHONPATH": PACKAGE_PARENT, "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {
+    "PYTHONPATH": PACKAGE_PARENT,
+    "PYTHONUNBUFFERED": "1",
+    # Else each of hundreds of gateways would compile all of it, where the owner keeps no bytecode.
+    "PYTHONDONTWRITEBYTECODE": "",
+}
 
 
 def gateway_command(*arguments: str) -> list[str]:
