@@ -30,6 +30,7 @@ from typing import Final, Literal, Protocol
 
 from gateway.flow import Endpoint
 from gateway.inbound.listening import open_all
+from gateway.kernel.limits import is_kept_back
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import (
     accept,
@@ -145,6 +146,9 @@ class TcpListener:
             self._spare = None
 
     def _take(self, client: SocketType, source: Endpoint) -> None:
+        if is_kept_back(client.fileno()):
+            self._refuse(client, source)
+            return
         try:
             ends = self._origin.ends(client, source)
         except OSError:
@@ -170,17 +174,20 @@ class TcpListener:
             return False
         os.close(self._spare)
         try:
-            client, source = accept(self._sock)
-            reset_on_close(client)
-            client.close()
+            self._refuse(*accept(self._sock))
         except BlockingIOError:
             return False  # accept(2) wants a descriptor before it looks whether anybody waits
         except OSError:
             return True
         finally:
             self._spare = _reserve()
-        self._acceptor.refused("no-resources", source)
         return True
+
+    def _refuse(self, client: SocketType, source: Endpoint) -> None:
+        """Reset a connection for want of descriptors."""
+        reset_on_close(client)
+        client.close()
+        self._acceptor.refused("no-resources", source)
 
 
 def _reserve() -> int | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -18,6 +20,9 @@ _SONAME = "libnftables.so.1"
 _OUTPUT_JSON = 1 << 4
 _OUTPUT_STATELESS = 1 << 2
 _OUTPUT_TERSE = 1 << 11
+#: At most so many sockets and files at a time; where it gets no socket, it ends the process
+#: (``netlink_init_error`` of src/mnl.c).
+_DESCRIPTORS = 4
 
 
 @cache
@@ -66,6 +71,7 @@ def query(command: str) -> list[dict[str, Any]]:
 
 def _run(commands: str, *, flags: int, dry_run: bool) -> str:
     library = _library()
+    _require_descriptors()
     context = library.nft_ctx_new(0)
     if not context:
         raise CapabilityError("libnftables cannot start", hint="run as root (CAP_NET_ADMIN)")
@@ -87,3 +93,15 @@ def _run(commands: str, *, flags: int, dry_run: bool) -> str:
         return output.decode()
     finally:
         library.nft_ctx_free(context)
+
+
+def _require_descriptors() -> None:
+    with ExitStack() as opened:
+        try:
+            for _ in range(_DESCRIPTORS):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            raise ApplyError(
+                f"nftables cannot be asked: {error.strerror}",
+                hint="allow this process more open files (LimitNOFILE= in the service, ulimit -n)",
+            ) from error

@@ -23,6 +23,7 @@ from typing import Literal
 from gateway.errors import CapabilityError
 from gateway.flow import Endpoint
 from gateway.kernel import netns
+from gateway.kernel.limits import require_for_flow
 from gateway.kernel.own_sockets import OwnSockets
 from gateway.marks import Mark
 
@@ -112,7 +113,10 @@ class SocketFactory:
             self.opened.note(sock, local_endpoint(sock), remote)
 
     def open(self, family: int, kind: int, options: SocketOptions, protocol: int = 0) -> SocketType:
-        """A non-blocking socket that leaves as ``options`` say. Raises ``OSError``."""
+        """A non-blocking socket that leaves as ``options`` say. Raises ``OSError``.
+
+        EMFILE also where only descriptors are left that flows must not have (``limits``).
+        """
         kind |= socket.SOCK_NONBLOCK
         if options.netns is None:
             sock = SocketType(family, kind, protocol)
@@ -120,6 +124,7 @@ class SocketFactory:
             with netns.entered(options.netns):
                 sock = SocketType(family, kind, protocol)
         try:
+            require_for_flow(sock.fileno())
             self._prepare(sock, family, options)
         except BaseException:
             sock.close()

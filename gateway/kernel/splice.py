@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 
+from gateway.kernel.limits import require_for_flow
+
 PIPE_BYTES = 1 << 20
 _KEEP = 64
 #: Below this a pipe costs more wake-ups than a copy: the kernel hands out 8 KiB ones when
@@ -28,10 +30,17 @@ class Pipe:
         self.filled = 0
         self.reader, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
+            require_for_flow(max(self.reader, self.writer))
+            self._grow()
+        except OSError:
+            self.close()
+            raise
+
+    def _grow(self) -> None:
+        try:
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         except OSError:
             if fcntl.fcntl(self.writer, fcntl.F_GETPIPE_SZ) < _USEFUL_BYTES:
-                self.close()
                 raise
 
     def close(self) -> None:

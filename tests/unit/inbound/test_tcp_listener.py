@@ -16,6 +16,7 @@ from gateway.inbound.tcp import (
     open_listeners,
     require_free_port,
 )
+from gateway.kernel import limits
 from gateway.kernel.sockets import endpoint, local_endpoint, open_listener
 
 
@@ -121,6 +122,25 @@ def test_running_out_of_descriptors_refuses_and_goes_on(plane, acceptor, listeni
         assert len(acceptor.flows) == 6
 
     plane.run(scenario())
+
+
+def test_flows_do_not_get_the_last_descriptors(plane, acceptor, listening, monkeypatch):
+    where = listening()
+    early = [plane.dial(where) for _ in range(5)]
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    monkeypatch.setattr(limits._FLOWS, "end", free + 2)
+
+    async def scenario():
+        await plane.until(lambda: len(acceptor.refusals) == 3)
+        told = {source for _, source in acceptor.refusals}
+        for client in early:
+            if endpoint(client.getsockname()) in told:
+                assert await is_reset(plane, client)
+
+    plane.run(scenario())
+    assert len(acceptor.flows) == 2
+    assert {reason for reason, _ in acceptor.refusals} == {"no-resources"}
 
 
 def test_an_exhausted_listener_that_nobody_dials_is_at_rest(
