@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from gateway.assembly import (
     reassemble,
     require_apart,
     require_loop_free,
+    require_reloadable,
     with_fresh_sets,
 )
 from gateway.blueprint import GUARDED, Blueprint, Safety
@@ -42,11 +42,10 @@ from gateway.explain.answer import Explanation, explain, question
 from gateway.explain.shadow import ShadowReport, shadow
 from gateway.groups.report import GroupRecord
 from gateway.keeper import GroupKeeper, choices_of
-from gateway.kernel import deadman, limits
-from gateway.kernel.applier import Applier
+from gateway.kernel import limits
 from gateway.kernel.guard import Finding
-from gateway.kernel.tun_keeper import TunKeeper
 from gateway.kernel.watch import watch
+from gateway.kernel_state import KernelState
 from gateway.pauses import shorten_pauses
 from gateway.plan.diff import diff
 from gateway.plan.render import render
@@ -64,6 +63,8 @@ REFRESH_S: Final = 1.0
 #: How often all is looked at without an event (seconds): legacy iptables has none, and names of
 #: upstreams may come to mean other addresses.
 RECONCILE_S: Final = 300.0
+#: After a change of the network that could not be adopted (seconds); twice as long each time.
+FIRST_RETRY_S: Final = 1.0
 #: How often the lists of rule sets are looked at, and whether one should be fetched (seconds).
 LISTS_S: Final = 2.0
 #: How often the workers are asked which outbounds have turned out to carry no UDP (seconds).
@@ -85,14 +86,12 @@ class Gateway:
         self._path = path
         self._run_dir = run_dir
         self._safety = safety
-        self._applier = Applier(run_dir)
+        self._kernel = KernelState(run_dir)
         self._state: Literal["starting", "running", "stopping"] = "starting"
         self._started = time.time()
         self._stop = asyncio.Event()
         self._hang_up = asyncio.Event()
         self._changing = asyncio.Lock()
-        self._refreshing = ThreadPoolExecutor(1, "dead-man")
-        self._tun = TunKeeper()
         self._updates = Updates()
         self._unable: frozenset[str] = frozenset()
         # Set by ``serve`` before anything may ask for them.
@@ -157,13 +156,13 @@ class Gateway:
         wanted = plan.listen_on.tun
         if wanted is None:
             return
-        if await asyncio.to_thread(self._tun.keep, wanted, self._workers):
-            await self._plane.attach(self._tun.queues)
+        if await self._kernel.keep_device(wanted, self._workers):
+            await self._plane.attach(self._kernel.queues)
 
     async def _let_device_go(self) -> None:
-        if self._tun.queues:
+        if self._kernel.queues:
             await self._plane.attach(())
-            self._tun.close()
+            self._kernel.let_device_go()
 
     @asynccontextmanager
     async def _data_plane(self) -> AsyncIterator[None]:
@@ -178,9 +177,9 @@ class Gateway:
             yield
         finally:
             await self._plane.close()
-            self._tun.close()
+            self._kernel.let_device_go()
             # Not before the clients have heard of the end of what was redirected.
-            await asyncio.to_thread(self._applier.forget_redirected)
+            await self._kernel.forget_redirected()
 
     @asynccontextmanager
     async def _control(self) -> AsyncIterator[None]:
@@ -194,11 +193,11 @@ class Gateway:
     @asynccontextmanager
     async def _kernel_state(self) -> AsyncIterator[None]:
         """Last up, first down: no packet is diverted while nobody listens."""
-        await asyncio.to_thread(self._applier.apply, self._assembly.plan)
+        await self._kernel.apply(self._assembly.plan)
         try:
             yield
         finally:
-            await asyncio.to_thread(self._applier.remove)
+            await self._kernel.remove()
             log.info("stopped: rules, routes and settings are as before")
 
     # --- keeping it true -------------------------------------------------------------------
@@ -208,18 +207,22 @@ class Gateway:
             await asyncio.sleep(period_s)
             await self._attempt(work)
 
-    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do what may fail for the machine's reasons; the next time may be better."""
+    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Do what may fail for the machine's reasons; whether it did not."""
         try:
             await work()
         except GatewayError as error:
             log.warning("%s", error, extra=logs.fields(hint=error.hint))
+        except OSError as error:
+            # No descriptor, no memory, no process: it must not end us and all flows.
+            log.warning("not done, for want of what the kernel gives: %s", error)
+        else:
+            return True
+        return False
 
     async def _refresh(self) -> None:
         # Beside a change, not after it: a slow one must not let the kernel take us for dead.
-        # In a thread of its own: those of the loop may all wait for servers that do not answer.
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._refreshing, deadman.refresh, self._assembly.plan)
+        await self._kernel.refresh(self._assembly.plan)
 
     async def _watch_udp(self) -> None:
         """Plan anew where an outbound has turned out to carry UDP, or not to."""
@@ -233,7 +236,11 @@ class Gateway:
         await self._adopt()
 
     async def _network_changed(self) -> None:
-        await self._attempt(self._adopt)
+        """Adopt it; where that fails once more, since another event may never come."""
+        wait_s = FIRST_RETRY_S
+        while not await self._attempt(self._adopt):
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, RECONCILE_S)
 
     async def _adopt(self) -> None:
         """Compile the same configuration for the machine as it is now; repair, and prove again."""
@@ -241,16 +248,16 @@ class Gateway:
             old = self._assembly
             fresh = await asyncio.to_thread(reassemble, old, self._unable)
             await self._keep_device(self._blueprint(fresh, self._found))
-            report = await asyncio.to_thread(self._applier.apply, fresh.plan, old.plan)
-            if report.steps:
-                log.warning("repaired", extra=logs.fields(steps="; ".join(report.steps)))
+            steps = await self._kernel.apply(fresh.plan, old.plan)
+            if steps:
+                log.warning("repaired", extra=logs.fields(steps="; ".join(steps)))
             await self._put_in_force(fresh, await asyncio.to_thread(findings, fresh))
             await self._attempt(partial(self._let_go, old, fresh))
 
     async def _let_go(self, old: Assembly, fresh: Assembly) -> None:
         """Take away the ways of the old assembly, once the data plane uses none of them."""
         if {*old.plan.ip_rules, *old.plan.routes} - {*fresh.plan.ip_rules, *fresh.plan.routes}:
-            await asyncio.to_thread(self._applier.apply, fresh.plan)
+            await self._kernel.apply(fresh.plan)
 
     async def _reread_lists(self) -> None:
         """Lists that have changed on disk come into force; all else stays as it is."""
@@ -262,7 +269,7 @@ class Gateway:
         await asyncio.to_thread(store.forget_old)
         async with self._changing:
             fresh = await asyncio.to_thread(with_fresh_sets, self._assembly)
-            await asyncio.to_thread(self._applier.apply, fresh.plan)
+            await self._kernel.apply(fresh.plan)
             await self._put_in_force(fresh, self._found)
         log.info("rule sets changed", extra=logs.fields(sets=",".join(changed)))
 
@@ -314,18 +321,7 @@ class Gateway:
                 raise GatewayError("the gateway is stopping", "start it with the new file")
             old = self._assembly
             fresh = await asyncio.to_thread(assemble, self._path, None, self._unable)
-            if fresh.marks != old.marks:
-                raise GatewayError(
-                    "marks.base cannot change while flows carry the old marks",
-                    "restart the gateway",
-                )
-            if fresh.config.inbound.tcp != old.config.inbound.tcp:
-                # The rules of one way do not know the flows of the other: they would be routed
-                # on to their destinations, past the proxy.
-                raise GatewayError(
-                    "inbound.tcp cannot change while flows are diverted the old way",
-                    "restart the gateway",
-                )
+            require_reloadable(old, fresh)
             found = await asyncio.to_thread(findings, fresh)
             require_loop_free(found)
             require_apart(fresh)
@@ -335,7 +331,7 @@ class Gateway:
             await self._keep_device(plan)
             await self._plane.listen(plan)
             try:
-                await asyncio.to_thread(self._applier.apply, fresh.plan, old.plan)
+                await self._kernel.apply(fresh.plan, old.plan)
             except GatewayError:
                 await self._plane.adopt(self._blueprint(old, self._found))
                 raise
@@ -349,7 +345,7 @@ class Gateway:
     async def plan(self) -> PlanReport:
         """The plan in force, and how the kernel differs from it."""
         plan, unable = self._assembly.plan, tuple(sorted(self._assembly.unable))
-        installed = await asyncio.to_thread(self._applier.snapshot, plan.backend)
+        installed = await self._kernel.snapshot(plan.backend)
         return PlanReport(render(plan), plan.placements, diff(installed, plan).render(), unable)
 
     async def explain(self, words: Mapping[str, str]) -> Explanation:

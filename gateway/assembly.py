@@ -20,7 +20,7 @@ from gateway.config.load import load
 from gateway.config.outbounds import DirectOutbound, Socks5Outbound
 from gateway.config.schema import Config
 from gateway.config.subject import Subject
-from gateway.errors import ConfigError, LoopError, Problem
+from gateway.errors import ConfigError, GatewayError, LoopError, Problem
 from gateway.kernel import accounts, congestion
 from gateway.kernel.guard import Finding, Outcome, prove
 from gateway.kernel.probe import probe_host
@@ -284,3 +284,17 @@ def require_apart(assembly: Assembly) -> None:
         if lookup.certain:
             raise LoopError(f"outbound {lookup.outbound}: {lookup.reason}", lookup.hint)
     require_capture(assembly.config, assembly.ways, assembly.host)
+
+
+def require_reloadable(old: Assembly, fresh: Assembly) -> None:
+    """Raise ``GatewayError`` where flows of the old configuration would be lost by the new one."""
+    if fresh.marks != old.marks:
+        raise GatewayError(
+            "marks.base cannot change while flows carry the old marks", "restart the gateway"
+        )
+    if fresh.config.inbound.tcp != old.config.inbound.tcp:
+        # The rules of one way do not know the flows of the other: they would be routed on to
+        # their destinations, past the proxy.
+        raise GatewayError(
+            "inbound.tcp cannot change while flows are diverted the old way", "restart the gateway"
+        )

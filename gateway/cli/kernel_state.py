@@ -62,7 +62,7 @@ def down(run_dir: Path, force: bool) -> None:
         removed = applier.remove()
         forgotten = applier.forget_redirected()
     steps = (*removed.steps, *forgotten.steps)
-    _tell(Report(steps, removed.warnings), "nothing to do: nothing of ours is in the kernel")
+    _tell(Report(steps), "nothing to do: nothing of ours is in the kernel")
 
 
 def _tell(report: Report, otherwise: str) -> None:
