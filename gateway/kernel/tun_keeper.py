@@ -73,8 +73,9 @@ class TunKeeper:
             sleep(PATIENCE_S / 20)
         self.queues = (open_queue(settings.name),)
         try:
-            if queues > 1 and _steered(self.queues[0], settings, queues):
-                self.queues += tuple(open_queue(settings.name) for _ in range(queues - 1))
+            more = queues - 1 if queues > 1 and _steered(self.queues[0], settings, queues) else 0
+            for _ in range(more):
+                self.queues += (open_queue(settings.name),)  # each ours at once, to be closed
             _configure(settings)
         except BaseException:
             self.close()
