@@ -38,6 +38,7 @@ from gateway.control.running import (
 from gateway.dataplane import require_free
 from gateway.errands import connector, fetch_lists
 from gateway.errors import GatewayError
+from gateway.exchange import Connect
 from gateway.explain.answer import Explanation, explain, question
 from gateway.explain.shadow import ShadowReport, shadow
 from gateway.groups.report import GroupRecord
@@ -50,7 +51,6 @@ from gateway.pauses import shorten_pauses
 from gateway.plan.diff import diff
 from gateway.plan.render import render
 from gateway.plane import Plane
-from gateway.rulesets.fetch import Connect
 from gateway.rulesets.updates import Updates, fetched_sets
 from gateway.version import VERSION
 from gateway.wiring import blueprint

@@ -17,6 +17,7 @@ from gateway.blueprint import Blueprint
 from gateway.config.outbounds import Socks5Outbound
 from gateway.config.schema import Config
 from gateway.errors import GatewayError
+from gateway.exchange import Connect
 from gateway.flow import Endpoint
 from gateway.groups.standing import paths
 from gateway.kernel.reactor import Reactor
@@ -25,7 +26,6 @@ from gateway.outbound import socks5
 from gateway.outbound.base import Outbound
 from gateway.outbound.board import TRIED_AT_MOST
 from gateway.outbound.leg import open_leg
-from gateway.rulesets.fetch import Connect
 from gateway.rulesets.store import RuleSetStore
 from gateway.rulesets.updates import Updates, fetched_sets
 

@@ -21,13 +21,14 @@ from gateway.config.groups import groups_of
 from gateway.config.outbounds import SelectGroup
 from gateway.config.schema import Config
 from gateway.errors import ChoiceError, GatewayError
+from gateway.exchange import Connect
 from gateway.groups.health import UNKNOWN, Health, Result
 from gateway.groups.report import GroupRecord, report
 from gateway.groups.schedule import Schedule
 from gateway.groups.standing import Standing
 from gateway.groups.state import Observed, Order, Tried, standings
 from gateway.plane import Plane
-from gateway.probing import AT_ONCE, Connect, probe
+from gateway.probing import AT_ONCE, probe
 
 log = logging.getLogger(__name__)
 

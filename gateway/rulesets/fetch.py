@@ -5,29 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
-import ssl
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from functools import partial
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
+from gateway import exchange
 from gateway.errors import GatewayError
-from gateway.flow import Endpoint
-from gateway.version import VERSION
+from gateway.exchange import Connect
 
-#: Opens a blocking connection to a name or an address. Raises ``GatewayError``.
-Connect = Callable[[Endpoint], Awaitable[socket.socket]]
 #: Told how many bytes have come, and how many will (0: unknown).
 Received = Callable[[int, int], None]
 
 _REDIRECTS: Final = 5
 _PIECE: Final = 64 << 10
-_PORTS: Final = {"http": 80, "https": 443}
+_REDIRECTED: Final = (301, 302, 303, 307, 308)
 _MEGABYTE: Final = 1_000_000
 
 
@@ -111,22 +108,17 @@ async def _follow(
     order: Order, conditions: dict[str, str], connect: Connect, fresh: Path, received: Received
 ) -> _Answer:
     url = order.url
+    headers = {"Accept-Encoding": "identity"}
+    headers |= {key: value for key, value in conditions.items() if value}
+    take = partial(_take, order=order, fresh=fresh, received=received)
     for _ in range(_REDIRECTS + 1):
         host = "the server"
         try:
             parts = urlsplit(url)
-            if parts.scheme not in _PORTS or not parts.hostname:
+            if parts.scheme not in exchange.PORTS or not parts.hostname:
                 raise GatewayError(f"led to {parts.scheme or 'nothing'}, not to http or https")
             host = parts.hostname
-            sock = await connect(Endpoint(parts.hostname, parts.port or _PORTS[parts.scheme]))
-            try:
-                answer = await asyncio.to_thread(
-                    _exchange, sock, url, conditions, order, fresh, received
-                )
-            except asyncio.CancelledError:
-                with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)  # the thread wakes up, and ends
-                raise
+            answer = await exchange.get(parts, connect, take, headers)
         except (HTTPException, OSError, ValueError) as error:
             reason = str(error) or type(error).__name__
             # The URL itself may have a secret in it.
@@ -139,42 +131,15 @@ async def _follow(
     raise GatewayError(f"led from one address to the next more than {_REDIRECTS} times")
 
 
-def _exchange(
-    sock: socket.socket,
-    url: str,
-    conditions: dict[str, str],
-    order: Order,
-    fresh: Path,
-    received: Received,
-) -> _Answer:
-    """One request and its answer. Blocks; closes the socket."""
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    with sock:
-        if parts.scheme == "https":
-            context = ssl.create_default_context()
-            sock = context.wrap_socket(sock, server_hostname=parts.hostname)
-        with closing(HTTPConnection(parts.hostname)) as connection:
-            connection.sock = sock
-            headers = {
-                "Host": parts.netloc,
-                "User-Agent": f"gateway/{VERSION}",
-                "Accept-Encoding": "identity",
-                "Connection": "close",
-            }
-            headers |= {key: value for key, value in conditions.items() if value}
-            target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-            connection.request("GET", target, headers=headers)
-            with connection.getresponse() as response:
-                if response.status == 200:
-                    _save(response, order, fresh, received)
-                redirects = response.status in (301, 302, 303, 307, 308)
-                return _Answer(
-                    response.status,
-                    response.getheader("Location", "") if redirects else "",
-                    response.getheader("ETag", ""),
-                    response.getheader("Last-Modified", ""),
-                )
+def _take(response: HTTPResponse, order: Order, fresh: Path, received: Received) -> _Answer:
+    if response.status == 200:
+        _save(response, order, fresh, received)
+    return _Answer(
+        response.status,
+        response.getheader("Location", "") if response.status in _REDIRECTED else "",
+        response.getheader("ETag", ""),
+        response.getheader("Last-Modified", ""),
+    )
 
 
 def _save(response: HTTPResponse, order: Order, fresh: Path, received: Received) -> None:

@@ -9,8 +9,9 @@ from typing import Final
 
 from gateway.config.schema import UrlRuleSet
 from gateway.errors import GatewayError
+from gateway.exchange import Connect
 from gateway.policy.sets.formats import ListSource
-from gateway.rulesets.fetch import Connect, Copy, Order, Received, fetch
+from gateway.rulesets.fetch import Copy, Order, Received, fetch
 from gateway.rulesets.store import RuleSetStore
 
 #: After a failure (seconds); twice as long after each further one, up to the longest.

@@ -17,7 +17,7 @@ LAYERS = {
     "config": 1, "wire": 1,
     "groups": 2, "policy": 2, "sniff": 2,
     "plan": 3,
-    "kernel": 4,
+    "exchange": 4, "kernel": 4,
     "inbound": 5, "outbound": 5, "relay": 5, "rulesets": 5,
     "assembly": 6, "blueprint": 6, "breaker": 6, "changes": 6, "clock": 6, "control": 6,
     "dispatch": 6, "errands": 6, "explain": 6, "facts": 6, "icmp": 6, "kernel_state": 6, "logs": 6,

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import GatewayError
+from gateway.exchange import Connect
 from gateway.flow import Endpoint
 from gateway.lab import certificate
-from gateway.rulesets.fetch import Connect, Copy, Order, fetch
+from gateway.rulesets.fetch import Copy, Order, fetch
 
 Handler = Callable[[str, dict[str, str]], bytes]
 BODY = b"a.example\n"
