@@ -47,6 +47,15 @@ def nested(path: Path, match: Match) -> Iterator[tuple[Path, Match]]:
             yield from nested((*path, key, index), each)
 
 
+def named_sets(config: Config) -> set[str]:
+    """The rule sets that rules name, wherever in them."""
+    matches = [match for _, match in Subject(config, frozenset()).matches]
+    found = {name for match in matches for name in match.rule_set}
+    return found | {
+        each for match in matches for each in match.destination if isinstance(each, str)
+    }
+
+
 def overlap(one: Network, other: Network) -> bool:
     """Whether some address is in both."""
     return one.version == other.version and one.overlaps(other)

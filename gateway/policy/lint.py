@@ -9,7 +9,7 @@ from gateway.config.findings import Finding, Path
 from gateway.config.groups import groups_of, stands_for
 from gateway.config.outbounds import FallbackGroup, RejectOutbound
 from gateway.config.schema import Config, UrlRuleSet
-from gateway.config.subject import Subject
+from gateway.config.subject import Subject, named_sets
 from gateway.policy.engine import Policy
 from gateway.policy.names import NamePatterns, suffixes_of
 from gateway.policy.prefixes import PrefixSet
@@ -127,33 +127,32 @@ def _unused(config: Config) -> Iterator[Finding]:
     subject = Subject(config, frozenset())
     matches = [match for _, match in subject.matches]
     rules = [rule for _, rule in subject.rules]
-    used_sets = {name for match in matches for name in match.rule_set}
-    used_sets |= {e for match in matches for e in match.destination if isinstance(e, str)}
     urls = [each for each in config.rule_sets.values() if isinstance(each, UrlRuleSet)]
-    used: dict[tuple[str, ...], tuple[Collection[str], set[str], str]] = {
-        ("outbounds",): (
+    members = {member for group in groups_of(config).values() for member in group.members}
+    subnets = {
+        *(name for match in matches for name in match.subnet),
+        *(assertion.origin for assertion in config.assertions),
+        *config.inbound.on_failure_of,
+    }
+    devices = {
+        *(name for match in matches for name in match.device),
+        *(assertion.device for assertion in config.assertions),
+    }
+    places: tuple[tuple[Path, Collection[str], Collection[str | None]], ...] = (
+        (
+            ("outbounds",),
             config.outbounds,
-            {rule.to for rule in rules}
-            | {each.via for each in urls}
-            | {member for group in groups_of(config).values() for member in group.members},
-            "rule",
+            {*(rule.to for rule in rules), *(each.via for each in urls), *members},
         ),
-        ("lists",): (config.lists, {rule.goto for rule in rules}, "rule"),
-        ("rule_sets",): (config.rule_sets, used_sets, "rule"),
-        ("lan", "subnets"): (
-            config.lan.subnets,
-            {name for match in matches for name in match.subnet}
-            | {assertion.origin for assertion in config.assertions},
-            "rule",
-        ),
-        ("lan", "devices"): (
-            config.lan.devices, {name for match in matches for name in match.device}, "rule"
-        ),
-    }  # fmt: skip
-    for path, (written, named, by) in used.items():
+        (("lists",), config.lists, {rule.goto for rule in rules}),
+        (("rule_sets",), config.rule_sets, named_sets(config)),
+        (("lan", "subnets"), config.lan.subnets, subnets),
+        (("lan", "devices"), config.lan.devices, devices),
+    )
+    for path, written, named in places:
         for name in written:
             if name not in named:
-                yield Finding((*path, name), f"no {by} names it", "use it, or remove it", at="key")
+                yield Finding((*path, name), "no rule names it", "use it, or remove it", at="key")
 
 
 def _groups(config: Config) -> Iterator[Finding]:

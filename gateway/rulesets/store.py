@@ -23,7 +23,7 @@ from gateway.config.findings import Finding
 from gateway.config.load import Loaded
 from gateway.config.schema import Config, FileRuleSet, InlineRuleSet, UrlRuleSet
 from gateway.config.shipped import shipped_directory
-from gateway.config.subject import Subject
+from gateway.config.subject import named_sets
 from gateway.errors import ConfigError, GatewayError, Problem
 from gateway.policy.rulesets import RuleSetData
 from gateway.policy.sets.entries import Entries, Skipped
@@ -85,7 +85,7 @@ class RuleSetStore:
 
     def names(self) -> list[str]:
         """The sets that rules use, and those written down, which must be readable too."""
-        return sorted(_used(self.config) | set(self.config.rule_sets))
+        return sorted(named_sets(self.config) | set(self.config.rule_sets))
 
     def load(self) -> dict[str, RuleSetData]:
         """All sets; one whose list has not changed since the last time is the same object.
@@ -272,14 +272,6 @@ def load_rule_sets(loaded: Loaded) -> dict[str, RuleSetData]:
     The owner's go before shipped ones of the same name. Raises ``ConfigError``.
     """
     return RuleSetStore(loaded).load()
-
-
-def _used(config: Config) -> set[str]:
-    matches = [match for _, match in Subject(config, frozenset()).matches]
-    used = {name for match in matches for name in match.rule_set}
-    return used | {
-        entry for match in matches for entry in match.destination if isinstance(entry, str)
-    }
 
 
 def _key(source: ListSource) -> str:

@@ -97,6 +97,23 @@ def test_names_that_nothing_uses() -> None:
     assert set(found.values()) == {"no rule names it"}
 
 
+def test_names_that_are_used_elsewhere_than_in_rules() -> None:
+    group = {"type": "fallback", "members": ["home", "member"]}
+    found = warnings(
+        rule(port=1, to="auto"),
+        lan={
+            **LAN,
+            "subnets": {**LAN["subnets"], "tv": "10.0.0.0/24", "lab": "10.0.1.0/24"},
+            "devices": {"phone": "02:00:5e:00:53:01"},
+        },
+        inbound={"on_failure_of": {"tv": "open"}},
+        outbounds={"home": SOCKS, "lists": SOCKS, "member": SOCKS, "auto": group},
+        rule_sets={"ads": {"type": "url", "url": "https://a.example/", "via": "lists"}},
+        assertions=[{"from": "lab", "device": "phone", "to": "a.example:1", "expect": "direct"}],
+    )
+    assert found == {"rule_sets.ads": "no rule names it"}
+
+
 def test_a_rule_without_addresses() -> None:
     found = warnings(rule(source="10.0.0.0/8", subnet="kids"))
     assert found["rules[0]"].startswith("never matches")
