@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import grp
 import pwd
-import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+from gateway.kernel.listening import listening
 
 #: The one place where nft looks for the path of a control group (cgroups(7), nft(8) ``socket``).
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 _ANY: Final = ("0.0.0.0", "::")  # noqa: S104 - read, not bound
-_LISTEN: Final = "0A"  # TCP_LISTEN of <net/tcp_states.h>
 
 
 def users(names: Iterable[str]) -> dict[str, int]:
@@ -53,32 +53,8 @@ def control_groups(paths: Iterable[str]) -> dict[str, int]:
 def listener_users(host: str, port: int) -> frozenset[int]:
     """Who listens on a TCP port of ``host`` (an own address) or of any address, by number.
 
-    Of the calling thread's network namespace (proc_net(5), ``/proc/net/tcp``).
+    Of the calling thread's network namespace.
     """
     return frozenset(
-        uid
-        for address, listening, uid in _listeners()
-        if listening == port and address in (host, *_ANY)
+        one.uid for one in listening() if one.port == port and one.address in (host, *_ANY)
     )
-
-
-def _listeners() -> Iterator[tuple[str, int, int]]:
-    for name in ("tcp", "tcp6"):
-        try:
-            lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == _LISTEN:
-                address, _, port = fields[1].partition(":")
-                yield _address(address), int(port, 16), int(fields[7])
-
-
-def _address(text: str) -> str:
-    """Words of four bytes in this machine's byte order, as hexadecimal digits."""
-    words = bytes.fromhex(text)
-    swapped = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
-    if socket.ntohl(1) == 1:  # big-endian
-        swapped = words
-    return socket.inet_ntop(socket.AF_INET if len(words) == 4 else socket.AF_INET6, swapped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import struct
 from collections.abc import Iterable
 from enum import IntEnum
@@ -22,6 +23,8 @@ _AMBIENT, _AMBIENT_CLEAR_ALL = 47, 4
 _VERSION: Final = 0x20080522
 _HALF: Final = 0xFFFF_FFFF
 
+_STATUS: Final = Path("/proc/thread-self/status")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -36,10 +39,19 @@ class Capability(IntEnum):
 
 def has(capability: Capability) -> bool:
     """Whether this thread has the capability now."""
-    for line in Path("/proc/thread-self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> capability & 1)
-    return False
+    return capability in effective()
+
+
+def effective() -> frozenset[Capability]:
+    """Of those that matter here, the ones that this thread has now."""
+    bits = read_set(_STATUS.read_text(), "CapEff")
+    return frozenset(each for each in Capability if bits >> each & 1)
+
+
+def read_set(status: str, name: str) -> int:
+    """A set of capabilities as bits, from the text of /proc/PID/status (proc_pid_status(5))."""
+    found = re.search(rf"^{name}:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return int(found[1], 16) if found else 0
 
 
 def require_net_admin() -> None:
@@ -58,7 +70,7 @@ def keep_only(wanted: Iterable[Capability]) -> None:
     enough to set ``SO_MARK`` (socket(7)). What this process never had it does not get. Raises
     ``CapabilityError`` where the kernel refuses.
     """
-    permitted = _permitted()
+    permitted = read_set(_STATUS.read_text(), "CapPrm")
     kept = _bits(wanted) & permitted
     _set(kept, permitted)
     if not may_mark():
@@ -74,15 +86,8 @@ def _bits(capabilities: Iterable[Capability]) -> int:
     return sum(1 << number for number in set(capabilities))
 
 
-def _permitted() -> int:
-    for line in Path("/proc/thread-self/status").read_text().splitlines():
-        if line.startswith("CapPrm:"):
-            return int(line.split()[1], 16)
-    return 0
-
-
-def _set(effective: int, permitted: int) -> None:
-    sets = (effective, permitted, 0)
+def _set(in_force: int, permitted: int) -> None:
+    sets = (in_force, permitted, 0)
     data = struct.pack("6I", *(bits & _HALF for bits in sets), *(bits >> 32 for bits in sets))
     _check(_libc.capset(struct.pack("Ii", _VERSION, 0), data))
 

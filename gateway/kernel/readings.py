@@ -10,11 +10,9 @@ import platform
 import re
 import resource
 import subprocess
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +20,12 @@ from pyroute2 import IPRoute
 
 from gateway.errors import GatewayError
 from gateway.kernel import host_firewall, libnftables
+from gateway.kernel.listening import listening
+from gateway.kernel.privilege import effective
 from gateway.marks import NFT_TABLE, ROUTE_PROTOCOL, Mark
 from gateway.plan.host import Interface
 
 _PROC = Path("/proc")
-
-# <linux/capability.h>
-_CAPABILITIES = {"CAP_NET_BIND_SERVICE": 10, "CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
-# TCP_LISTEN of <net/tcp_states.h>, as /proc/net/tcp shows it.
-_LISTEN = "0A"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +94,7 @@ def read(interfaces: Iterable[Interface], tables: frozenset[int], port: int) -> 
     return Readings(
         python=platform.python_version(),
         kernel=platform.release(),
-        capabilities=capabilities((_PROC / "self/status").read_text()),
+        capabilities=frozenset(f"CAP_{each.name}" for each in effective()),
         file_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         bridges=frozenset(
             one.name for one in interfaces if Path(f"/sys/class/net/{one.name}/bridge").exists()
@@ -109,13 +104,6 @@ def read(interfaces: Iterable[Interface], tables: frozenset[int], port: int) -> 
         drops=(*_nft_drops(), *_legacy_drops("ip"), *_legacy_drops("ip6")),
         listeners=_listeners_on(port),
     )
-
-
-def capabilities(status: str) -> frozenset[str]:
-    """Effective capabilities that matter to us, from /proc/PID/status (capabilities(7))."""
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    effective = int(found[1], 16) if found else 0
-    return frozenset(name for name, bit in _CAPABILITIES.items() if effective >> bit & 1)
 
 
 def _routing(
@@ -205,12 +193,7 @@ def legacy_drops(family: Literal["ip", "ip6"], saved: str) -> list[ForeignDrop]:
 
 
 def _listeners_on(port: int) -> tuple[Listener, ...]:
-    found: dict[int, Listener] = {}
-    for name in ("tcp", "tcp6"):
-        try:
-            found |= listening((_PROC / "self/net" / name).read_text(), port)
-        except OSError:
-            continue
+    found = {one.inode: one for one in listening() if one.port == port}
     if not found:
         return ()
     owners = _socket_owners(frozenset(found))
@@ -218,24 +201,6 @@ def _listeners_on(port: int) -> tuple[Listener, ...]:
         Listener(one.address, one.port, *owners.get(inode, (0, "", 0)))
         for inode, one in found.items()
     )
-
-
-def listening(table: str, port: int) -> dict[int, Listener]:
-    """Listening sockets on ``port`` by inode, from /proc/net/tcp or tcp6 (proc(5))."""
-    found = {}
-    for line in table.splitlines()[1:]:
-        words = line.split()
-        host, _, number = words[1].partition(":")
-        if words[3] == _LISTEN and int(number, 16) == port:
-            found[int(words[9])] = Listener(_address(host), port)
-    return found
-
-
-def _address(text: str) -> str:
-    """An address as proc(5) shows it: 32-bit words in the byte order of this machine."""
-    starts = range(0, len(text), 8)
-    raw = b"".join(int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in starts)
-    return str(IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw))
 
 
 def _socket_owners(inodes: frozenset[int]) -> dict[int, tuple[int, str, int]]:

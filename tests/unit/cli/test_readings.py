@@ -4,37 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gateway.kernel import readings
-from gateway.kernel.readings import ForeignDrop, Listener
-
-
-@pytest.mark.parametrize(
-    ("mask", "expected"),
-    [
-        ("0000000000000000", set()),
-        ("0000000000003400", {"CAP_NET_BIND_SERVICE", "CAP_NET_ADMIN", "CAP_NET_RAW"}),
-        ("000001ffffffffff", {"CAP_NET_BIND_SERVICE", "CAP_NET_ADMIN", "CAP_NET_RAW"}),
-        ("0000000000001000", {"CAP_NET_ADMIN"}),
-    ],
-)
-def test_capabilities(mask: str, expected: set[str]) -> None:
-    status = f"Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t{mask}\nCapBnd:\tffffffffffffffff\n"
-    assert readings.capabilities(status) == expected
-
-
-@given(st.text())
-def test_capabilities_of_anything(status: str) -> None:
-    assert readings.capabilities(status) <= {
-        "CAP_NET_BIND_SERVICE",
-        "CAP_NET_ADMIN",
-        "CAP_NET_RAW",
-    }
+from gateway.kernel.readings import ForeignDrop
 
 
 def test_forward_drops_are_the_foreign_base_chains_with_that_policy() -> None:
@@ -57,37 +31,6 @@ def test_legacy_drops() -> None:
     assert readings.legacy_drops("ip6", saved) == [
         ForeignDrop("ip6tables-legacy INPUT", "input", legacy=True)
     ]
-
-
-TCP_HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
-
-
-def proc_line(address: bytes, port: int, state: str = "0A", inode: int = 4711) -> str:
-    """A line of /proc/net/tcp as this machine would print it."""
-    words = [
-        f"{int.from_bytes(address[at : at + 4], sys.byteorder):08X}"
-        for at in range(0, len(address), 4)
-    ]
-    local = f"{''.join(words)}:{port:04X}"
-    queues = "00000000:00000000 00:00000000 00000000"
-    return f"   0: {local} 00000000:0000 {state} {queues}  0 0 {inode} 1\n"
-
-
-@given(
-    address=st.ip_addresses(),
-    port=st.integers(1, 65535),
-    inode=st.integers(1, 2**32),
-)
-def test_listening(address: object, port: int, inode: int) -> None:
-    packed = address.packed  # type: ignore[attr-defined]
-    table = TCP_HEAD + proc_line(packed, port, inode=inode)
-    assert readings.listening(table, port) == {inode: Listener(str(address), port)}
-    assert readings.listening(table, port % 65535 + 1) == {}
-
-
-def test_connections_are_no_listeners() -> None:
-    table = TCP_HEAD + proc_line(bytes(4), 7895, state="01")
-    assert readings.listening(table, 7895) == {}
 
 
 @pytest.mark.parametrize(
