@@ -18,7 +18,6 @@ from typing import Final, NamedTuple
 from pyroute2 import IPRoute
 
 from gateway.kernel.netlink import (
-    HEADER,
     NETLINK_NETFILTER,
     attribute,
     attributes,
@@ -29,7 +28,6 @@ from gateway.kernel.sockets import family_of
 
 _GENERIC: Final = struct.Struct("!BBH")  # struct nfgenmsg
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK
-_REQUEST, _DUMP = 0x1, 0x300
 _ORIGINAL, _REPLY, _STATUS, _ZONE, _STATUS_MASK = 1, 2, 3, 18, 26
 _IP, _PROTO = 1, 2
 _SOURCE: Final = {socket.AF_INET: 1, socket.AF_INET6: 3}
@@ -69,7 +67,7 @@ def forget_redirected(ports: Collection[int]) -> int:
             for flow in _translated(family)
             if flow.port in ports and flow.answers in addresses
         ]
-        netlink_tell(NETLINK_NETFILTER, (_message(_DELETE, family, name) for name in ours))
+        netlink_tell(NETLINK_NETFILTER, _DELETE, (_body(family, name) for name in ours))
         forgotten += len(ours)
     return forgotten
 
@@ -79,8 +77,8 @@ def _translated(family: int) -> Iterator[Tracked]:
     wanted = struct.pack("!I", _TRANSLATED)
     which = attribute(_STATUS, wanted) + attribute(_STATUS_MASK, wanted)
     try:
-        for message in netlink_dump(NETLINK_NETFILTER, _message(_GET, family, which, _DUMP)):
-            flow = read_flow(message)
+        for found in netlink_dump(NETLINK_NETFILTER, _GET, _body(family, which)):
+            flow = read_flow(found)
             if flow is not None:
                 yield flow
     except OSError as error:
@@ -88,10 +86,10 @@ def _translated(family: int) -> Iterator[Tracked]:
             raise
 
 
-def read_flow(message: bytes) -> Tracked | None:
+def read_flow(body: bytes) -> Tracked | None:
     """One flow of a dump; None: its destination was not rewritten, or it has no ports."""
-    family = message[HEADER.size] if len(message) > HEADER.size else 0
-    found = _nested(message, HEADER.size + _GENERIC.size)
+    family = body[0] if body else 0
+    found = _nested(body, _GENERIC.size)
     status = found.get(_STATUS, b"")
     if family not in _SOURCE or not int.from_bytes(status, "big") & _TRANSLATED:
         return None
@@ -110,7 +108,5 @@ def _nested(data: bytes, at: int = 0) -> dict[int, bytes]:
     return {kind & ~_NESTED: value for kind, value in attributes(data, at)}
 
 
-def _message(kind: int, family: int, body: bytes, flags: int = 0) -> bytes:
-    length = HEADER.size + _GENERIC.size + len(body)
-    header = HEADER.pack(length, kind, _REQUEST | flags, 1, 0)
-    return header + _GENERIC.pack(family, 0, 0) + body
+def _body(family: int, inside: bytes) -> bytes:
+    return _GENERIC.pack(family, 0, 0) + inside

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from gateway.kernel.netlink import attributes, netlink_request
+from gateway.kernel.netlink import attribute, attributes, messages, netlink_request
 from gateway.kernel.sockets import family_of
 
 #: Seconds that an answer is taken for true: addresses move from device to device, but slowly.
@@ -22,12 +22,9 @@ FRESH_S: Final = 10.0
 #: Answers that are kept.
 KEPT: Final = 4096
 
-#: <linux/netlink.h>, <linux/rtnetlink.h> and <linux/neighbour.h>.
-_HEADER = struct.Struct("=IHHII")
+#: <linux/rtnetlink.h> and <linux/neighbour.h>.
 _NEIGHBOUR = struct.Struct("=BBHiHBB")
 _ROUTE = struct.Struct("=BBBBBBBBI")
-_ATTRIBUTE = struct.Struct("=HH")
-_NLM_F_REQUEST: Final = 1
 _RTM_NEWNEIGH: Final = 28
 _RTM_GETNEIGH: Final = 30
 _RTM_NEWROUTE: Final = 24
@@ -68,40 +65,33 @@ def ask_kernel(host: str, interface: int) -> str | None:
     """One entry of the neighbour table (rtnetlink(7), ``RTM_GETNEIGH`` for one address)."""
     address = socket.inet_pton(family_of(host), host)
     body = _NEIGHBOUR.pack(family_of(host), 0, 0, interface, 0, 0, 0)
-    body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(address), _NDA_DST) + address
-    header = _HEADER.pack(_HEADER.size + len(body), _RTM_GETNEIGH, _NLM_F_REQUEST, 1, 0)
-    return hardware_address(netlink_request(socket.NETLINK_ROUTE, header + body))
+    body += attribute(_NDA_DST, address)
+    return hardware_address(netlink_request(socket.NETLINK_ROUTE, _RTM_GETNEIGH, body))
 
 
 def link_towards(host: str) -> int:
     """Index of the interface that packets to a host leave by (``RTM_GETROUTE``); 0 for none."""
     family, address = family_of(host), socket.inet_pton(family_of(host), host)
     body = _ROUTE.pack(family, 8 * len(address), 0, 0, 0, 0, 0, 0, 0)
-    body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(address), _RTA_DST) + address
-    header = _HEADER.pack(_HEADER.size + len(body), _RTM_GETROUTE, _NLM_F_REQUEST, 1, 0)
-    return outgoing_link(netlink_request(socket.NETLINK_ROUTE, header + body))
+    body += attribute(_RTA_DST, address)
+    return outgoing_link(netlink_request(socket.NETLINK_ROUTE, _RTM_GETROUTE, body))
 
 
 def outgoing_link(answer: bytes) -> int:
     """Index of the interface in a route message; 0 in any other message, or where it has none."""
-    if len(answer) < _HEADER.size + _ROUTE.size:
-        return 0
-    length, kind, *_ = _HEADER.unpack_from(answer)
-    if kind == _RTM_NEWROUTE:
-        for attribute, value in attributes(answer[:length], _HEADER.size + _ROUTE.size):
-            if attribute == _RTA_OIF and len(value) == 4:
-                return int.from_bytes(value, sys.byteorder)
+    for kind, body in messages(answer):
+        if kind == _RTM_NEWROUTE:
+            for which, value in attributes(body, _ROUTE.size):
+                if which == _RTA_OIF and len(value) == 4:
+                    return int.from_bytes(value, sys.byteorder)
     return 0
 
 
 def hardware_address(answer: bytes) -> str | None:
     """The MAC address in a neighbour message; None in any other message (an error), or none."""
-    if len(answer) < _HEADER.size + _NEIGHBOUR.size:
-        return None
-    length, kind, *_ = _HEADER.unpack_from(answer)
-    if kind != _RTM_NEWNEIGH:
-        return None
-    for attribute, value in attributes(answer[:length], _HEADER.size + _NEIGHBOUR.size):
-        if attribute == _NDA_LLADDR and len(value) == 6:
-            return value.hex(":")
+    for kind, body in messages(answer):
+        if kind == _RTM_NEWNEIGH:
+            for which, value in attributes(body, _NEIGHBOUR.size):
+                if which == _NDA_LLADDR and len(value) == 6:
+                    return value.hex(":")
     return None

@@ -13,8 +13,9 @@ SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 NFNLGRP_NFTABLES = 7
 
-#: struct nlmsghdr, and what ends a dump.
-HEADER = struct.Struct("=IHHII")
+#: struct nlmsghdr, what asks for something, for all there is of it, and what ends that.
+_HEADER = struct.Struct("=IHHII")
+_REQUEST, _DUMP = 0x1, 0x300
 _ERROR, _DONE = 2, 3
 _ATTRIBUTE = struct.Struct("=HH")
 _ALIGN = 3
@@ -22,13 +23,30 @@ _ALIGN = 3
 _BUFFER = 64 << 10
 
 
-def attributes(message: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+def request(kind: int, body: bytes, *, dump: bool = False) -> bytes:
+    """A message that asks for something, or with ``dump`` for all there is of it."""
+    flags = _REQUEST | _DUMP if dump else _REQUEST
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and body of each message of a datagram; stops at one that is cut off."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size:
+            return
+        yield kind, data[at + _HEADER.size : at + length]
+        at += (length + _ALIGN) & ~_ALIGN
+
+
+def attributes(body: bytes, at: int) -> Iterator[tuple[int, bytes]]:
     """Type and value of each attribute from this offset on; stops at one that is cut off."""
-    while at + _ATTRIBUTE.size <= len(message):
-        length, kind = _ATTRIBUTE.unpack_from(message, at)
+    while at + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, at)
         if length < _ATTRIBUTE.size:
             return
-        yield kind, message[at + _ATTRIBUTE.size : at + length]
+        yield kind, body[at + _ATTRIBUTE.size : at + length]
         at += (length + _ALIGN) & ~_ALIGN
 
 
@@ -37,42 +55,39 @@ def attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) & _ALIGN)
 
 
-def netlink_dump(protocol: int, message: bytes) -> Iterator[bytes]:
-    """All answers to a message that asks for many, one by one.
+def netlink_dump(protocol: int, kind: int, body: bytes) -> Iterator[bytes]:
+    """The bodies of all answers to a request for all there is of something.
 
     Raises ``OSError`` where the kernel refuses it.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
-        sock.send(message)
+        sock.send(request(kind, body, dump=True))
         while True:
-            data, at = sock.recv(_BUFFER), 0
-            while at + HEADER.size <= len(data):
-                length, kind, *_ = HEADER.unpack_from(data, at)
-                if kind == _DONE:
+            for answer, told in messages(sock.recv(_BUFFER)):
+                if answer == _DONE:
                     return
-                if kind == _ERROR:
-                    code = -struct.unpack_from("=i", data, at + HEADER.size)[0]
+                if answer == _ERROR:
+                    code = -struct.unpack_from("=i", told)[0]
                     raise OSError(code, os.strerror(code))
-                yield data[at : at + length]
-                at += max(HEADER.size, (length + _ALIGN) & ~_ALIGN)
+                yield told
 
 
-def netlink_tell(protocol: int, messages: Iterable[bytes]) -> None:
+def netlink_tell(protocol: int, kind: int, bodies: Iterable[bytes]) -> None:
     """Have the kernel do these, each before the next; what it cannot do it leaves out."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
-        for message in messages:
-            sock.send(message)
+        for body in bodies:
+            sock.send(request(kind, body))
 
 
-def netlink_request(protocol: int, message: bytes) -> bytes:
-    """The first answer to a netlink message (netlink(7)); empty where the kernel refuses it.
+def netlink_request(protocol: int, kind: int, body: bytes) -> bytes:
+    """The first answer to a request (``messages``); empty where the kernel refuses it.
 
     The kernel answers while it takes the message, so this never waits.
     """
-    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    raw = socket.SOCK_RAW | socket.SOCK_NONBLOCK
     try:
-        with socket.socket(socket.AF_NETLINK, kind, protocol) as sock:
-            sock.send(message)
+        with socket.socket(socket.AF_NETLINK, raw, protocol) as sock:
+            sock.send(request(kind, body))
             return sock.recv(8192)
     except OSError:
         return b""
@@ -84,8 +99,8 @@ def firewall_events() -> socket.socket:
     (nfnetlink, group ``NFNLGRP_NFTABLES`` of <linux/netfilter/nfnetlink.h>.) Raises
     ``OSError`` where the kernel has no nftables.
     """
-    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
-    sock = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
+    raw = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+    sock = socket.socket(socket.AF_NETLINK, raw, NETLINK_NETFILTER)
     try:
         sock.bind((0, 0))
         sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)

@@ -16,21 +16,19 @@ from pathlib import Path
 from typing import Final
 
 from gateway.flow import Endpoint, Owner, Protocol
-from gateway.kernel.netlink import attributes, netlink_request
+from gateway.kernel.accounts import CGROUP_ROOT
+from gateway.kernel.netlink import attributes, messages, netlink_request
 from gateway.kernel.sockets import family_of
 
-CGROUP_ROOT: Final = "/sys/fs/cgroup"
 #: Seconds between two walks through the cgroups in search of one that is not known.
 WALK_EVERY_S: Final = 1.0
 
 #: <linux/netlink.h>, <linux/sock_diag.h> and <linux/inet_diag.h>.
-_HEADER = struct.Struct("=IHHII")
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
-_NLM_F_REQUEST: Final = 1
 _NO_COOKIE: Final = b"\xff" * 8
 _ALL_STATES: Final = 0xFFFF_FFFF
-_UID_AT: Final = _HEADER.size + 4 + 48 + 12
+_UID_AT: Final = 4 + 48 + 12
 _MESSAGE_SIZE: Final = 72
 _INET_DIAG_CGROUP_ID: Final = 21
 
@@ -41,7 +39,7 @@ class Owners:
     """Asks the kernel for each flow; remembers where cgroups are."""
 
     def __init__(
-        self, root: str = CGROUP_ROOT, clock: Callable[[], float] = time.monotonic
+        self, root: Path = CGROUP_ROOT, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._root = root
         self._clock = clock
@@ -52,7 +50,8 @@ class Owners:
         """Whose the socket is that a flow of this machine comes from."""
         if protocol not in _PROTOCOLS:
             return Owner()
-        answer = netlink_request(_NETLINK_SOCK_DIAG, _request(protocol, source, destination))
+        asked = _question(protocol, source, destination)
+        answer = netlink_request(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, asked)
         uid, cgroup = read_owner(answer)
         return Owner(uid, None, None if cgroup is None else self._path(cgroup))
 
@@ -65,32 +64,26 @@ class Owners:
         return self._paths.get(number)
 
 
-def _numbered(root: str) -> Iterator[tuple[int, str]]:
+def _numbered(root: Path) -> Iterator[tuple[int, str]]:
     """Every directory by its inode; one that goes away meanwhile is left out."""
     for folder, _, _ in os.walk(root):
         with suppress(OSError):
             yield Path(folder).stat().st_ino, os.path.relpath(folder, root)
 
 
-def _request(protocol: Protocol, source: Endpoint, destination: Endpoint) -> bytes:
+def _question(protocol: Protocol, source: Endpoint, destination: Endpoint) -> bytes:
     family = family_of(source.host)
     ends = [socket.inet_pton(family, end.host).ljust(16, b"\0") for end in (source, destination)]
     body = struct.pack("=BBBBI", family, _PROTOCOLS[protocol], 0, 0, _ALL_STATES)
     body += struct.pack(">HH", source.port, destination.port) + b"".join(ends)
-    body += struct.pack("=I", 0) + _NO_COOKIE
-    length = _HEADER.size + len(body)
-    return _HEADER.pack(length, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0) + body
+    return body + struct.pack("=I", 0) + _NO_COOKIE
 
 
 def read_owner(answer: bytes) -> tuple[int | None, int | None]:
     """User id and cgroup number in an answer; None for what it does not have."""
-    if len(answer) < _HEADER.size + _MESSAGE_SIZE:
-        return None, None
-    length, kind, *_ = _HEADER.unpack_from(answer)
-    if kind != _SOCK_DIAG_BY_FAMILY:
-        return None, None
-    (uid,) = struct.unpack_from("=I", answer, _UID_AT)
-    for attribute, value in attributes(answer[:length], _HEADER.size + _MESSAGE_SIZE):
-        if attribute == _INET_DIAG_CGROUP_ID and len(value) == 8:
-            return uid, struct.unpack("=Q", value)[0]
-    return uid, None
+    for kind, body in messages(answer):
+        if kind == _SOCK_DIAG_BY_FAMILY and len(body) >= _MESSAGE_SIZE:
+            (uid,) = struct.unpack_from("=I", body, _UID_AT)
+            found = dict(attributes(body, _MESSAGE_SIZE)).get(_INET_DIAG_CGROUP_ID, b"")
+            return uid, struct.unpack("=Q", found)[0] if len(found) == 8 else None
+    return None, None

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
 
-from gateway.kernel.netlink import firewall_events
+from gateway.kernel.netlink import firewall_events, messages
 
 _GROUPS = (
     rtnl.RTMGRP_LINK
@@ -27,7 +26,6 @@ _GROUPS = (
     | 1 << (19 - 1)  # RTNLGRP_IPV6_RULE of <linux/rtnetlink.h>, which pyroute2 does not name
 )
 
-_NLMSG_HEADER = struct.Struct("=IHHII")
 _NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
 #: NEW and DEL of table, chain and rule (enum nf_tables_msg_types). Sets' elements are left out:
 #: their owners, and our own dead-man set, change them all the time.
@@ -85,16 +83,6 @@ async def _listen_firewall(stirred: asyncio.Event) -> None:
             except OSError:
                 stirred.set()  # ENOBUFS: some were lost
                 continue
-            if any(kind >> 8 == _NFTABLES and kind & 0xFF in _STRUCTURE for kind in _kinds(data)):
+            kinds = [kind for kind, _ in messages(data)]
+            if any(kind >> 8 == _NFTABLES and kind & 0xFF in _STRUCTURE for kind in kinds):
                 stirred.set()
-
-
-def _kinds(data: bytes) -> Iterator[int]:
-    """``nlmsg_type`` of each message of a datagram (netlink(7))."""
-    at = 0
-    while at + _NLMSG_HEADER.size <= len(data):
-        length, kind, *_ = _NLMSG_HEADER.unpack_from(data, at)
-        if length < _NLMSG_HEADER.size:
-            return
-        yield kind
-        at += (length + 3) & ~3

@@ -77,6 +77,6 @@ def test_a_flow_of_nobody_here() -> None:
 
 def test_a_cgroup_by_the_number_of_its_directory(tmp_path: Path) -> None:
     (tmp_path / "a.slice" / "b").mkdir(parents=True)
-    owners = Owners(str(tmp_path))
+    owners = Owners(tmp_path)
     assert owners._path((tmp_path / "a.slice" / "b").stat().st_ino) == "a.slice/b"
     assert owners._path(0) is None
