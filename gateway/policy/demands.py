@@ -7,14 +7,14 @@ An answer of None means that a fact is missing which can still be learnt.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from gateway.config.rule_values import DAY, WEEKDAYS
 from gateway.flow import Owner, Protocol
 from gateway.policy.names import NamePatterns
-from gateway.policy.prefixes import Network, PrefixSet, address_number
+from gateway.policy.prefixes import PrefixSet, address_number
 from gateway.policy.question import Demand, Question, all_hold
 from gateway.policy.rule import Condition, Destinations, PortRanges
 
@@ -26,9 +26,9 @@ def demands_of(condition: Condition) -> tuple[Demand, ...]:
 
 def _of_packet(asked: Condition) -> Iterator[Demand]:
     if asked.source is not None:
-        yield AddressDemand("source", _bounds(asked.source))
+        yield AddressDemand("source", PrefixSet.from_networks(asked.source))
     if asked.destination is not None:
-        yield AddressDemand("destination", _bounds(asked.destination))
+        yield AddressDemand("destination", PrefixSet.from_networks(asked.destination))
     if asked.ports:
         yield PortDemand("port", asked.ports)
     if asked.source_ports:
@@ -57,7 +57,7 @@ def _to_learn(asked: Condition) -> Iterator[Demand]:
     if asked.times:
         yield TimeDemand(tuple(bound for stretch in asked.times for bound in stretch))
     for group in asked.destinations:
-        yield SetDemand(group, _bounds(group.networks))
+        yield SetDemand(group, PrefixSet.from_networks(group.networks))
     if asked.countries:
         yield PlaceDemand("country", frozenset(asked.countries))
     if asked.asns:
@@ -77,20 +77,16 @@ def _nested(asked: Condition) -> Iterator[Demand]:
         yield NotDemand(demands_of(inner))
 
 
-def _bounds(networks: Iterable[Network]) -> tuple[int, ...]:
-    return PrefixSet.from_networks(networks).bounds
-
-
 @dataclass(frozen=True, slots=True)
 class AddressDemand:
-    """``source`` and ``destination``: bounds as in ``PrefixSet``."""
+    """``source`` and ``destination``."""
 
     key: Literal["source", "destination"]
-    bounds: tuple[int, ...]
+    prefixes: PrefixSet
 
     def holds(self, question: Question) -> bool:
-        """Whether the address is between two bounds."""
-        return bool(bisect_right(self.bounds, address_number(self.seen(question))) & 1)
+        """Whether the address is in one of the prefixes."""
+        return self.prefixes.contains(address_number(self.seen(question)))
 
     def seen(self, question: Question) -> str:
         """The address."""
@@ -103,7 +99,7 @@ class SetDemand:
     """``destination`` and ``rule_set`` where large sets are among them."""
 
     group: Destinations
-    bounds: tuple[int, ...]
+    prefixes: PrefixSet
 
     @property
     def key(self) -> str:
@@ -112,8 +108,7 @@ class SetDemand:
 
     def holds(self, question: Question) -> bool | None:
         """Whether the destination is in a prefix, or in one of the sets."""
-        number = address_number(question.facts.destination.host)
-        if bisect_right(self.bounds, number) & 1:
+        if self.prefixes.contains(address_number(question.facts.destination.host)):
             return True
         unknown = False
         for each in self.group.sets:

@@ -69,9 +69,9 @@ class PrefixSet:
                 bounds += (start, end)
         return cls(tuple(bounds))
 
-    def contains(self, host: str) -> bool:
-        """Whether an address is in the set. Raises ``ValueError`` for a name."""
-        return bool(bisect_right(self.bounds, address_number(host)) & 1)
+    def contains(self, number: int) -> bool:
+        """Whether the address with this place on the number line is in the set."""
+        return bool(bisect_right(self.bounds, number) & 1)
 
     @property
     def intervals(self) -> Sequence[tuple[int, int]]:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.policy.prefixes import Network, PrefixSet
+from gateway.policy.prefixes import Network, PrefixSet, address_number
 
 # Few high and few low bits, so that networks nest, touch and overlap often.
 V4 = st.builds(
@@ -60,7 +60,7 @@ def collapsed(networks: list[Network]) -> tuple[Network, ...]:
 def test_contains_what_one_of_its_networks_contains(networks: list[Network]) -> None:
     prefixes = PrefixSet.from_networks(networks)
     for address in edges(networks):
-        assert prefixes.contains(str(address)) == naive(networks, address)
+        assert prefixes.contains(address_number(str(address))) == naive(networks, address)
 
 
 @given(NETWORKS)
@@ -75,7 +75,7 @@ def test_intersection(one: list[Network], other: list[Network]) -> None:
     both = PrefixSet.from_networks(one) & PrefixSet.from_networks(other)
     for address in edges(one + other):
         expected = naive(one, address) and naive(other, address)
-        assert both.contains(str(address)) == expected
+        assert both.contains(address_number(str(address))) == expected
     assert PrefixSet.from_networks(both.networks) == both
 
 
@@ -94,22 +94,22 @@ def test_bounds_ascend_and_do_not_touch(networks: list[Network]) -> None:
 
 def test_families_are_apart() -> None:
     four = PrefixSet.from_networks([ip_network("0.0.0.0/0")])
-    assert four.contains("255.255.255.255")
-    assert not four.contains("::")
-    assert not four.contains("::5")
-    assert not PrefixSet.from_networks([ip_network("::/0")]).contains("0.0.0.5")
-    assert not PrefixSet().contains("192.0.2.1")
+    assert four.contains(address_number("255.255.255.255"))
+    assert not four.contains(address_number("::"))
+    assert not four.contains(address_number("::5"))
+    assert not PrefixSet.from_networks([ip_network("::/0")]).contains(address_number("0.0.0.5"))
+    assert not PrefixSet().contains(address_number("192.0.2.1"))
 
 
 @pytest.mark.parametrize("name", ["a.example", "", "10.0.0", "10.0.0.256", "::g"])
 def test_a_name_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"(?i)address|octet|permitted"):
-        PrefixSet().contains(name)
+        address_number(name)
 
 
 def test_an_address_of_every_kind() -> None:
     for text in ("192.0.2.1", "fd00::1", "::"):
         alone = PrefixSet.from_networks([ip_network(text)])
-        assert alone.contains(text)
+        assert alone.contains(address_number(text))
         assert alone.networks == (ip_network(text),)
-        assert not alone.contains(str(ip_address(text) + 1))
+        assert not alone.contains(address_number(str(ip_address(text) + 1)))
