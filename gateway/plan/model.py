@@ -171,6 +171,3 @@ class Plan:
     accept_input: tuple[Mark, ...] = ()
     accept_forward: tuple[Mark, ...] = ()
     placements: tuple[RulePlacement, ...] = field(default=(), compare=False)
-
-
-EMPTY = {backend: Plan(backend) for backend in Backend}

@@ -25,8 +25,6 @@ VNET_BYTES: Final = VNET.size
 NO_OFFLOAD: Final = bytes(VNET_BYTES)
 NEEDS_CSUM: Final = 1
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 0, 1, 4, 5
-#: Explicit congestion notification, beside a type of GSO.
-GSO_ECN: Final = 0x80
 
 V4_HEADER: Final = 20
 V6_HEADER: Final = 40
@@ -42,7 +40,6 @@ _V4: Final = struct.Struct("!BBHHHBBH4s4s")
 _V6: Final = struct.Struct("!IHBB16s16s")
 _TCP: Final = struct.Struct("!HHIIBBHHH")
 _UDP: Final = struct.Struct("!HHHH")
-_ICMP: Final = struct.Struct("!BBHHH")
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 
@@ -128,16 +125,6 @@ class UdpHeader(NamedTuple):
     destination: int
     length: int
     checksum: int
-
-
-class IcmpHeader(NamedTuple):
-    """The first eight bytes of an ICMP message; the last two are an echo's."""
-
-    kind: int
-    code: int
-    checksum: int
-    identifier: int
-    sequence: int
 
 
 def read_ip(packet: Buffer) -> IpPacket | Malformed:
@@ -233,13 +220,6 @@ def read_udp(packet: Buffer, ip: IpPacket) -> UdpHeader | Malformed:
     return header
 
 
-def read_icmp(packet: Buffer, ip: IpPacket) -> IcmpHeader | Malformed:
-    """The header of an ICMP or ICMPv6 message in a whole packet."""
-    if ip.end - ip.transport < _ICMP.size:
-        return Malformed.TRANSPORT
-    return IcmpHeader(*_ICMP.unpack_from(packet, ip.transport))
-
-
 # --- checksums -------------------------------------------------------------------------------
 
 
@@ -256,13 +236,11 @@ def words(data: bytes) -> int:
 
 
 def delta(before: bytes, after: bytes) -> int:
-    """What replacing ``before`` by ``after`` (of one even length) adds to a sum of words."""
+    """What replacing ``before`` by ``after`` (of one even length) adds to a sum of words.
+
+    The contrary of a checksum (RFC 1624 section 3, equation 3).
+    """
     return fold(words(after) + (~words(before) & 0xFFFF))
-
-
-def amended(check: int, change: int) -> int:
-    """A checksum after a ``delta`` of what it covers (RFC 1624 section 3, equation 3)."""
-    return ~fold((~check & 0xFFFF) + change) & 0xFFFF
 
 
 def transport_checksum(source: bytes, destination: bytes, protocol: int, data: bytes) -> int:
@@ -312,8 +290,14 @@ def udp_packet(
     source: bytes, source_port: int, destination: bytes, destination_port: int, payload: bytes
 ) -> bytes:
     """A packet with one datagram, its checksum made."""
-    size = _UDP.size + len(payload)
-    datagram = _UDP.pack(source_port, destination_port, size, 0) + payload
-    check = transport_checksum(source, destination, UDP, datagram)
-    datagram = datagram[:6] + check.to_bytes(2, "big") + payload
+    datagram = udp_datagram(source, source_port, destination, destination_port, payload)
     return ip_packet(source, destination, UDP, datagram)
+
+
+def udp_datagram(
+    source: bytes, source_port: int, destination: bytes, destination_port: int, payload: bytes
+) -> bytes:
+    """Header, with its checksum, and payload. Raises ``struct.error`` where they are too long."""
+    datagram = _UDP.pack(source_port, destination_port, _UDP.size + len(payload), 0) + payload
+    check = transport_checksum(source, destination, UDP, datagram)
+    return datagram[:6] + check.to_bytes(2, "big") + payload

@@ -20,8 +20,6 @@ from gateway.wire.socks5 import IPV4, IPV6, NAME, decode_address, encode_address
 
 IPV4_HEADER_BYTES = 10
 IPV6_HEADER_BYTES = 22
-#: With a name of 255 bytes.
-MAX_HEADER_BYTES = 262
 
 
 class FragmentError(ProtocolError):

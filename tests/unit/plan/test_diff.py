@@ -14,7 +14,7 @@ from hypothesis import given
 from gateway.marks import TAG_PREFIX
 from gateway.plan.addresses import Family
 from gateway.plan.diff import SysctlChange, diff
-from gateway.plan.model import EMPTY, Backend, Chain, NftRule, Plan, Route
+from gateway.plan.model import Backend, Chain, NftRule, Plan, Route
 from gateway.plan.snapshot import ChainKey, Snapshot, expected_chains
 from gateway.plan.verdicts import Accept
 
@@ -63,7 +63,7 @@ def test_all_of_a_plan_is_new_on_a_bare_machine(name: str, backend: Backend) -> 
 @pytest.mark.parametrize("backend", Backend)
 def test_removal_takes_all_away(backend: Backend) -> None:
     plan = SCENARIOS["lan_and_own"].plan(backend)
-    difference = diff(_installed(plan), EMPTY[backend])
+    difference = diff(_installed(plan), Plan(backend))
     removed = {key: change.removed for key, change in difference.chains.items()}
     assert removed == expected_chains(plan)
     assert set(difference.sets) == {s.name for s in plan.sets}
@@ -115,7 +115,7 @@ def test_sysctl_that_stands_already_is_no_change() -> None:
 
 def test_sysctl_that_we_did_not_change_is_not_restored() -> None:
     bare = Snapshot(sysctls={"net.ipv4.ip_forward": "1"})
-    assert diff(bare, EMPTY[Backend.NFTABLES]).empty
+    assert diff(bare, Plan(Backend.NFTABLES)).empty
 
 
 def test_render() -> None:
