@@ -25,6 +25,7 @@ from gateway.flow import Endpoint
 from gateway.kernel import netns
 from gateway.kernel.limits import require_for_flow
 from gateway.kernel.own_sockets import OwnSockets
+from gateway.kernel.sockaddr import endpoint_of
 from gateway.marks import Mark
 
 IP_TRANSPARENT = 19
@@ -173,9 +174,9 @@ def resolve(host: str) -> tuple[str, ...]:
 
 def as_blocking(sock: SocketType, timeout_s: float) -> socket.socket:
     """The same connection for a library that waits, each time at most so long."""
-    kind = socket.socket(sock.family, socket.SOCK_STREAM, 0, fileno=sock.detach())
-    kind.settimeout(timeout_s)
-    return kind
+    blocking = socket.socket(sock.family, socket.SOCK_STREAM, 0, fileno=sock.detach())
+    blocking.settimeout(timeout_s)
+    return blocking
 
 
 def open_listener(
@@ -324,13 +325,9 @@ def nat_destination(sock: SocketType) -> Endpoint:
     """
     if sock.family == socket.AF_INET6:
         raw = sock.getsockopt(socket.IPPROTO_IPV6, IP6T_SO_ORIGINAL_DST, 28)
-        return _shared_endpoint(
-            socket.inet_ntop(socket.AF_INET6, raw[8:24]), int.from_bytes(raw[2:4], "big")
-        )
-    raw = sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16)
-    return _shared_endpoint(
-        socket.inet_ntop(socket.AF_INET, raw[4:8]), int.from_bytes(raw[2:4], "big")
-    )
+    else:
+        raw = sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16)
+    return _shared_endpoint(*endpoint_of(raw))
 
 
 def pending_error(sock: SocketType) -> int:
