@@ -9,8 +9,8 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Protocol
 
 from gateway.config.scalars import INTERFACE_PATTERN
-
-Network = IPv4Network | IPv6Network
+from gateway.config.subject import overlap
+from gateway.config.values import Network
 
 #: Addresses of sites: RFC 1918, RFC 4193.
 _SITE: tuple[Network, ...] = (
@@ -119,15 +119,11 @@ def _subnets(lan: Sequence[HostInterface]) -> Iterator[str]:
         own: list[str] = []
         for address in interface.addresses:
             network = address.network
-            if not address.is_link_local and not any(_overlap(network, other) for other in seen):
+            if not address.is_link_local and not any(overlap(network, other) for other in seen):
                 own.append(str(network))
                 seen.append(network)
         if own:
             yield f"    lan{number}: {json.dumps(own)}   # behind {interface.name}"
-
-
-def _overlap(one: Network, other: Network) -> bool:
-    return one.version == other.version and one.overlaps(other)
 
 
 _TEXT = """\

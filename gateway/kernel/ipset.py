@@ -14,13 +14,13 @@ from ipaddress import ip_network
 
 from gateway.errors import ApplyError, CapabilityError
 from gateway.marks import SET_PREFIX
-from gateway.plan.addresses import Family, Network
+from gateway.plan.addresses import Network
 from gateway.plan.model import AddressSet
-from gateway.plan.render_iptables import create_set
+from gateway.plan.render_iptables import SET_FAMILY, create_set
 from gateway.policy.sets.networks import texts
 
 _DRAFT = f"{SET_PREFIX}draft"
-_FAMILIES = {Family.V4: "inet", Family.V6: "inet6"}
+_FAMILIES = {word: family for family, word in SET_FAMILY.items()}
 _NO_KERNEL_SUPPORT = "Cannot open session to kernel"
 
 
@@ -84,7 +84,7 @@ def parse_save(text: str) -> AddressSet:
                     elements.append(ip_network(element))
                 case _:
                     raise ValueError(line)
-        family = {word: family for family, word in _FAMILIES.items()}[options["family"]]
+        family = _FAMILIES[options["family"]]
         timeout = int(options["timeout"]) if "timeout" in options else None
     except (ValueError, KeyError) as error:
         raise ApplyError(

@@ -13,12 +13,10 @@ from gateway.kernel.step import Step
 from gateway.marks import NFT_TABLE, TAG_PREFIX
 from gateway.plan.addresses import Family, Network
 from gateway.plan.model import AddressSet, Plan
-from gateway.plan.render_nft import render_chains, render_set
+from gateway.plan.render_nft import REMOVE, render_chains, render_set
 from gateway.plan.snapshot import ChainKey, expected_chains
 
 _TABLE = f"inet {NFT_TABLE}"
-#: ``delete`` of a table that is not there fails, so it is made first (nft(8), "destroy" is newer).
-_DELETE = f"table {_TABLE} {{\n}}\ndelete table {_TABLE}\n"
 _FAMILIES = {"ipv4_addr": Family.V4, "ipv6_addr": Family.V6}
 
 #: At the end of a rule, our tag.
@@ -43,7 +41,7 @@ def apply(plan: Plan) -> Step | None:
 
     def undo() -> None:
         if not before:
-            libnftables.run(_DELETE)
+            libnftables.run(REMOVE)
             return
         sets = "".join(f"delete set {_TABLE} {name}\n" for name in added)
         libnftables.run(f"{_without_chains()}{before}{sets}")
@@ -73,8 +71,8 @@ def remove() -> Step | None:
     if not installed():
         return None
     before = libnftables.run(f"list table {_TABLE}")
-    libnftables.run(_DELETE)
-    return Step(f"nftables: table {_TABLE} deleted", lambda: libnftables.run(_DELETE + before))
+    libnftables.run(REMOVE)
+    return Step(f"nftables: table {_TABLE} deleted", lambda: libnftables.run(REMOVE + before))
 
 
 def installed() -> bool:

@@ -10,9 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from gateway.marks import (
-    Mark,
-)
+from gateway.marks import Mark
 from gateway.plan.addresses import Family
 from gateway.plan.model import IpRule, Route
 

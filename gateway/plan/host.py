@@ -46,9 +46,9 @@ class Feature:
 class HostFacts:
     """One reading of the machine.
 
-    ``features`` by name: ``nftables``, ``nft-tproxy``, ``nft-socket``, ``iptables``
-    (python-iptables works), ``iptables-tproxy``, ``ipset``, ``ipv6``. ``sysctls`` by
-    dotted name, only those that exist. ``first_rule``: the lowest priority among the ip rules
+    ``features`` by name: ``ipv6``, ``legacy-rules`` (others' in legacy iptables), and those of
+    ``gateway.plan.backend`` that were looked for. ``sysctls`` by dotted name, only those that
+    exist. ``first_rule``: the lowest priority among the ip rules
     of others, those of priority 0 (the table ``local``) left out; None where there is none.
     ``users`` and ``cgroups``: numbers of those that the configuration names and that exist.
     ``group``: as which the gateway runs.

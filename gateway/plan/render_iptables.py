@@ -9,7 +9,8 @@ from gateway.plan.model import AddressSet, Plan
 from gateway.plan.xt import XtExtension, XtRule, XtTable, xt_tables
 from gateway.policy.sets.networks import texts
 
-_SET_FAMILY = {Family.V4: "inet", Family.V6: "inet6"}
+#: ipset(8)'s words for address families.
+SET_FAMILY = {Family.V4: "inet", Family.V6: "inet6"}
 
 
 def render_iptables(plan: Plan, family: Family) -> str:
@@ -41,7 +42,7 @@ def create_set(address_set: AddressSet) -> str:
     """The line that makes an empty set; its bound is what it has to hold, 65536 at least."""
     timeout = "" if address_set.timeout_s is None else f" timeout {address_set.timeout_s}"
     bound = max(65536, len(address_set.elements))
-    family = _SET_FAMILY[address_set.family]
+    family = SET_FAMILY[address_set.family]
     return f"create {address_set.name} hash:net family {family} maxelem {bound}{timeout}"
 
 

@@ -45,7 +45,8 @@ from gateway.plan.verdicts import (
 )
 from gateway.policy.sets.networks import texts
 
-#: Removes the table, whether or not it is there: naming it first makes it be there.
+#: Removes the table, whether or not it is there: ``delete`` of one that is not there fails, so it
+#: is made first (nft(8); ``destroy`` is newer).
 REMOVE: Final = f"table inet {NFT_TABLE} {{\n}}\ndelete table inet {NFT_TABLE}\n"
 
 _KEYWORD: Final = {Family.V4: "ip", Family.V6: "ip6"}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gateway.plan.addresses import Family
 from gateway.plan.model import Backend, Plan
-from gateway.plan.render_ip import route_line, rule_line, sysctl_line
+from gateway.plan.render_ip import render_ip, route_line, rule_line
 from gateway.plan.render_iptables import removal_arguments, render_ipset, render_iptables
 from gateway.plan.render_nft import REMOVE, render_nft
 
@@ -56,12 +56,8 @@ def _up(plan: Plan) -> Iterator[str]:
     if plan.sysctls:
         keys = " ".join(sysctl.key for sysctl in plan.sysctls)
         yield f'    sysctl {keys} >"$saved"'
-    for sysctl in plan.sysctls:
-        yield f"    {sysctl_line(sysctl)}"
-    for route in plan.routes:
-        yield f"    {route_line(route, 'add')}"
-    for rule in plan.ip_rules:
-        yield f"    {rule_line(rule, 'add')}"
+    for line in render_ip(plan).splitlines():
+        yield f"    {line}"
     if plan.backend is Backend.NFTABLES:
         yield from _fed("nft -f -", render_nft(plan))
     else:

@@ -6,7 +6,7 @@ The behaviours need not be told apart: each entry shows what it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import yaml
 
@@ -27,42 +27,32 @@ _PERIOD = 1 << 16
 
 def read_clash(text: str, entries: Entries, progress: Progress) -> None:
     """Read a provider. Raises ``GatewayError`` where it is none."""
-    for number, item, line in items(text, "payload"):
+    lines = text.count("\n") + 1
+    # A list of plain lines is read as such: YAML would take longer than all the rest.
+    plain = plain_items(text, "payload")
+    found: Iterable[tuple[str | None, int]]
+    found = _yaml_items(text, "payload") if plain is None else plain
+    for number, (item, line) in enumerate(found, start=1):
         if item is None:
             entries.skip("not text", line, "")
         else:
             text_line(entries, item.strip(), line)
         if not number % _PERIOD:
-            progress(number / (text.count("\n") + 1))
+            progress(number / lines)
 
 
-def items(text: str, key: str) -> Iterator[tuple[int, str | None, int]]:
-    """Each item of the list below ``key``: its number, text (None: not text) and line.
+def plain_items(text: str, key: str) -> list[tuple[str, int]] | None:
+    """Text and line of each item of the list below ``key``, where nothing else is in the file.
 
-    A list of plain lines is read as such: YAML would take longer than all the rest.
-    Raises ``GatewayError`` where that is not YAML, or has no such list.
+    None where YAML must read it.
     """
-    found = plain_items(text, key)
-    yield from enumerate_items(found if found is not None else _yaml_items(text, key))
-
-
-def enumerate_items(
-    found: Iterator[tuple[str | None, int]] | list[tuple[str | None, int]],
-) -> Iterator[tuple[int, str | None, int]]:
-    """Items with their numbers, from 1."""
-    for number, (item, line) in enumerate(found, start=1):
-        yield number, item, line
-
-
-def plain_items(text: str, key: str) -> list[tuple[str | None, int]] | None:
-    """The items where nothing but that list is in the file; None where YAML must read it."""
     lines = text.split("\n")
     at = 0
     while at < len(lines) and _BLANK.fullmatch(lines[at]):
         at += 1
     if at == len(lines) or lines[at].rstrip() != f"{key}:":
         return None
-    found: list[tuple[str | None, int]] = []
+    found: list[tuple[str, int]] = []
     for number, line in enumerate(lines[at + 1 :], start=at + 2):
         matched = _ITEM.fullmatch(line)
         if matched is None:
@@ -74,7 +64,11 @@ def plain_items(text: str, key: str) -> list[tuple[str | None, int]] | None:
 
 
 def _yaml_items(text: str, key: str) -> Iterator[tuple[str | None, int]]:
-    """By events, so that neither depth nor aliases of aliases cost anything."""
+    """The same of any YAML; None in place of what is no text.
+
+    By events, so that neither depth nor aliases of aliases cost anything. Raises ``GatewayError``
+    where it is no YAML, or has no such list.
+    """
     depth, at_key, inside, seen = 0, False, False, False
     try:
         for event in yaml.parse(text, _Loader):

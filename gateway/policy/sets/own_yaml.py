@@ -39,7 +39,7 @@ def read_own_yaml(
         found = plain_items(text, "entries")
         if found is not None:
             for number, (item, line) in enumerate(found):
-                entries.either(item or "", line)
+                entries.either(item, line)
                 if not number % _PERIOD:
                     progress(number / len(found))
             return "", "", ""

@@ -5,7 +5,6 @@ The messages are those of v2ray's ``app/router/config.proto``, described here in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -109,11 +108,6 @@ def read_geoip(data: bytes, select: str, entries: Entries) -> None:
         else:
             address = ":".join(cidr.ip.hex()[at : at + 4] for at in range(0, 32, 4))
         entries.network(f"{address}/{cidr.prefix}")
-
-
-def names(kind: str, data: bytes) -> Iterator[str]:
-    """The names of the lists in a file of ``GeoSiteList`` or ``GeoIpList``."""
-    return (entry.code.lower() for entry in _parsed(kind, data).entry)
 
 
 def _parsed(kind: str, data: bytes) -> Any:
