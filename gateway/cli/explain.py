@@ -111,7 +111,9 @@ def _follow(client: ControlClient, count: int | None, as_json: bool) -> None:
     known = {flow["id"] for flow in client.get(f"/flows?recent={_RECENT}")["flows"]}
     told = 0
     while True:
-        for flow in reversed(client.get(f"/flows?recent={_RECENT}")["flows"]):
+        flows = client.get(f"/flows?recent={_RECENT}")["flows"]
+        known &= {flow["id"] for flow in flows}  # the others never come back
+        for flow in reversed(flows):
             if flow["id"] in known or not flow["outbound"]:
                 continue
             known.add(flow["id"])

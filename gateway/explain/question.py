@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic_core import PydanticCustomError
 
@@ -19,7 +19,9 @@ from gateway.config.assertions import (
     target,
 )
 from gateway.config.domains import canonical_name
+from gateway.config.findings import did_you_mean
 from gateway.config.rule_values import read_device
+from gateway.config.rules import Sniffed
 from gateway.config.schema import Config
 from gateway.errors import GatewayError
 from gateway.flow import Endpoint, Protocol
@@ -133,6 +135,9 @@ def ask(
         if known is None:
             raise QuestionError(f"{name!r} is not a host name", "write www.example.com")
         name = known
+    if sniffed and sniffed not in get_args(Sniffed):
+        cure = did_you_mean(sniffed, get_args(Sniffed), "protocols")
+        raise QuestionError(f"{sniffed!r} is not a protocol that first bytes tell", cure)
     if (":" in host) != (":" in client.host):
         raise QuestionError(
             f"{client.host} cannot reach {host}: one is IPv4, the other IPv6",

@@ -86,6 +86,7 @@ def test_a_name_is_what_the_first_bytes_tell() -> None:
     assert (asked.destination.host, asked.assumed) == ("2001:db8::9", False)
     asked = ask("192.168.20.5", "203.0.113.5:443", name="WWW.example")
     assert (asked.name, asked.assumed) == ("www.example", False)
+    assert ask("192.168.20.5", "203.0.113.5:443", sniffed="tls").sniffed == "tls"
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ def test_a_name_is_what_the_first_bytes_tell() -> None:
         ("www.example:443", {"address": "nowhere"}),
         ("203.0.113.5:443", {"address": "203.0.113.6"}),
         ("203.0.113.5:443", {"name": "no name"}),
+        ("203.0.113.5:443", {"sniffed": "tsl"}),
     ],
 )
 def test_what_does_not_go_together(target: str, options: dict[str, str]) -> None:
