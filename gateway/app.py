@@ -36,7 +36,7 @@ from gateway.control.running import (
     ReloadReport,
 )
 from gateway.dataplane import require_free
-from gateway.errands import connector, fetch_lists
+from gateway.errands import connector
 from gateway.errors import GatewayError
 from gateway.exchange import Connect
 from gateway.explain.answer import Explanation, explain, question
@@ -47,11 +47,11 @@ from gateway.kernel import limits
 from gateway.kernel.guard import Finding
 from gateway.kernel.watch import watch
 from gateway.kernel_state import KernelState
+from gateway.lists import ListKeeper
 from gateway.pauses import shorten_pauses
 from gateway.plan.diff import diff
 from gateway.plan.render import render
 from gateway.plane import Plane
-from gateway.rulesets.updates import Updates, fetched_sets
 from gateway.version import VERSION
 from gateway.wiring import blueprint
 from gateway.workers import data_plane
@@ -92,7 +92,7 @@ class Gateway:
         self._stop = asyncio.Event()
         self._hang_up = asyncio.Event()
         self._changing = asyncio.Lock()
-        self._updates = Updates()
+        self._lists = ListKeeper()
         self._unable: frozenset[str] = frozenset()
         # Set by ``serve`` before anything may ask for them.
         self._keeper: GroupKeeper
@@ -261,20 +261,16 @@ class Gateway:
 
     async def _reread_lists(self) -> None:
         """Lists that have changed on disk come into force; all else stays as it is."""
-        store = self._assembly.store
-        changed = await asyncio.to_thread(store.changed)
-        if not changed:
+        if not await self._lists.reread(self._assembly.store):
             return
-        await asyncio.to_thread(store.refresh)  # may take long, and keeps no change waiting
-        await asyncio.to_thread(store.forget_old)
         async with self._changing:
             fresh = await asyncio.to_thread(with_fresh_sets, self._assembly)
             await self._kernel.apply(fresh.plan)
             await self._put_in_force(fresh, self._found)
-        log.info("rule sets changed", extra=logs.fields(sets=",".join(changed)))
+        self._lists.in_force()
 
     async def _fetch_lists(self) -> None:
-        await fetch_lists(self._updates, self._assembly.store, self._connector)
+        await self._lists.fetch(self._assembly.store, self._connector)
 
     async def _put_in_force(self, fresh: Assembly, found: tuple[Finding, ...]) -> None:
         warn_of_refused(each for each in found if each not in self._found)
@@ -376,10 +372,8 @@ class Gateway:
 
     async def counters(self) -> dict[str, int]:
         """Totals since the start."""
-        empty = sum(map(self._assembly.store.is_empty, fetched_sets(self._assembly.store)))
-        sets = {"rule_sets_empty": empty} if empty else {}
-        totals = [await self._plane.counters(), self._updates.counters, self._keeper.counters]
-        return {name: n for each in (*totals, sets) for name, n in each.items()}
+        lists = self._lists.counters(self._assembly.store)
+        return {**await self._plane.counters(), **self._keeper.counters, **lists}
 
     async def health(self) -> Health:
         """The gateway in one look."""

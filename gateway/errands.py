@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,10 @@ from ipaddress import ip_address
 from itertools import islice
 from typing import Final
 
-from gateway import logs
 from gateway.blueprint import Blueprint
 from gateway.config.outbounds import Socks5Outbound
 from gateway.config.schema import Config
 from gateway.errors import GatewayError
-from gateway.exchange import Connect
 from gateway.flow import Endpoint
 from gateway.groups.standing import paths
 from gateway.kernel.reactor import Reactor
@@ -26,10 +23,6 @@ from gateway.outbound import socks5
 from gateway.outbound.base import Outbound
 from gateway.outbound.board import TRIED_AT_MOST
 from gateway.outbound.leg import open_leg
-from gateway.rulesets.store import RuleSetStore
-from gateway.rulesets.updates import Updates, fetched_sets
-
-log = logging.getLogger(__name__)
 
 #: A resolver that does not answer must not hold up the threads of the loop.
 _resolving: Final = ThreadPoolExecutor(4, "resolving")
@@ -87,23 +80,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-async def fetch_lists(
-    updates: Updates, store: RuleSetStore, connect: Callable[[str], Connect]
-) -> None:
-    """Fetch the lists that are due; one that cannot be had is a warning.
-
-    ``connect``: what opens connections by an outbound.
-    """
-
-    async def fetch(name: str) -> None:
-        try:
-            changed = await updates.update(name, store, connect(fetched_sets(store)[name].via))
-        except GatewayError as error:
-            hint = logs.fields(hint=error.hint)
-            log.warning("rule set %s was not fetched: %s", name, error, extra=hint)
-        else:
-            log.info("rule set %s %s", name, "fetched" if changed else "has not changed")
-
-    await asyncio.gather(*map(fetch, await asyncio.to_thread(updates.due, store)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,6 +45,44 @@ def test_a_change_of_the_network_is_adopted_in_the_end(tmp_path, monkeypatch, wa
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert "Too many open files" in caplog.text
     assert "busy" in caplog.text
+
+
+def test_a_list_that_could_not_be_put_in_force_is_tried_again(tmp_path, monkeypatch):
+    """The store tells of a change once; the kernel may have no room for it just then."""
+    changes, refusals, in_force = [["ads"], []], [ApplyError("no room"), None], []
+
+    class Store:
+        def changed(self):
+            return changes.pop(0)
+
+        def refresh(self):
+            """Nothing to read."""
+
+        forget_old = refresh
+
+    async def apply(_self, _plan, _spare=None):
+        if (refusal := refusals.pop(0)) is not None:
+            raise refusal
+
+    async def put_in_force(_self, fresh, _found):
+        in_force.append(fresh)
+
+    fresh = SimpleNamespace(plan=Plan(Backend.NFTABLES), store=Store())
+    monkeypatch.setattr(app, "with_fresh_sets", lambda _assembly: fresh)
+    monkeypatch.setattr(KernelState, "apply", apply)
+    monkeypatch.setattr(Gateway, "_put_in_force", put_in_force)
+    gateway = Gateway(tmp_path / "gateway.yaml", tmp_path)
+    gateway._assembly, gateway._found = fresh, ()
+
+    async def thrice():
+        await gateway._attempt(gateway._reread_lists)
+        assert in_force == []
+        await gateway._attempt(gateway._reread_lists)
+        changes.append([])
+        await gateway._attempt(gateway._reread_lists)
+
+    asyncio.run(thrice())
+    assert in_force == [fresh]
 
 
 def test_what_stands_in_the_way_of_a_plan_is_logged_once(tmp_path, monkeypatch, caplog):
