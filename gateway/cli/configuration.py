@@ -150,7 +150,7 @@ def _as_json(
 def _summary(assembly: Assembly, found: tuple[Finding, ...]) -> str:
     config = assembly.config
     lines = [
-        f"{assembly.path}: {len(config.rules)} rules, {len(config.outbounds)} outbounds written",
+        f"{assembly.path}: rules: {len(config.rules)}; outbounds written: {len(config.outbounds)}",
         f"backend: {assembly.backend}: {assembly.backend_reason}",
         *(_path_line(finding) for finding in found),
     ]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ipaddress import ip_address
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -19,7 +19,7 @@ from gateway.cli.options import config_option, json_option
 from gateway.cli.show import columns, print_json, span
 from gateway.config.domains import canonical_name
 from gateway.config.load import load
-from gateway.config.schema import FileRuleSet, InlineRuleSet, UrlRuleSet
+from gateway.config.schema import FileRuleSet, InlineRuleSet, ListFormat, UrlRuleSet
 from gateway.config.shipped import shipped_names
 from gateway.errors import GatewayError
 from gateway.policy.prefixes import address_number
@@ -51,14 +51,19 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
     """A bar for each set that takes long; on standard error, and for people only."""
     shown = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     tasks: dict[str, Any] = {}
-    with Progress(*shown, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+    bars = Progress(*shown, TimeElapsedColumn(), console=Console(stderr=True))
 
-        def told(name: str, done: float) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=1.0)
-            bars.update(tasks[name], completed=done)
+    def told(name: str, done: float) -> None:
+        if name not in tasks:
+            bars.start()
+            tasks[name] = bars.add_task(name, total=1.0)
+        bars.update(tasks[name], completed=done)
 
+    try:
         yield told
+    finally:
+        if tasks:  # to end what never began would print a line, too
+            bars.stop()
 
 
 def _names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -227,7 +232,14 @@ def _entry_for(data: RuleSetData, value: str) -> str | None:
 @rules.command()
 @click.argument("source", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("target", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--format", "form", default="auto", help="How SOURCE is written; see `rule_sets`.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(get_args(ListFormat)),
+    default="auto",
+    show_default=True,
+    help="How SOURCE is written.",
+)
 @click.option("--select", default="", help="Which list of a file that has many, as `select:`.")
 @click.option(
     "--to",

@@ -91,6 +91,8 @@ def read_text(path: Path) -> str:
         raise GatewayError(
             f"{path} does not exist", "check the path; `gateway init` writes a configuration"
         ) from error
+    except IsADirectoryError as error:
+        raise GatewayError(f"{path} is a directory", "give the path of a file") from error
     except UnicodeDecodeError as error:
         raise GatewayError(
             f"{path} is not UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}",

@@ -110,12 +110,18 @@ def test_test(config: Path, name: str, value: str, entry: str | None) -> None:
         (("test", "mine", "a b"), "neither an address nor a domain name"),
         (("update", "mine"), "those are: far"),
         (("convert", "none.txt", "-"), "does not exist"),
+        (("convert", "/etc/hosts", "-", "--format", "host"), "'hosts'"),
     ],
 )
 def test_what_cannot_be_done_says_why(config: Path, arguments: tuple[str, ...], said: str) -> None:
     result = rules(None if arguments[0] == "convert" else config, *arguments)
     assert result.exit_code in (1, 2)
     assert said in result.stderr
+
+
+def test_what_takes_no_time_shows_no_progress(config: Path) -> None:
+    result = rules(config, "test", "mine", "192.0.2.1")
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_convert(config: Path, tmp_path: Path) -> None:

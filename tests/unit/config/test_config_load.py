@@ -236,7 +236,7 @@ class TestFiles:
         assert problem.cure
 
     def test_a_directory(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        with pytest.raises(ConfigError, match=r"is a directory\n.*give the path of a file"):
             load(tmp_path)
 
     def test_shipped_rule_sets_are_known(self, tmp_path: Path) -> None:
