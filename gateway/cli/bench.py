@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from gateway.cli.comparison import NEW_FILE, compare, shared_options, with_progress, write
+from gateway.cli.comparison import NEW_FILE, compare, shared_options, with_progress
 from gateway.cli.options import json_option
-from gateway.cli.show import print_json
+from gateway.cli.show import print_json, write
 from gateway.errors import GatewayError
 
 

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.cli.options import json_option
-from gateway.cli.show import print_json
-from gateway.errors import GatewayError
+from gateway.cli.show import print_json, write
 
 if TYPE_CHECKING:
     from gateway.lab.bench.suite import Sizes, Suite
@@ -94,11 +93,3 @@ def with_progress(work: Callable[[Callable[[str, float], None]], T]) -> T:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=1.0)
         return work(lambda what, part: progress.update(bar, description=what, completed=part))
-
-
-def write(path: Path, text: str) -> None:
-    """Write a result. Raises ``GatewayError`` where the file cannot be written."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise GatewayError(f"cannot write {path}: {error.strerror}") from error

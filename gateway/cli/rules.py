@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from gateway.cli.options import config_option, json_option
-from gateway.cli.show import columns, print_json, span
+from gateway.cli.show import columns, print_json, span, write
 from gateway.config.domains import canonical_name
 from gateway.config.load import load
 from gateway.config.schema import FileRuleSet, InlineRuleSet, ListFormat, UrlRuleSet
@@ -266,10 +266,7 @@ def convert(source: Path, target: Path, form: str, select: str, to: str | None) 
     if str(target) == "-":
         click.echo(text, nl=False)
     else:
-        try:
-            target.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise GatewayError(f"cannot write {target}: {error.strerror}") from error
+        write(target, text)
     kept = f"{source}: {contents.format}, {len(data.names)} names"
     click.echo(f"{kept}, {sum(1 for _ in data.prefixes.networks())} prefixes", err=True)
     for each in data.skipped:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
+
+from gateway.errors import GatewayError
 
 _UNITS = ("kB", "MB", "GB", "TB")
 
@@ -13,6 +16,16 @@ _UNITS = ("kB", "MB", "GB", "TB")
 def print_json(value: object) -> None:
     """One JSON document on standard output."""
     click.echo(json.dumps(value, indent=2))
+
+
+def write(path: Path, text: str) -> None:
+    """Put a result into a file. Raises ``GatewayError`` where that cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise GatewayError(
+            f"cannot write {path}: {error.strerror}", "give a path that can be written to"
+        ) from error
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
