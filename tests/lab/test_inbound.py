@@ -20,11 +20,11 @@ from traffic import (
 )
 
 from gateway.lab import serve
-from gateway.lab.gateway_process import GatewayProcess
+from gateway.lab.gateway_process import GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
 from gateway.lab.process import wait_until
-from gateway.marks import DEFAULT_TCP_PORT
+from gateway.marks import DEFAULT_TCP_PORT, PRIORITY_DIVERT
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +122,25 @@ def test_running_out_of_descriptors_does_not_end_accepting(
         wait_until(lambda: not gateway.flows(0), "the flood to end")
         assert sum(gateway.counters().get(name, 0) for name in failed) > 0
         assert peer_seen(desk, host) in upstream(lab, "home")
+
+
+def test_a_flood_leaves_the_gateway_descriptors_of_its_own(lab: Lab, backend: str) -> None:
+    """It answers, stays alive for the kernel, and repairs what others remove from it."""
+    desk, host = lab.client("desk"), target(lab, 4)
+    config = lab.config({"to": "home"})
+    config["inbound"] |= {"workers": 1, "on_failure": "open"}
+    # Root would raise the limit.
+    limited = ("prlimit", "--nofile=192:192", "setpriv", "--bounding-set=-sys_resource")
+    program = (*limited, *gateway_command("run"))
+    with running(lab, config, backend=backend, program=program) as gateway, ExitStack() as flood:
+        for _ in range(250):
+            client = flood.enter_context(new_socket(desk, host))
+            client.setblocking(False)
+            client.connect_ex((host, serve.ECHO_PORT))
+        wait_until(
+            lambda: gateway.counters().get("refused_no-resources", 0) > 0, "the flood to arrive"
+        )
+        lab.router.run(["ip", "rule", "del", "priority", str(PRIORITY_DIVERT)])
+        wait_until(lambda: any("repaired" in line for line in gateway.log), "the repair")
+        assert len(gateway.flows(0)) > 20, "the flood is still there"
+        assert not any("descriptor" in line for line in gateway.log), gateway.log
