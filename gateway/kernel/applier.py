@@ -94,9 +94,12 @@ class Applier:
         more. Goes on after a failure. Raises ``ApplyError`` that names all that is left.
         """
         require_net_admin()
-        self._redirected |= _redirect_ports()
         made = Steps()
         failures = []
+        try:
+            self._redirected |= _redirect_ports()
+        except GatewayError as error:
+            failures.append(str(error))
         for part in self._withdrawals(None):
             try:
                 for step in part:

@@ -28,6 +28,8 @@ _ENVIRONMENT = {
 
 Chains = dict[ChainKey, tuple[str, ...]]
 Tables = tuple[XtTable, ...]
+#: A worker, and what it is to be told.
+_Started = tuple[subprocess.Popen[bytes], bytes]
 
 
 def apply(plan: Plan) -> Step | None:
@@ -99,18 +101,24 @@ def _raise_if_failed(replies: Sequence[Reply]) -> None:
         raise ApplyError("; ".join(reply.error for reply in failed), hint=failed[0].hint)
 
 
-def _start(request: Request) -> tuple[subprocess.Popen[bytes], bytes]:
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "gateway.kernel.iptables_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | _ENVIRONMENT,
-    )
+def _start(request: Request) -> _Started | Reply:
+    try:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "gateway.kernel.iptables_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | _ENVIRONMENT,
+        )
+    except OSError as error:
+        # Not raised: the other family's worker may have begun.
+        return Reply(error=f"the iptables worker cannot be started: {error.strerror}")
     return worker, pickle.dumps(request)
 
 
-def _finish(started: tuple[subprocess.Popen[bytes], bytes]) -> Reply:
+def _finish(started: _Started | Reply) -> Reply:
+    if isinstance(started, Reply):
+        return started
     worker, request = started
     with worker:
         try:
