@@ -179,7 +179,11 @@ def queue(**choices: Any) -> None:
 
 @bench.command()
 @click.option(
-    "--prefixes", type=click.IntRange(1000, 5_000_000), default=500_000, show_default=True
+    "--prefixes",
+    type=click.IntRange(1000, 5_000_000),
+    default=500_000,
+    show_default=True,
+    help="How many the changed list has.",
 )
 @shared_options
 def reload(prefixes: int, **choices: Any) -> None:
@@ -235,8 +239,20 @@ def idle(flows: int | None, **choices: Any) -> None:
     show_default=True,
     help="How long all flows are there.",
 )
-@click.option("--idle-flows", type=click.IntRange(2, 100_000), default=20_000, show_default=True)
-@click.option("--active-flows", type=click.IntRange(1, 5_000), default=200, show_default=True)
+@click.option(
+    "--idle-flows",
+    type=click.IntRange(2, 100_000),
+    default=20_000,
+    show_default=True,
+    help="Flows that are opened and left alone.",
+)
+@click.option(
+    "--active-flows",
+    type=click.IntRange(1, 5_000),
+    default=200,
+    show_default=True,
+    help="Flows that send all the time.",
+)
 @json_option
 @click.option("--output", type=NEW_FILE, help="Write the JSON to a file, besides.")
 @click.option("--svg", type=NEW_FILE, help="Draw the curves into a file, besides.")
@@ -283,12 +299,26 @@ def soak(
 
 
 @bench.command()
-@click.option("--rules", type=click.IntRange(10, 10_000), default=1000, show_default=True)
 @click.option(
-    "--names", type=click.IntRange(1000, 10_000_000), default=1_000_000, show_default=True
+    "--rules",
+    type=click.IntRange(10, 10_000),
+    default=1000,
+    show_default=True,
+    help="Rules of the policy.",
 )
 @click.option(
-    "--prefixes", type=click.IntRange(1000, 5_000_000), default=500_000, show_default=True
+    "--names",
+    type=click.IntRange(1000, 10_000_000),
+    default=1_000_000,
+    show_default=True,
+    help="Names in one list.",
+)
+@click.option(
+    "--prefixes",
+    type=click.IntRange(1000, 5_000_000),
+    default=500_000,
+    show_default=True,
+    help="Prefixes in the other.",
 )
 @json_option
 @click.option("--output", type=NEW_FILE, help="Write the JSON to a file, besides.")

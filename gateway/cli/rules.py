@@ -93,6 +93,10 @@ def list_(config: Path, as_json: bool) -> None:
     """List the rule sets that there are: what is in them, and where they come from.
 
     A set that cannot be read is listed with the reason, and the exit status is then 1.
+
+    \b
+    Example:
+      gateway rules list
     """
     with _progress() as progress:
         store = _open(config, progress)

@@ -40,6 +40,27 @@ def test_each_command_teaches(name: str) -> None:
     assert len(help_text.split()) > 20
 
 
+def _subcommands() -> dict[str, click.Command]:
+    context = click.Context(cli)
+    commands = {name: cli.get_command(context, name) for name in COMMANDS}
+    found: dict[str, click.Command] = {}
+    for name, command in commands.items():
+        assert command is not None
+        found[name] = command
+        if isinstance(command, click.Group):
+            found |= {f"{name} {each}": its for each, its in command.commands.items()}
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), _subcommands().items())
+def test_each_option_is_explained_and_each_command_has_an_example(
+    name: str, command: click.Command
+) -> None:
+    assert f"gateway {name}" in (command.help or "")
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_is_named_as_listed(name: str) -> None:
     module, _, attribute = COMMANDS[name][0].partition(":")
@@ -47,10 +68,14 @@ def test_each_command_is_named_as_listed(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["check", "plan", "status", "flows", "reload", "doctor", "version"]
-)
+    "name",
+    [
+        "check", "plan", "status", "flows", "groups", "select", "reload", "explain", "doctor",
+        "version", "lab loops", "rules list", "rules show", "rules test", "rules update",
+    ],
+)  # fmt: skip
 def test_commands_that_report_do_so_in_json(name: str) -> None:
-    assert "--json" in CliRunner().invoke(cli, [name, "--help"]).output
+    assert "--json" in CliRunner().invoke(cli, [*name.split(), "--help"]).output
 
 
 def test_unknown_command() -> None:
