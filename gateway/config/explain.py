@@ -31,6 +31,7 @@ _PLAIN = {
     "dict_type": _MAPPING,
     "tuple_type": ("must be a list", "write `- ` before each entry"),
     "too_short": ("must have at least one entry", ""),
+    "string_too_short": ("must not be empty", "write it, or leave the key out"),
     "string_type": ("must be text", "put the value into quotes"),
     "bool_type": _BOOLEAN,
     "bool_parsing": _BOOLEAN,

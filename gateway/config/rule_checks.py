@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from gateway.config.findings import Finding, Path, did_you_mean
 from gateway.config.outbounds import BUILT_IN, DirectOutbound, RejectOutbound
@@ -34,27 +34,31 @@ def _meaning(key: str) -> str:
 
 
 def _names_in_matches(subject: Subject) -> Iterator[Finding]:
-    config = subject.config
-    rule_sets = {*config.rule_sets, *subject.shipped}
+    lan = subject.config.lan
+    rule_sets = {*subject.config.rule_sets, *subject.shipped}
     for path, match in subject.matches:
-        for index, name in enumerate(match.subnet):
-            if name not in config.lan.subnets:
-                yield _unknown((*path, "subnet", index), name, config.lan.subnets, "subnet")
+        yield from _each_known((*path, "subnet"), match.subnet, lan.subnets, "subnet")
+        yield from _each_known((*path, "destination"), match.destination, rule_sets, "rule set")
+        yield from _each_known((*path, "rule_set"), match.rule_set, rule_sets, "rule set")
         for index, name in enumerate(match.device):
-            if not _is_device(config, name):
-                yield _unknown((*path, "device", index), name, config.lan.devices, "device")
-        for key, entries in (("destination", match.destination), ("rule_set", match.rule_set)):
-            for index, entry in enumerate(entries):
-                if isinstance(entry, str) and entry not in rule_sets:
-                    yield _unknown((*path, key, index), entry, rule_sets, "rule set")
+            if not _is_device(subject.config, name):
+                yield _unknown((*path, "device", index), name, lan.devices, "device")
         for index, name in enumerate(match.interface):
-            interfaces = config.lan.interfaces
-            if interfaces and name not in interfaces:
+            if lan.interfaces and name not in lan.interfaces:
                 yield Finding(
                     (*path, "interface", index),
                     "nothing arrives on an interface that is not in lan.interfaces",
-                    did_you_mean(name, interfaces, "LAN interfaces"),
+                    did_you_mean(name, lan.interfaces, "LAN interfaces"),
                 )
+
+
+def _each_known(
+    path: Path, entries: Iterable[object], known: Collection[str], what: str
+) -> Iterator[Finding]:
+    """What is no name (a CIDR) is none that must be known."""
+    for index, entry in enumerate(entries):
+        if isinstance(entry, str) and entry not in known:
+            yield _unknown((*path, index), entry, known, what)
 
 
 def _unknown(path: Path, name: str, known: Iterable[str], what: str) -> Finding:

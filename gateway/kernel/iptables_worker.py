@@ -47,20 +47,24 @@ def _xtables_lock() -> Iterator[None]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ApplyError(
-                        f"another program holds {path}",
-                        hint=f"`fuser -v {path}` says which; try again when it is done",
-                    ) from None
-                time.sleep(0.02)
+        while not _locked(descriptor):
+            if time.monotonic() > deadline:
+                raise ApplyError(
+                    f"another program holds {path}",
+                    hint=f"`fuser -v {path}` says which; try again when it is done",
+                )
+            time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def perform(request: Request) -> Reply:

@@ -81,9 +81,8 @@ def outgoing_link(answer: bytes) -> int:
     """Index of the interface in a route message; 0 in any other message, or where it has none."""
     for kind, body in messages(answer):
         if kind == _RTM_NEWROUTE:
-            for which, value in attributes(body, _ROUTE.size):
-                if which == _RTA_OIF and len(value) == 4:
-                    return int.from_bytes(value, sys.byteorder)
+            index = dict(attributes(body, _ROUTE.size)).get(_RTA_OIF, b"")
+            return int.from_bytes(index, sys.byteorder) if len(index) == 4 else 0
     return 0
 
 
@@ -91,7 +90,6 @@ def hardware_address(answer: bytes) -> str | None:
     """The MAC address in a neighbour message; None in any other message (an error), or none."""
     for kind, body in messages(answer):
         if kind == _RTM_NEWNEIGH:
-            for which, value in attributes(body, _NEIGHBOUR.size):
-                if which == _NDA_LLADDR and len(value) == 6:
-                    return value.hex(":")
+            address = dict(attributes(body, _NEIGHBOUR.size)).get(_NDA_LLADDR, b"")
+            return address.hex(":") if len(address) == 6 else None
     return None
