@@ -43,6 +43,8 @@ TCP_FASTOPEN_CONNECT = 30
 BACKLOG = 4096
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
+#: Seconds of silence before a peer is asked, and between the askings; how many those are.
+_KEEP_IDLE_S, _KEEP_INTERVAL_S, _KEEP_PROBES = 30, 10, 3
 _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 #: Addresses of which one object is kept for all flows that have them.
 _SHARED = 1024
@@ -338,3 +340,14 @@ def pending_error(sock: SocketType) -> int:
 def reset_on_close(sock: SocketType) -> None:
     """Make close(2) send a RST instead of a FIN (socket(7), ``SO_LINGER`` of 0)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+
+def keep_alive(sock: SocketType) -> None:
+    """Have the kernel ask a peer that is silent whether it is there (tcp(7)).
+
+    One that has gone without a word ends the connection a minute after it was last heard.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEP_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEP_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEP_PROBES)

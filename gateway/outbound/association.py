@@ -18,6 +18,7 @@ from gateway.errors import ProtocolError, UpstreamFailure
 from gateway.flow import Endpoint
 from gateway.kernel.datagrams import Batch, Way
 from gateway.kernel.reactor import HANGUP, READ_HANGUP, Reactor
+from gateway.kernel.sockets import keep_alive
 from gateway.outbound.base import Requester, failure_of
 from gateway.outbound.datagrams import Leg, LegOwner, Route
 from gateway.outbound.handshake import Socks5Attempt
@@ -54,7 +55,7 @@ class ControlUser(Protocol):
 
 
 class Control:
-    """One TCP connection that an association is tied to.
+    """One TCP connection that an association is tied to; silent, so that the kernel watches it.
 
     ``datagrams`` is the socket for them, connected to the server's relay, once that is granted;
     who takes it sets it to None. ``learn`` is told whether the server grants any: not, where
@@ -108,6 +109,7 @@ class Control:
         self._reactor.hand_over(upstream.fileno(), self)
         self._learn(True)
         try:
+            keep_alive(upstream)
             self.datagrams = self._open_relay(relay_address(self._handshake.bound, self._server))
         except OSError as error:
             self.close()

@@ -148,6 +148,27 @@ def test_a_server_that_grants_none(plane, monkeypatch):
     plane.run(scenario())
 
 
+def test_a_server_that_goes_without_a_word_is_found_out(plane):
+    """Nothing is ever said on the connection, so the kernel asks; in a minute at the most."""
+
+    async def scenario() -> None:
+        rig, user = Rig(plane), User()
+        await rig.spare()
+        control = rig.spares.take(user)
+        sock = control._sock
+        assert sock is not None
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        idle, interval, count = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert 10 <= idle + interval * count <= 60
+        control.close()
+        rig.outbound.close()
+
+    plane.run(scenario())
+
+
 def test_an_association_without_a_socket_is_none(plane, monkeypatch):
     """The connection goes, too; who has asked is told why."""
 
