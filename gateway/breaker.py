@@ -7,14 +7,17 @@ host opens flow after flow to one destination, each once the last is through, an
 them gets an answer. To reset the newest is enough: the proxy then ends the one before it,
 and so on down to the first. Of a client that merely looks like this, one flow is lost.
 
-Of datagrams, a loop carries the same one round and round, each time from another port. There
-the flows know nothing of each other, so all of them end.
+Of datagrams, a loop carries the same one round and round, each time from another port. Clients
+repeat themselves, too (a report to whom never answers, a question to who is gone), so this is
+no more than a suspicion; but what goes round comes no more while it is held back, and again
+as soon as it is let go (``gateway/udp/loops.py``). There the flows know nothing of each other,
+so all of them end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from gateway.flow import CloseReason, Endpoint, FlowFacts
 from gateway.flow import Protocol as Transport
@@ -25,6 +28,8 @@ WINDOW: Final = 32
 SHARE: Final = 24
 #: Pairs of source and destination that are kept in mind.
 PAIRS: Final = 512
+#: Datagrams that go round fill a window within this (seconds), through whatever proxy.
+WITHIN_S: Final = 10.0
 #: In a loop each flow waits for the one before it; clients open theirs side by side.
 AT_ONCE: Final = 4
 
@@ -38,6 +43,7 @@ class Accepted(Protocol):
 
     id: int
     facts: FlowFacts
+    started: float
 
     @property
     def reason(self) -> CloseReason | None:
@@ -87,18 +93,33 @@ class Breaker:
         return len(unanswered) >= SHARE and opening <= AT_ONCE
 
 
+class Likeness(NamedTuple):
+    """What UDP flows of a loop have in common: the ends, without ports, and the first datagram."""
+
+    source: str
+    destination: Endpoint
+    datagram: int
+
+
+def likeness(facts: FlowFacts, first: bytes) -> Likeness:
+    """That of a flow with this first datagram."""
+    if facts.destination.port == DNS_PORT:
+        first = first[_DNS_NUMBER:].lower()  # nor is its case sure to stay (dns0x20)
+    return Likeness(facts.source.host, facts.destination, hash(first))
+
+
 class DatagramBreaker(Generic[_Flow]):
-    """The same for UDP flows, each with its first datagram."""
+    """The same for UDP flows, which it can only suspect."""
 
     def __init__(self) -> None:
         self._windows: _Windows[_Flow] = _Windows()
 
-    def trips(self, flow: _Flow, first: bytes) -> list[_Flow]:
-        """The flows of the loop whose newest this is, all of which are to end; mostly none."""
-        if flow.facts.destination.port == DNS_PORT:
-            first = first[_DNS_NUMBER:].lower()  # nor is its case sure to stay (dns0x20)
-        unanswered = self._windows.unanswered((*_pair(flow), hash(first)), flow)
-        return unanswered if len(unanswered) >= SHARE else []
+    def suspects(self, alike: Likeness, flow: _Flow) -> list[_Flow]:
+        """The flows of what may be a loop, whose newest this is; mostly none."""
+        unanswered = self._windows.unanswered(alike, flow)
+        if len(unanswered) < SHARE or flow.started - unanswered[0].started > WITHIN_S:
+            return []
+        return unanswered
 
 
 def advice(flow: Accepted, *, own: bool) -> str:

@@ -18,7 +18,15 @@ from gateway.kernel.reactor import ERROR, HANGUP, READ_HANGUP, UNKNOWN
 from gateway.kernel.sockets import reset_on_close
 from gateway.outbound.base import FIRST_BYTES, Attempt, Outbound
 from gateway.relay.tcp import Mover, Relay
-from gateway.routing import NAMELESS, REASONS, RECENT, FlowTimeouts, OwnTraffic, Routing
+from gateway.routing import (
+    NAMELESS,
+    OWN_DIVERTED,
+    REASONS,
+    RECENT,
+    FlowTimeouts,
+    OwnTraffic,
+    Routing,
+)
 from gateway.sniff import stream
 from gateway.sniff.sighting import Sighting
 from gateway.sniffing import Sniffing
@@ -256,7 +264,7 @@ class Dispatcher:
         self._next_id += self._id_step
         self.mover.reactor.watch(client.fileno(), flow)
         if source.host in self.own.addresses and self._is_loop(source, destination):
-            flow.detail = "an outbound's own packets were diverted"
+            flow.detail = OWN_DIVERTED
             flow.close(CloseReason.LOOP)
         elif self._detect_loops and self._breaker.trips(flow, self._relaying):
             flow.detail = advice(flow, own=source.host in self.own.addresses)
@@ -312,13 +320,14 @@ class Dispatcher:
     def _decide(self, facts: FlowFacts) -> Decision | None:
         """The policy's answer; None where the client's first bytes are to be seen before.
 
-        A rule may ask for what they tell, or the outbound for a name.
+        A rule may ask for what they tell, or the outbound for a name; or they may ask for what
+        the outbound cannot do without.
         """
         routing = self.routing
         now = routing.finder.now()
         answer = routing.policy.decide(facts, now)
         if isinstance(answer, Decision) and not (
-            answer.sniff and routing.outbounds[answer.way].by_name
+            answer.sniff and (routing.outbounds[answer.way].by_name or self.own.may_ask(facts))
         ):
             return answer
         if routing.sniff.covers(facts.destination.port):
@@ -332,6 +341,14 @@ class Dispatcher:
         routing = self.routing
         answer = routing.policy.decide(flow.facts, routing.finder.now())
         assert isinstance(answer, Decision), "all that can be known is known"
+        if self._detect_loops and self.own.may_ask(flow.facts):
+            # Over TCP, a message comes behind its length (RFC 1035 section 4.2.2).
+            query = flow.first_bytes()[2:]
+            flow.detail = self.own.missing_rule(flow.facts, answer.outbound, query)
+            if flow.detail:
+                flow.decision = answer
+                flow.close(CloseReason.LOOP)
+                return
         self._connect(flow, answer)
 
     def _connect(self, flow: Flow, decision: Decision) -> None:

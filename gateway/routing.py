@@ -13,10 +13,12 @@ from gateway.flow import CloseReason, FlowFacts
 from gateway.outbound.base import Outbound
 from gateway.plan.addresses import Network
 from gateway.policy.engine import Policy
+from gateway.sniff.dns import question_name
 from gateway.sniffing import SniffLimits
 
 #: Closed flows that are kept to be looked at.
 RECENT: Final = 1000
+DNS_PORT: Final = 53
 
 REASONS: Final = {
     UpstreamFailure.REFUSED: CloseReason.UPSTREAM_REFUSED,
@@ -29,6 +31,11 @@ REASONS: Final = {
     UpstreamFailure.REJECTED: CloseReason.REJECTED,
 }
 
+#: What is said of a flow that is an outbound's own.
+OWN_DIVERTED: Final = (
+    "an outbound's own packets were diverted: another program changes their mark; have it leave"
+    " our bits alone, or choose others (`marks.base`)"
+)
 #: What is said of a flow to a fake address.
 NAMELESS: Final = "a fake address, of which nobody knows the name: ask for the name again"
 
@@ -77,3 +84,23 @@ class OwnTraffic:
     diverted: bool = False
     lookups: Mapping[str, frozenset[str]] = field(default_factory=dict)
     resolvers: frozenset[str] = frozenset()
+
+    def may_ask(self, facts: FlowFacts) -> bool:
+        """Whether a flow may ask for the address of an outbound's server.
+
+        That is of this machine, or of the name server that this machine asks.
+        """
+        if facts.destination.port != DNS_PORT or not self.lookups:
+            return False
+        return facts.source.host in self.addresses or facts.source.host in self.resolvers
+
+    def missing_rule(self, facts: FlowFacts, outbound: str, query: bytes) -> str:
+        """Which rule is missing where such a flow asks for it by that very outbound, else ""."""
+        name = question_name(query)
+        if name is None or outbound not in self.lookups.get(name, ()):
+            return ""
+        return (
+            f"{facts.source.host} looks {name} up by outbound {outbound}, which needs that name"
+            f" itself: put {{destination: {facts.destination.host}, port: {DNS_PORT}, to: direct}}"
+            " before the rule, or give an address in `server:`"
+        )

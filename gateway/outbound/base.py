@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Collection
 from enum import StrEnum
 from socket import SocketType
 from typing import ClassVar, Final, Protocol
@@ -101,8 +102,11 @@ class Outbound(Protocol):
     def carries_udp(self) -> bool | None:
         """Whether datagrams can go this way; None where that is not known yet."""
 
-    def carrier(self, client: Endpoint) -> Outbound:
-        """What carries the datagrams of ``client``: itself, unless it is a group."""
+    def carrier(self, client: Endpoint, tried: Collection[str] = ()) -> Outbound:
+        """What carries the datagrams of ``client``: itself, unless it is a group.
+
+        ``tried``: names of those that have failed to; one of them where there is no other.
+        """
 
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg | None:
         """A leg for the datagrams of ``client``, to far ends of an address family.

@@ -121,14 +121,19 @@ class Board:
         found = self._candidates(group, lambda by: balanced_by(by, facts))
         return tuple(islice(found, TRIED_AT_MOST))
 
-    def for_datagrams(self, group: str, client: Endpoint) -> Candidate:
+    def for_datagrams(self, group: str, client: Endpoint, tried: Collection[str] = ()) -> Candidate:
         """Who carries the datagrams of a client's socket, wherever they go.
 
-        The first that can; the first of all where none can.
+        The first that can, of members that have not been ``tried``; the first of all where none
+        can.
         """
         keys = {"source": client.host, "destination": str(client)}
         candidates = tuple(self._candidates(group, keys.__getitem__))
-        able = (each for each in candidates if each.outbound.carries_udp is not False)
+        able = (
+            each
+            for each in candidates
+            if each.outbound.carries_udp is not False and each.member not in tried
+        )
         return next(able, candidates[0])
 
     def for_echo(self, group: str, host: str) -> Candidate:

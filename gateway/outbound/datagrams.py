@@ -7,6 +7,7 @@ mapping (RFC 4787 section 4.1): whoever learns the leg's address may answer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from socket import SocketType
 from typing import Final, Protocol
 
@@ -25,6 +26,10 @@ WAITING_BYTES: Final = 64 << 10
 _ERRORS: Final = 8
 
 
+#: A datagram that waits, and how it is to be addressed.
+Kept = tuple[Way, bytes]
+
+
 class Route(Protocol):
     """The way back from one far end to the client."""
 
@@ -41,8 +46,8 @@ class LegOwner(Protocol):
     def stranger(self, remote: Endpoint) -> Route | None:
         """Somebody answers who has not been talked to; None: the client shall not hear it."""
 
-    def leg_failed(self, failure: UpstreamFailure, detail: str) -> None:
-        """The leg is gone; it has closed what it had."""
+    def leg_failed(self, failure: UpstreamFailure, detail: str, kept: Sequence[Kept] = ()) -> None:
+        """The leg is gone; it has closed what it had. ``kept`` was not sent."""
 
     def leg_error(self, report: ErrorReport) -> None:
         """The network has said something of what was sent."""
@@ -64,7 +69,7 @@ class Leg(ABC):
         self._reactor = reactor
         self._batch = batch
         self._owner = owner
-        self._waiting: list[tuple[Way, bytes]] = []
+        self._waiting: list[Kept] = []
         self._waiting_bytes = 0
         #: By what the datagrams of a far end begin with, or its socket address.
         self.routes: dict[bytes, Route] = {}
@@ -134,8 +139,9 @@ class Leg(ABC):
             self.sock = None
 
     def _fail(self, failure: UpstreamFailure, detail: str) -> None:
+        kept, self._waiting = self._waiting, []
         self.close()
-        self._owner.leg_failed(failure, detail)
+        self._owner.leg_failed(failure, detail, kept)
 
     @abstractmethod
     def _deliver(self, count: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -53,9 +53,9 @@ class DirectOutbound:
         """Always."""
         return True
 
-    def carrier(self, client: Endpoint) -> Self:
+    def carrier(self, client: Endpoint, tried: Collection[str] = ()) -> Self:
         """Itself."""
-        del client
+        del client, tried
         return self
 
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg:

@@ -8,6 +8,7 @@ all, or does not let us in, is suspected besides, and probed.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Sequence
 from socket import SocketType
 from typing import Final
 
@@ -17,12 +18,12 @@ from gateway.kernel.datagrams import Batch
 from gateway.kernel.ping_sockets import PingSocket
 from gateway.kernel.reactor import UNKNOWN
 from gateway.kernel.udp_sockets import ErrorReport
-from gateway.outbound.base import Attempt, EchoRefusal, Outbound, Requester
+from gateway.outbound.base import Attempt, EchoRefusal, Outbound, Requester, failure_of
 from gateway.outbound.board import Board, Candidate
-from gateway.outbound.datagrams import Leg, LegOwner, Route
+from gateway.outbound.datagrams import Kept, Leg, LegOwner, Route
 
 #: No other member would fare better: the machine has no room, or refusing is what is asked for.
-_FINAL: Final = frozenset({UpstreamFailure.RESOURCES, UpstreamFailure.REJECTED})
+FINAL: Final = frozenset({UpstreamFailure.RESOURCES, UpstreamFailure.REJECTED})
 #: An association that ends like this shows that the member cannot be reached.
 _UNREACHED: Final = frozenset(
     {
@@ -61,10 +62,10 @@ class GroupOutbound:
             return True
         return None if None in able else False
 
-    def carrier(self, client: Endpoint) -> Outbound:
+    def carrier(self, client: Endpoint, tried: Collection[str] = ()) -> Outbound:
         """The member for a client's socket; the same object as long as it is the same member."""
-        self._board.used[self.name] += 1
-        member, outbound = self._board.for_datagrams(self.name, client)
+        self._board.used[self.name] += not tried
+        member, outbound = self._board.for_datagrams(self.name, client, tried)
         known = self._carriers.get(member)
         if known is None or known.outbound is not outbound:
             known = self._carriers[member] = _Carrier(member, outbound, self._board)
@@ -144,10 +145,10 @@ class GroupAttempt:
         self._tries.remove(loser)
         self._said.append(f"{loser.candidate.member}: {detail or failure}")
         self._first = self._first or (failure, replied)
-        if not replied and failure not in _FINAL:
+        if not replied and failure not in FINAL:
             self._board.suspect(loser.candidate.outbound)
         refused = replied and failure is UpstreamFailure.REFUSED
-        if failure in _FINAL or refused:
+        if failure in FINAL or refused:
             self._end(failure, replied)
         elif self._ahead:
             self._board.counters["group_failovers"] += 1
@@ -230,15 +231,20 @@ class _Carrier:
         """As the member."""
         return self.outbound.carries_udp
 
-    def carrier(self, client: Endpoint) -> Outbound:
+    def carrier(self, client: Endpoint, tried: Collection[str] = ()) -> Outbound:
         """Itself."""
-        del client
+        del client, tried
         return self
 
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg | None:
         """By the member, which is suspected where it cannot be reached."""
         watched = _Watched(owner, self.outbound, self._board)
-        return self.outbound.associate(family, client, watched, batch)
+        try:
+            return self.outbound.associate(family, client, watched, batch)
+        except OSError as error:
+            if failure_of(error) in _UNREACHED:
+                self._board.suspect(self.outbound)
+            raise
 
     def ping(self, host: str) -> PingSocket | EchoRefusal:
         """By the member."""
@@ -262,11 +268,11 @@ class _Watched:
         """See ``LegOwner``."""
         return self._owner.stranger(remote)
 
-    def leg_failed(self, failure: UpstreamFailure, detail: str) -> None:
-        """The next conversation goes by another member."""
+    def leg_failed(self, failure: UpstreamFailure, detail: str, kept: Sequence[Kept] = ()) -> None:
+        """Conversations go on by another member."""
         if failure in _UNREACHED:
             self._board.suspect(self._outbound)
-        self._owner.leg_failed(failure, detail)
+        self._owner.leg_failed(failure, detail, kept)
 
     def leg_error(self, report: ErrorReport) -> None:
         """See ``LegOwner``."""

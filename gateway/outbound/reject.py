@@ -7,6 +7,7 @@ listener is connected already, so a reset is all that is left to answer.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -40,9 +41,9 @@ class RejectOutbound:
         """It is asked like the others, and refuses."""
         return True
 
-    def carrier(self, client: Endpoint) -> Self:
+    def carrier(self, client: Endpoint, tried: Collection[str] = ()) -> Self:
         """Itself."""
-        del client
+        del client, tried
         return self
 
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> None:

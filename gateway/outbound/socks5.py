@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from socket import SocketType
@@ -80,9 +81,9 @@ class Socks5Outbound:
         """Whether the server grants UDP associations."""
         return self.spares.carries
 
-    def carrier(self, client: Endpoint) -> Self:
+    def carrier(self, client: Endpoint, tried: Collection[str] = ()) -> Self:
         """Itself."""
-        del client
+        del client, tried
         return self
 
     def associate(self, family: int, client: Endpoint, owner: LegOwner, batch: Batch) -> Leg:

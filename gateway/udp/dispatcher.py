@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 from typing import Final
 
@@ -24,10 +24,11 @@ from gateway.kernel.icmp_errors import ErrorSender
 from gateway.kernel.sockaddr import Address
 from gateway.kernel.sockets import SocketFactory, family_of
 from gateway.kernel.udp_sockets import ErrorReport, UdpSockets, read_ends
-from gateway.outbound.base import Outbound, target_of
-from gateway.outbound.datagrams import Leg
+from gateway.outbound.base import Outbound, failure_of, target_of
+from gateway.outbound.datagrams import Kept, Leg
+from gateway.outbound.group import FINAL
 from gateway.relay.udp import ReplySockets
-from gateway.routing import NAMELESS, REASONS, RECENT, OwnTraffic, Routing
+from gateway.routing import NAMELESS, OWN_DIVERTED, REASONS, RECENT, OwnTraffic, Routing
 from gateway.sniff.sighting import Sighting
 from gateway.sniffing import Sniffing
 from gateway.sniffing_udp import MOST_WAITING, UnheardFlow
@@ -66,7 +67,7 @@ class Datagrams:
         sockets = UdpSockets(factory)
         self.routing = routing
         self.settings = settings
-        self.loops = LoopWatch(own, factory.opened)
+        self.loops = LoopWatch(own, factory.opened, call_later, self._go_on)
         self.reply_sockets = ReplySockets(sockets.open_reply)
         self.by_sockets = Face(self.reply_sockets, ErrorSender(sockets))
         #: Of flows that begin from now on.
@@ -114,7 +115,7 @@ class Datagrams:
         now = finder.now()
         if self._detect_loops and self.loops.is_own(source, destination):
             flow = self._flow(facts, policy.settle(facts, now), Address(split_ends(ends)[0]))
-            flow.detail = "an outbound's own datagrams were diverted"
+            flow.detail = OWN_DIVERTED
             flow.close(CloseReason.LOOP)
             return None
         answer = policy.decide(facts, now)
@@ -188,12 +189,24 @@ class Datagrams:
             self._close_refused(flow, CloseReason.FAKE_ADDRESS)
             return None
         if caught is None:
-            self._open(flow, self.routing.outbounds[decision.way])
+            if flow.leg is None:  # it is not held back
+                self._open(flow, self.routing.outbounds[decision.way])
             return flow if flow.reason is None else None
         flow.detail = caught.detail
         for looping in caught.flows:
             self._close_refused(looping, CloseReason.LOOP)
         return flow if flow.reason is None else None
+
+    def _go_on(self, flow: UdpFlow, kept: Iterable[bytes]) -> None:
+        """Open a flow that was held back."""
+        flow.leg = None
+        outbound = self.routing.outbounds.get(flow.decision.way)
+        if outbound is None:  # a reload has taken it away meanwhile
+            self._close_refused(flow, CloseReason.REJECTED)
+            return
+        self._open(flow, outbound)
+        for datagram in kept:
+            flow.up_one(self.batch, datagram)
 
     def _know(self, ends: bytes, flow: UdpFlow) -> None:
         self.known[ends] = flow
@@ -213,9 +226,10 @@ class Datagrams:
         self._by_ends[facts.source, facts.destination] = flow
         return flow
 
-    def _open(self, flow: UdpFlow, outbound: Outbound) -> None:
+    def _open(self, flow: UdpFlow, outbound: Outbound, tried: frozenset[str] = frozenset()) -> None:
+        """Have a flow carried; not by those that it was ``tried`` by, if there are others."""
         source, destination = flow.facts.source, flow.facts.destination
-        carrier = outbound.carrier(source)
+        carrier = outbound.carrier(source, tried)
         if carrier is not outbound:
             flow.member = carrier.name
         if carrier.carries_udp is False:
@@ -234,15 +248,16 @@ class Datagrams:
             mapping = Mapping(self, key, carrier, flow.facts, flow.decision, asked)
             mapping.member = flow.member
             self._mappings[key] = mapping
+        mapping.tried |= {carrier.name, *tried}
         if mapping.leg is None:
             mapping.flows[destination] = flow
             flow.mapping = mapping
             try:
                 leg = carrier.associate(family, source, mapping, self.batch)
             except OSError as error:
-                mapping.leg_failed(UpstreamFailure.RESOURCES, error.strerror or str(error))
+                mapping.leg_failed(failure_of(error), error.strerror or str(error))
                 return
-            if flow.reason is not None or leg is None:
+            if flow.mapping is not mapping or leg is None:  # it has failed
                 return
             mapping.leg = leg
             self.begun.append(flow)
@@ -281,12 +296,40 @@ class Datagrams:
         self.recent.append(flow)
         self._on_closed(flow)
 
-    def mapping_failed(self, mapping: Mapping, failure: UpstreamFailure, detail: str) -> None:
-        """End the flows of a mapping whose leg is gone, and tell their client."""
-        for flow in list(mapping.flows.values()):
-            flow.detail = detail
-            self._close_refused(flow, REASONS[failure])
+    def mapping_failed(
+        self, mapping: Mapping, failure: UpstreamFailure, detail: str, kept: Sequence[Kept]
+    ) -> None:
+        """Carry the flows of a mapping whose leg is gone on by the next member of their group.
+
+        Where there is none, they end, and their client is told.
+        """
+        flows = list(mapping.flows.values())
+        by_way = {flow.way: flow for flow in flows}
+        mapping.flows.clear()
         self._end_mapping(mapping)
+        for flow in flows:
+            flow.mapping = flow.leg = None
+            outbound = self._another(flow, failure, mapping.tried)
+            if outbound is None:
+                flow.detail = detail
+                self._close_refused(flow, REASONS[failure])
+            else:
+                self.counters["group_failovers"] += 1
+                self._open(flow, outbound, mapping.tried)
+        for way, datagram in kept:
+            sender = by_way.get(way)
+            if sender is not None:
+                sender.bytes_up -= len(datagram)  # counted when it was kept
+                sender.up_one(self.batch, datagram)
+
+    def _another(
+        self, flow: UdpFlow, failure: UpstreamFailure, tried: frozenset[str]
+    ) -> Outbound | None:
+        """The outbound of a flow, if it has a member by which none was ``tried``."""
+        outbound = self.routing.outbounds.get(flow.decision.way)
+        if outbound is None or failure in FINAL:
+            return None
+        return None if outbound.carrier(flow.facts.source, tried).name in tried else outbound
 
     def _end_mapping(self, mapping: Mapping) -> None:
         if self._mappings.get(mapping.key) is mapping:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from gateway.decision import Decision
@@ -9,7 +10,7 @@ from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
 from gateway.kernel.udp_sockets import ErrorReport
 from gateway.outbound.base import Outbound
-from gateway.outbound.datagrams import Leg
+from gateway.outbound.datagrams import Kept, Leg
 from gateway.udp.flow import UdpFlow
 
 
@@ -28,8 +29,10 @@ class MappingOwner(Protocol):
     def answered_by_stranger(self, mapping: Mapping, remote: Endpoint) -> UdpFlow | None:
         """A far end speaks that the client has not talked to through the mapping."""
 
-    def mapping_failed(self, mapping: Mapping, failure: UpstreamFailure, detail: str) -> None:
-        """The mapping has lost its leg."""
+    def mapping_failed(
+        self, mapping: Mapping, failure: UpstreamFailure, detail: str, kept: Sequence[Kept]
+    ) -> None:
+        """The mapping has lost its leg, which has ``kept`` what was to be sent."""
 
     def pass_on(self, mapping: Mapping, report: ErrorReport) -> None:
         """The network has said something of what was sent."""
@@ -63,6 +66,8 @@ class Mapping:
         self.target = target
         #: Of a group, if it is by one.
         self.member = ""
+        #: Names of the carriers by which its flows have failed in a row, its own included.
+        self.tried: frozenset[str] = frozenset()
         self.leg: Leg | None = None
         self.flows: dict[Endpoint, UdpFlow] = {}
 
@@ -79,10 +84,10 @@ class Mapping:
             return next(iter(self.flows.values()), None)
         return self.flows.get(remote) or self._owner.answered_by_stranger(self, remote)
 
-    def leg_failed(self, failure: UpstreamFailure, detail: str) -> None:
-        """End every flow, and have their client told."""
+    def leg_failed(self, failure: UpstreamFailure, detail: str, kept: Sequence[Kept] = ()) -> None:
+        """Have its flows go on otherwise, or end."""
         self.leg = None
-        self._owner.mapping_failed(self, failure, detail)
+        self._owner.mapping_failed(self, failure, detail, kept)
 
     def leg_error(self, report: ErrorReport) -> None:
         """Pass on what the network says."""

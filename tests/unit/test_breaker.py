@@ -5,7 +5,17 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from gateway.breaker import AT_ONCE, PAIRS, SHARE, WINDOW, Breaker, DatagramBreaker, advice
+from gateway.breaker import (
+    AT_ONCE,
+    PAIRS,
+    SHARE,
+    WINDOW,
+    WITHIN_S,
+    Breaker,
+    DatagramBreaker,
+    advice,
+    likeness,
+)
 from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
 
 WEB = Endpoint("198.51.100.10", 80)
@@ -15,6 +25,7 @@ WEB = Endpoint("198.51.100.10", 80)
 class Flow:
     id: int
     facts: FlowFacts
+    started: float = 0.0
     reason: CloseReason | None = None
     bytes_down: int = 0
 
@@ -85,11 +96,11 @@ def datagram_flow(number: int, port: int = 9999, protocol: Protocol = Protocol.U
 
 def caught(flows: list[Flow], first: Callable[[int], bytes]) -> list[list[int]]:
     breaker: DatagramBreaker[Flow] = DatagramBreaker()
-    loops = [breaker.trips(one, first(one.id)) for one in flows]
+    loops = [breaker.suspects(likeness(one.facts, first(one.id)), one) for one in flows]
     return [[each.id for each in loop] for loop in loops if loop]
 
 
-def test_one_datagram_that_goes_round_ends_with_all_its_flows() -> None:
+def test_one_datagram_that_goes_round_is_suspected_with_all_its_flows() -> None:
     flows = [datagram_flow(number) for number in range(WINDOW + 5)]
     flows[3].reason = CloseReason.IDLE_TIMEOUT
     flows[4].bytes_down = 1
@@ -97,12 +108,13 @@ def test_one_datagram_that_goes_round_ends_with_all_its_flows() -> None:
     assert caught(flows, lambda _: b"once") == [[n for n in range(WINDOW) if n not in spared]]
 
 
-@pytest.mark.parametrize("spoilt", ["other datagrams", "answered", "closed"])
+@pytest.mark.parametrize("spoilt", ["other datagrams", "answered", "closed", "slow"])
 def test_clients_of_datagrams_are_left_alone(spoilt: str) -> None:
     flows = [datagram_flow(number) for number in range(WINDOW)]
     for one in flows[: WINDOW - SHARE + 1]:
         one.bytes_down = int(spoilt == "answered")
         one.reason = CloseReason.IDLE_TIMEOUT if spoilt == "closed" else None
+    flows[-1].started = WITHIN_S + 1 if spoilt == "slow" else 0.0
     differ = spoilt == "other datagrams"
     assert caught(flows, lambda number: b"%d" % (number if differ else 0)) == []
 

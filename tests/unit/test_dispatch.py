@@ -606,6 +606,52 @@ def test_an_outbounds_own_leg_is_a_loop(plane, rig, caught):
     plane.run(scenario())
 
 
+LOOKUPS = {"proxy.example": frozenset({"home"})}
+
+
+def question(name: str) -> bytes:
+    """A DNS query over TCP (RFC 1035 section 4.2.2)."""
+    labels = b"".join(bytes([len(each)]) + each.encode() for each in name.split("."))
+    query = b"\0\7\1\0\0\1" + bytes(6) + labels + b"\0\0\1\0\1"
+    return len(query).to_bytes(2, "big") + query
+
+
+@pytest.mark.parametrize(
+    ("source", "port", "name", "caught"),
+    [
+        ("127.0.0.1", 53, "Proxy.example", True),
+        ("127.0.0.1", 53, "other.example", False),
+        ("127.0.0.1", 853, "proxy.example", False),
+        ("192.0.2.1", 53, "proxy.example", False),
+    ],
+)
+def test_a_name_that_is_asked_for_by_the_server_it_names(plane, rig, source, port, name, caught):
+    """Over TCP, too; whoever else asks, or for whatever else, goes on with what was said."""
+    one = rig(OwnTraffic(frozenset({source}), diverted=True, lookups=LOOKUPS))
+    client = one.flow(FAR_AWAY._replace(port=port))
+    query = question(name)
+
+    async def scenario():
+        client.send(query[:2])  # as some programs do
+        await plane.turns()
+        client.send(query[2:])
+        if caught:
+            flow = await one.end()
+            assert flow.reason is CloseReason.LOOP
+            assert "{destination: 203.0.113.7, port: 53, to: direct}" in flow.detail
+            assert flow.record().outbound == "home"
+            assert await is_reset(plane, client)
+            return
+        far = await plane.accept(one.socks)
+        assert await plane.read(far, 3) == b"\x05\x01\x00"
+        far.send(b"\x05\x00")
+        await plane.read(far, 10)
+        far.send(GRANTED)
+        assert await plane.read(far, len(query)) == query
+
+    plane.run(scenario())
+
+
 def test_the_detector_can_be_left_out_for_the_lab(plane, rig):
     one = rig(OwnTraffic(frozenset({"127.0.0.1"})), detect_loops=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from dataclasses import dataclass, field
 from typing import Any
@@ -403,8 +404,8 @@ class Owner:
     def __init__(self) -> None:
         self.told: list[object] = []
 
-    def leg_failed(self, failure, detail) -> None:
-        self.told.append((failure, detail))
+    def leg_failed(self, failure, detail, kept=()) -> None:
+        self.told.append((failure, detail, *kept))
 
     def stranger(self, remote) -> str:
         return f"route of {remote}"
@@ -417,9 +418,29 @@ def test_a_leg_that_fails_is_held_against_the_member(rig) -> None:
     assert watched.stranger("far") == "route of far"
     watched.leg_failed(UpstreamFailure.DENIED, "grants none")
     assert one.group.carrier(CLIENT).name == "a", "it has answered"
-    watched.leg_failed(TIMEOUT, "late")
-    assert owner.told == [(UpstreamFailure.DENIED, "grants none"), (TIMEOUT, "late")]
+    watched.leg_failed(TIMEOUT, "late", ["unsent"])
+    assert owner.told == [(UpstreamFailure.DENIED, "grants none"), (TIMEOUT, "late", "unsent")]
     assert one.group.carrier(CLIENT).name == "b"
+
+
+def test_a_leg_that_cannot_be_had_here_is_held_against_the_member(rig, monkeypatch) -> None:
+    one = rig()
+
+    def unreachable(*_: object) -> None:
+        raise OSError(errno.ENETUNREACH, "no way out")
+
+    monkeypatch.setattr(one.a, "associate", unreachable)
+    with pytest.raises(OSError, match="no way out"):
+        one.group.associate(socket.AF_INET, CLIENT, Owner(), None)
+    assert one.group.carrier(CLIENT).name == "b"
+
+
+def test_members_that_were_tried_are_passed_over(rig) -> None:
+    one = rig()
+    used = one.board.used[one.group.name]
+    assert one.group.carrier(CLIENT, {"a"}).name == "b"
+    assert one.group.carrier(CLIENT, {"a", "b", "c"}).name == "a", "there is no other"
+    assert one.board.used[one.group.name] == used, "it is the same flow"
 
 
 def test_clients_are_spread_and_stay(rig) -> None:
