@@ -154,6 +154,8 @@ class DataPlane:
         self._datagrams.settings = plan.udp
         self._datagrams.loops.own = plan.own
         self._adopt_judgement(plan)
+        for listeners in self._listeners.values():
+            self._tell_dscp(listeners)
         for key in self._listeners.keys() - _listeners(plan.listen_on):
             for listener in self._listeners.pop(key):
                 listener.retire()
@@ -208,7 +210,9 @@ class DataPlane:
 
     def _open_listeners(self, key: _ListenerKey) -> tuple[TcpListener | UdpListener, ...]:
         if key.mode == "udp":
-            return open_udp_listeners(self._reactor, key.port, self._datagrams, ipv6=key.ipv6)
+            made = open_udp_listeners(self._reactor, key.port, self._datagrams, ipv6=key.ipv6)
+            self._tell_dscp(made)
+            return made
         return open_listeners(
             self._reactor,
             key.mode,
@@ -217,6 +221,12 @@ class DataPlane:
             ipv6=key.ipv6,
             congestion=key.congestion,
         )
+
+    def _tell_dscp(self, listeners: Iterable[TcpListener | UdpListener]) -> None:
+        """Have datagrams tell it where some rule asks; TCP's sockets always know."""
+        for listener in listeners:
+            if isinstance(listener, UdpListener):
+                listener.tell_dscp(told=self._dispatcher.routing.policy.needs.dscp)
 
     def _routing(self, plan: Blueprint) -> Routing:
         made = {}

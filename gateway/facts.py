@@ -55,13 +55,12 @@ class FactFinder:
             return facts
         return self._with_needs(facts, arrival(client) if self._arrives else UNKNOWN_ARRIVAL)
 
-    def of_datagram(self, source: Endpoint, destination: Endpoint, index: int) -> FlowFacts:
-        """The facts of a flow by its first datagram, which came in on this interface.
-
-        Its DSCP is not known here: that would take room in every datagram's control data.
-        """
+    def of_datagram(
+        self, source: Endpoint, destination: Endpoint, index: int, dscp: int | None = None
+    ) -> FlowFacts:
+        """The facts of a flow by its first datagram, which came in on this interface."""
         facts = FlowFacts(Protocol.UDP, source, destination)
-        return self._with_needs(facts, Arrival(index, None)) if self._anything else facts
+        return self._with_needs(facts, Arrival(index, dscp)) if self._anything else facts
 
     def of_packet(
         self, protocol: Protocol, source: Endpoint, destination: Endpoint, came: Arrival, mac: str

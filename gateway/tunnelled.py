@@ -60,6 +60,7 @@ class Tunnelled:
             flow_ids=flow_ids,
         )
         self._udp = TunUdp(datagrams, self._is_own, self._errors.expired)
+        self._udp.tells_dscp = routing.policy.needs.dscp
         self.face = Face(TunReplies(writer, settings.mtu, segments=writer.segments), self._errors)
         self.handlers: dict[int, PacketHandler] = {
             UDP: self._udp,
@@ -77,6 +78,7 @@ class Tunnelled:
 
     def adopt(self, plan: Blueprint, routing: Routing) -> None:
         """Go on by another blueprint; live flows stay as they are."""
+        self._udp.tells_dscp = routing.policy.needs.dscp
         self.echoes.routing = routing
         self.echoes.settings = plan.echo
         self.echoes.own = plan.own

@@ -38,6 +38,8 @@ class TunUdp:
         self._is_own = is_own
         self._expired = expired
         self._batch = Batch()
+        #: Whether some rule asks for the DSCP of datagrams.
+        self.tells_dscp = False
         self._ends = b""
         self._held = 0
 
@@ -56,7 +58,8 @@ class TunUdp:
             end, step = ip.end, vnet.gso_size
         elif not vnet.flags & NEEDS_CSUM and not _is_right(ip, udp.checksum, packet, end):
             return "udp_checksum"
-        ends = ends_of(ip.source, udp.source, ip.destination, udp.destination)
+        dscp = ip.traffic_class >> 2 if self.tells_dscp else None
+        ends = ends_of(ip.source, udp.source, ip.destination, udp.destination, dscp)
         # Whoever counts hops (traceroute) is to see them all; nobody else is so near.
         hop_limit = ip.ttl if ip.ttl < _COUNTED else 0
         if ends != self._ends or hop_limit:

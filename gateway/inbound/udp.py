@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from gateway.inbound.listening import open_all
 from gateway.kernel.datagrams import SLOTS, Batch
 from gateway.kernel.reactor import Reactor
-from gateway.kernel.udp_sockets import LISTENER_CONTROL, open_udp_listener
+from gateway.kernel.udp_sockets import open_udp_listener, tell_dscp
 
 #: Batches taken per wake-up, so that a flood cannot starve what else there is to do.
 ROUNDS: Final = 4
@@ -52,13 +52,22 @@ class UdpListener:
         self._reactor = reactor
         self._sock = sock
         self._desk = desk
-        self._batch = Batch(LISTENER_CONTROL[sock.family])
+        self._tells_dscp = False
+        self._batch = Batch(tell_dscp(sock, told=False))
         reactor.watch(sock.fileno(), self)
 
     @property
     def dropped(self) -> int:
         """Datagrams that could not be sent onward."""
         return self._batch.dropped
+
+    def tell_dscp(self, *, told: bool) -> None:
+        """Have each datagram tell its DSCP, or not, as it takes time."""
+        if told is not self._tells_dscp:
+            self._tells_dscp = told
+            dropped = self._batch.dropped
+            self._batch = Batch(tell_dscp(self._sock, told=told))
+            self._batch.dropped = dropped
 
     def on_ready(self, fd: int, events: int) -> None:
         """Take what waits, a batch at a time; equal neighbours go on together."""

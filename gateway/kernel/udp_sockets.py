@@ -14,11 +14,13 @@ from typing import NamedTuple
 from gateway.flow import Endpoint
 from gateway.kernel.datagrams import SOL_UDP, UDP_GRO, split_ends
 from gateway.kernel.error_queue import ask_for_errors, told
-from gateway.kernel.sockaddr import control_messages, endpoint_of
+from gateway.kernel.sockaddr import ORDER, control_messages, endpoint_of
 from gateway.kernel.sockets import (
     IP_PKTINFO,
+    IP_RECVTOS,
     IPV6_PKTINFO,
     IPV6_RECVPKTINFO,
+    IPV6_RECVTCLASS,
     SocketFactory,
     SocketOptions,
     family_of,
@@ -26,6 +28,8 @@ from gateway.kernel.sockets import (
     set_transparent,
 )
 
+IP_TOS = 1
+IPV6_TCLASS = 67
 IP_RECVORIGDSTADDR = IP_ORIGDSTADDR = 20
 IPV6_RECVORIGDSTADDR = IPV6_ORIGDSTADDR = 74
 SO_SNDBUFFORCE = 32
@@ -38,9 +42,14 @@ QUEUE = 2 << 20
 
 #: Ancillary data of each datagram that a listener takes (bytes): struct in_pktinfo and
 #: sockaddr_in, struct in6_pktinfo and sockaddr_in6.
-LISTENER_CONTROL: dict[int, int] = {
+_LISTENER_CONTROL: dict[int, int] = {
     socket.AF_INET: socket.CMSG_SPACE(12) + socket.CMSG_SPACE(16),
     socket.AF_INET6: socket.CMSG_SPACE(20) + socket.CMSG_SPACE(28),
+}
+#: And of the traffic class, where that is told: one byte, or an int.
+_CLASS_CONTROL: dict[int, int] = {
+    socket.AF_INET: socket.CMSG_SPACE(1),
+    socket.AF_INET6: socket.CMSG_SPACE(4),
 }
 
 #: A socket filter (struct sock_fprog of <linux/filter.h>) that lets nothing in: raw sockets are
@@ -50,11 +59,15 @@ _NOTHING = struct.pack("HP", 1, ctypes.addressof(_RETURN_0))
 
 
 class Ends(NamedTuple):
-    """Of a diverted datagram: who sent it, where to, and the index of its interface (0: none)."""
+    """Of a diverted datagram: who sent it, where to, and how it came.
+
+    ``interface``: its index, 0 for none. ``dscp``: None where the listener was not told to ask.
+    """
 
     source: Endpoint
     destination: Endpoint
     interface: int
+    dscp: int | None
 
 
 class ErrorReport(NamedTuple):
@@ -102,11 +115,24 @@ def open_udp_listener(host: str, port: int, *, shared: bool = True) -> SocketTyp
     return sock
 
 
+def tell_dscp(sock: SocketType, *, told: bool) -> int:
+    """Have each datagram that a listener takes tell its DSCP, or not.
+
+    How many bytes of ancillary data come with each from now on, whenever it arrived.
+    """
+    family = sock.family
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, told)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, told)
+    return _LISTENER_CONTROL[family] + (_CLASS_CONTROL[family] if told else 0)
+
+
 def read_ends(ends: bytes) -> Ends | None:
     """What ``Batch.ends`` of such a listener says; None where the destination is missing."""
     source, control = split_ends(ends)
     destination: Endpoint | None = None
-    interface = 0
+    interface, dscp = 0, None
     for level, kind, data in control_messages(control):
         if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
             (interface,) = struct.unpack_from("i", data)
@@ -117,9 +143,11 @@ def read_ends(ends: bytes) -> Ends | None:
             (socket.IPPROTO_IPV6, IPV6_ORIGDSTADDR),
         ):
             destination = endpoint_of(data)
+        elif (level, kind) in ((socket.IPPROTO_IP, IP_TOS), (socket.IPPROTO_IPV6, IPV6_TCLASS)):
+            dscp = data[_LOWEST] >> 2  # RFC 2474 section 3; ECN has the lower two bits
     if destination is None:
         return None
-    return Ends(endpoint_of(source), destination, interface)
+    return Ends(endpoint_of(source), destination, interface, dscp)
 
 
 #: As ``Batch.ends``: the source in 32 bytes, and a control message with the destination.
@@ -127,8 +155,23 @@ _ENDS_V4 = struct.Struct("@H2s4s24xNiiH2s4s8x")
 _ENDS_V6 = struct.Struct("@H2s4x16s4x4xNiiH2s4x16s4x4x")
 
 
-def ends_of(source: bytes, source_port: int, destination: bytes, destination_port: int) -> bytes:
+#: Behind these, where the DSCP is told.
+_ENDS_CLASS = struct.Struct("@NiiB")
+#: Which byte of an int has the lowest bits.
+_LOWEST = 0 if ORDER == "little" else -1
+
+
+def ends_of(
+    source: bytes,
+    source_port: int,
+    destination: bytes,
+    destination_port: int,
+    dscp: int | None = None,
+) -> bytes:
     """What ``Batch.ends`` would be of a datagram between these; of no interface."""
+    if dscp is not None:
+        ends = ends_of(source, source_port, destination, destination_port)
+        return ends + _ENDS_CLASS.pack(socket.CMSG_LEN(1), socket.IPPROTO_IP, IP_TOS, dscp << 2)
     ours, theirs = source_port.to_bytes(2, "big"), destination_port.to_bytes(2, "big")
     if len(source) == 4:
         four = int(socket.AF_INET)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 from typing import Final
@@ -37,13 +37,14 @@ from gateway.udp.flow import UdpFlow, UdpSettings
 from gateway.udp.loops import LoopWatch
 from gateway.udp.mapping import Mapping, MappingKey
 from gateway.udp.refusal import Refusal
+from gateway.udp.table import FlowTable
 from gateway.wire.icmp_error import IcmpError, from_wire
 
 #: How long a refusal is remembered: until then every datagram is answered without a look at
 #: the rules (seconds).
 REFUSAL_S: Final = 1.0
-#: Conversations looked at to find one that is quiet, when there is no room for another.
-SECOND_CHANCES: Final = 16
+#: By how many ways of coming (interface, traffic class) a conversation's datagrams are known.
+MOST_KEYS: Final = 16
 
 #: Calls once, after so many seconds.
 CallLater = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
@@ -80,9 +81,7 @@ class Datagrams:
         self._on_closed = on_closed
         self._detect_loops = detect_loops
         self._mappings: dict[MappingKey, Mapping] = {}
-        self._flows: dict[UdpFlow, None] = {}  # the oldest first
-        self._of_device: defaultdict[str, dict[UdpFlow, None]] = defaultdict(dict)
-        self._by_ends: dict[tuple[Endpoint, Endpoint], UdpFlow] = {}
+        self._flows = FlowTable()
         self._refusals: deque[tuple[float, bytes]] = deque()
         self._sniffing = Sniffing(call_later, self.counters, self._sniffed)
         self._next_id, self._id_step = flow_ids
@@ -90,7 +89,7 @@ class Datagrams:
     @property
     def live(self) -> Iterable[UdpFlow]:
         """Conversations that have not ended, oldest first."""
-        return tuple(self._flows)
+        return self._flows.all()
 
     @property
     def live_count(self) -> int:
@@ -105,13 +104,14 @@ class Datagrams:
         if found is None or found.destination.host in LISTEN_ON:
             self.counters["refused_not-diverted"] += 1
             return None
-        source, destination, index = found
-        flow = self._by_ends.get((source, destination))
+        source, destination, index, dscp = found
+        flow = self._flows.find(source, destination)
         if flow is not None:
-            self._know(ends, flow)
+            if len(flow.keys) < MOST_KEYS:
+                self._know(ends, flow)
             return flow
         policy, finder = self.routing.policy, self.routing.finder
-        facts = finder.of_datagram(source, destination, index)
+        facts = finder.of_datagram(source, destination, index, dscp)
         now = finder.now()
         if self._detect_loops and self.loops.is_own(source, destination):
             flow = self._flow(facts, policy.settle(facts, now), Address(split_ends(ends)[0]))
@@ -153,8 +153,11 @@ class Datagrams:
         """The conversation of a far end that speaks first; None: it is not heard."""
         client = mapping.key.client
         narrow = mapping.key.far is not None
-        if narrow or (client, remote) in self._by_ends or not self._may_speak_as(remote.host):
+        if narrow or self._flows.find(client, remote) or not self._may_speak_as(remote.host):
             self.dropped("stranger")
+            return None
+        if not self._flows.has_room(client.host, self.settings):
+            self.dropped("stranger")  # whom nobody has asked takes nobody's place
             return None
         first = next(iter(mapping.flows.values()), None)
         if first is None or mapping.leg is None:
@@ -213,17 +216,11 @@ class Datagrams:
         flow.keys.append(ends)
 
     def _flow(self, facts: FlowFacts, decision: Decision, client: Address) -> UdpFlow:
-        device = self._of_device[facts.source.host]
-        if len(device) >= self.settings.flows_per_device:
-            self._evict(device)
-        if len(self._flows) >= self.settings.flows:
-            self._evict(self._flows)
+        self._flows.make_room(facts.source.host, self.settings)
         flow = UdpFlow(self, self._next_id, facts, decision, client)
         self._next_id += self._id_step
         self.counters["udp_flows"] += 1
-        self._flows[flow] = None
-        self._of_device[facts.source.host][flow] = None
-        self._by_ends[facts.source, facts.destination] = flow
+        self._flows.add(flow)
         return flow
 
     def _open(self, flow: UdpFlow, outbound: Outbound, tried: frozenset[str] = frozenset()) -> None:
@@ -274,18 +271,12 @@ class Datagrams:
 
     def closed(self, flow: UdpFlow) -> None:
         """Forget a conversation that has ended; the last of a mapping takes the leg along."""
-        facts = flow.facts
-        del self._flows[flow]
-        device = self._of_device[facts.source.host]
-        del device[flow]
-        if not device:
-            del self._of_device[facts.source.host]
-        del self._by_ends[facts.source, facts.destination]
+        self._flows.remove(flow)
         for key in flow.keys:
             self.known.pop(key, None)
         mapping, flow.mapping = flow.mapping, None  # closed flows are kept to be looked at
         if mapping is not None:
-            mapping.flows.pop(facts.destination, None)
+            mapping.flows.pop(flow.facts.destination, None)
             if mapping.leg is not None:
                 mapping.leg.forget(flow)
             if not mapping.flows:
@@ -347,21 +338,10 @@ class Datagrams:
             self.known[ends] = refusal
             self._refusals.append((until, ends))
 
-    def _evict(self, among: dict[UdpFlow, None]) -> None:
-        """End the oldest that has been quiet since the last look, or else the oldest looked at."""
-        now = time.monotonic()
-        for _ in range(min(SECOND_CHANCES, len(among) - 1)):
-            flow = next(iter(among))
-            if not flow.moved(now):
-                break
-            del among[flow]
-            among[flow] = None
-        next(iter(among)).close(CloseReason.EVICTED)
-
     def expire(self, now: float) -> None:
         """End what has been quiet too long. ``now``: ``time.monotonic``."""
         settings = self.settings
-        for flow in list(self._flows):
+        for flow in self.live:
             if not flow.moved(now) and now - flow.quiet_since >= flow.idle_limit(settings):
                 flow.close(CloseReason.IDLE_TIMEOUT)
         while self._refusals and self._refusals[0][0] <= now:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import struct
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from gateway.flow import Endpoint
 from gateway.kernel.datagrams import SLOTS, SOL_UDP, UDP_GRO, UDP_SEGMENT, Batch, split_ends
 from gateway.kernel.sockaddr import Address, control_messages, endpoint_of, sockaddr
-from gateway.kernel.udp_sockets import ends_of, read_ends
+from gateway.kernel.udp_sockets import ends_of, open_udp_listener, read_ends, tell_dscp
 
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
@@ -212,9 +214,46 @@ def test_ends_that_were_made_are_read(
     family: int, data: st.DataObject, ours: int, theirs: int
 ) -> None:
     hosts = [data.draw(st.ip_addresses(v=family)) for _ in range(2)]
-    ends = ends_of(hosts[0].packed, ours, hosts[1].packed, theirs)
+    dscp = data.draw(st.none() | st.integers(0, 63))
+    ends = ends_of(hosts[0].packed, ours, hosts[1].packed, theirs, dscp)
     found = read_ends(ends)
     assert found is not None
     assert found.source == endpoint_of(sockaddr(Endpoint(str(hosts[0]), ours)))
     assert found.destination == endpoint_of(sockaddr(Endpoint(str(hosts[1]), theirs)))
-    assert found.interface == 0
+    assert (found.interface, found.dscp) == (0, dscp)
+
+
+EF, CONGESTED = 46, 3
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_listener_is_told_how_datagrams_came(host: str, told: bool) -> None:
+    """Of a train as of a single one; as its class changes, so do the ends it is known by."""
+    listener = open_udp_listener(host, 0)
+    sender = socket.socket(listener.family, socket.SOCK_DGRAM)
+    with closing(listener), sender:
+        batch = Batch(tell_dscp(listener, told=told))
+        sender.connect(listener.getsockname())
+        seen = []
+        for dscp, ecn in ((0, 0), (EF, 0), (EF, CONGESTED)):
+            if listener.family == socket.AF_INET:
+                sender.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, dscp << 2 | ecn)
+            else:
+                sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, dscp << 2 | ecn)
+            sender.send(b"single")
+            sender.sendmsg([b"train" * 3], [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", 5))])
+            taken = batch.receive(listener.fileno())
+            ends = {batch.ends(slot) for slot in range(taken)}
+            assert [bytes(d) for s in range(taken) for d in batch.datagrams(s)] == [
+                b"single", b"train", b"train", b"train",
+            ]  # fmt: skip
+            (one,) = ends
+            found = read_ends(one)
+            assert found is not None
+            assert found.source == Endpoint(*sender.getsockname()[:2])
+            assert found.destination == Endpoint(*listener.getsockname()[:2])
+            assert found.dscp == (dscp if told else None)
+            seen.append(one)
+        assert len(set(seen)) == (3 if told else 1)

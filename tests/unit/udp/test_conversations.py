@@ -179,7 +179,6 @@ def rig() -> Iterator[Callable[..., Rig]]:
         each.desk.close_all()
         assert not each.desk.live_count
         assert not each.desk._mappings
-        assert not each.desk._by_ends
 
 
 # --- groups ----------------------------------------------------------------------------------
@@ -260,6 +259,33 @@ def test_a_flow_that_ended_meanwhile_sends_no_more(rig) -> None:
     next(iter(one.desk.live)).close(CloseReason.EVICTED)
     a.legs[0].fail(REFUSED)
     assert b.legs[0].sent == [b"elsewhere"]
+
+
+# --- who may speak ----------------------------------------------------------------------------
+
+
+def test_a_stranger_takes_nobody_s_place(rig) -> None:
+    """Anybody may answer where a client's socket is seen, and anybody can be many."""
+    a = Outbound("a")
+    one = rig(a, flows_per_device=3)
+    one.send(b"first")
+    one.send(b"second", client=from_port(1))
+    mapping = a.legs[0].owner
+    assert mapping.stranger(Endpoint("192.0.2.77", 7777)) is not None
+    assert mapping.stranger(Endpoint("192.0.2.78", 7777)) is None
+    assert one.desk.counters["udp_dropped_stranger"] == 1
+    assert one.closed == []
+    one.send(b"third", client=from_port(2))
+    assert [flow.reason for flow in one.closed] == [CloseReason.EVICTED], "a client does"
+
+
+def test_nobody_speaks_as_this_machine_or_as_no_host(rig) -> None:
+    a = Outbound("a")
+    one = rig(a, own=OwnTraffic(frozenset({"203.0.113.2"})))
+    one.send(b"first")
+    mapping = a.legs[0].owner
+    for host in ("203.0.113.2", "127.0.0.1", "0.0.0.0", "224.0.0.1", "fe80::1", "a.example"):
+        assert mapping.stranger(Endpoint(host, 7777)) is None
 
 
 # --- what goes round, and what only looks like it -----------------------------------------------
