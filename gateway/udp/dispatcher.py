@@ -302,6 +302,8 @@ class Datagrams:
             flow.mapping = flow.leg = None
             outbound = self._another(flow, failure, mapping.tried)
             if outbound is None:
+                if flow.member and failure not in FINAL:
+                    self.counters["group_exhausted"] += 1
                 flow.detail = detail
                 self._close_refused(flow, REASONS[failure])
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,12 +16,15 @@ from traffic import (
     Family,
     address,
     command,
+    listen,
     new_socket,
     peer_seen,
+    read,
     running,
     target,
     upstream,
     wait_counter,
+    within,
 )
 
 from gateway.breaker import SHARE, WINDOW
@@ -29,6 +33,9 @@ from gateway.lab.lab import Lab
 from gateway.lab.process import wait_until
 from gateway.lab.storm import NAIVE
 from gateway.sniff.dns import question_name
+
+#: Where nobody answers.
+SILENT = 9997
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +104,38 @@ def test_the_breaker_ends_a_loop_of_datagrams(
             assert "udp_closed_loop" not in gateway.counters()
 
 
+REPORTS = 3 * WINDOW
+
+
+def test_a_client_that_repeats_itself_unheard_is_left_alone(
+    module_lab: Lab, servers: Served
+) -> None:
+    """The same report again and again, each by a socket of its own, to whom never answers."""
+    lab, kid = module_lab, module_lab.client("kid")
+    heard: list[str] = []
+
+    def note(data: bytes, peer: Any) -> None:
+        del peer
+        heard.append(data.decode())
+
+    config = lab.config({"to": "out"}, outbounds={"out": {"type": "direct", "interface": "wan0"}})
+    config["inbound"] |= {"udp": "tproxy", "workers": 1}
+    with running(lab, config) as gateway:
+        for family in FAMILIES:
+            host = target(lab, family)
+            servers.add(lab.internet, host, SILENT, note)
+            kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+            socks = within(
+                kid, lambda k=kind: [socket.socket(k, socket.SOCK_DGRAM) for _ in range(REPORTS)]
+            )
+            for sock in socks:
+                with sock:
+                    sock.sendto(f"report {family}".encode(), (host, SILENT))
+                    time.sleep(0.01)
+        wait_until(lambda: len(heard) == 2 * REPORTS, "all that was reported")
+        assert not looping(gateway)
+
+
 # --- names that are looked up by the server they name ------------------------------------------
 
 PROXY = "proxy.lab.example"
@@ -116,11 +155,27 @@ def answer(server: str) -> Any:
     return answered
 
 
+def message(sock: socket.socket) -> bytes:
+    """One over TCP, behind its length (RFC 1035 section 4.2.2)."""
+    return read(sock, int.from_bytes(read(sock, 2), "big"))
+
+
+def serve_streams(listener: socket.socket, answered: Any) -> None:
+    """Answer the same over TCP, until the socket is shut down."""
+    with suppress(OSError):
+        while True:
+            sock, peer = listener.accept()
+            with sock:
+                said = answered(message(sock), peer)
+                sock.sendall(len(said).to_bytes(2, "big") + said)
+
+
 class Forwarder:
     """A name server on a machine that asks another, each time by a socket of its own."""
 
-    def __init__(self, lab: Lab, host: str, onward: str) -> None:
+    def __init__(self, lab: Lab, host: str, onward: str, over: str) -> None:
         self._lab, self._onward = lab, onward
+        self._ask = {"udp": self._by_datagram, "tcp": self._by_stream}[over]
         self._sock = new_socket(lab.router, host, socket.SOCK_DGRAM)
         self._sock.settimeout(None)
         self._sock.bind((host, 53))
@@ -130,14 +185,22 @@ class Forwarder:
         with suppress(OSError):
             while True:
                 query, peer = self._sock.recvfrom(600)
-                with (
-                    suppress(OSError),
-                    new_socket(self._lab.router, self._onward, socket.SOCK_DGRAM) as sock,
-                ):
-                    sock.settimeout(2)
-                    sock.connect((self._onward, 53))
-                    sock.send(query)
-                    self._sock.sendto(sock.recv(600), peer)
+                with suppress(OSError):
+                    self._sock.sendto(self._ask(query), peer)
+
+    def _by_datagram(self, query: bytes) -> bytes:
+        with new_socket(self._lab.router, self._onward, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(2)
+            sock.connect((self._onward, 53))
+            sock.send(query)
+            return sock.recv(600)
+
+    def _by_stream(self, query: bytes) -> bytes:
+        with new_socket(self._lab.router, self._onward) as sock:
+            sock.settimeout(2)
+            sock.connect((self._onward, 53))
+            sock.sendall(len(query).to_bytes(2, "big") + query)
+            return message(sock)
 
     def close(self) -> None:
         """End."""
@@ -153,7 +216,13 @@ def name_server(module_lab: Lab) -> Iterator[str]:
     with served() as servers:
         known = module_lab.topology.upstreams["home"].addresses.ipv4
         servers.add(module_lab.internet, host, 53, answer(known))
+        listener = listen(module_lab.internet, host, 53)
+        listener.settimeout(None)
+        work = (listener, answer(known))
+        threading.Thread(target=serve_streams, args=work, daemon=True).start()
         yield host
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
 
 
 def by_name(lab: Lab, *rules: dict[str, Any]) -> dict[str, Any]:
@@ -188,20 +257,21 @@ def test_a_name_that_its_own_server_is_to_find_refuses_the_start(
         assert "udp_closed_loop" not in gateway.counters()
 
 
+@pytest.mark.parametrize("over", ["udp", "tcp"])
 def test_a_name_server_here_that_asks_by_the_server(
-    module_lab: Lab, name_server: str, tmp_path: Path
+    module_lab: Lab, name_server: str, tmp_path: Path, over: str
 ) -> None:
     """Whom it asks is not known before: it is warned of, caught in the act, and harmless."""
     lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, 4)
     program = asking(tmp_path / "resolv.conf", "127.0.0.1")
-    forwarder = Forwarder(lab, "127.0.0.1", name_server)
+    forwarder = Forwarder(lab, "127.0.0.1", name_server, over)
     try:
         with running(lab, by_name(lab), program=program) as gateway:
             assert any("USER_OF_THE_NAME_SERVER" in line for line in gateway.log)
             assert peer_seen(desk, host) in upstream(lab, "home")
             # A change of the network has every name looked up again.
             lab.router.run(["ip", "address", "add", "192.0.2.77/32", "dev", "lo"])
-            wait_counter(gateway, "udp_closed_loop")
+            wait_counter(gateway, {"udp": "udp_closed_loop", "tcp": "closed_loop"}[over])
             lab.router.run(["ip", "address", "del", "192.0.2.77/32", "dev", "lo"])
             details = [flow["detail"] for flow in looping(gateway)]
             assert all(f"looks {PROXY} up by outbound home" in said for said in details)

@@ -13,11 +13,13 @@ from datagrams import ECHO, TELL, Served, answering, ask, echo, seen_by, talking
 from test_udp import (
     CLOSED,
     DEVICE,
+    MARKED,
     test_a_client_socket_has_one_address_for_all,
     test_a_closed_port_is_told,
     test_a_narrow_path_is_told,
     test_a_stranger_may_speak_and_is_answered,
     test_datagrams_of_any_size_pass,
+    test_the_dscp_of_the_first_datagram,
 )
 from traffic import FAMILIES, Family, address, new_socket, running, target, upstream
 
@@ -32,6 +34,7 @@ __all__ = [
     "test_a_narrow_path_is_told",
     "test_a_stranger_may_speak_and_is_answered",
     "test_datagrams_of_any_size_pass",
+    "test_the_dscp_of_the_first_datagram",
 ]
 
 #: Goes to an outbound that carries no UDP.
@@ -45,7 +48,7 @@ def servers(module_lab: Lab) -> Iterator[Served]:
     lab = module_lab
     lab.start_upstream("sing-box")
     beyond = add_beyond(lab)
-    with answering(lab, {ECHO: echo, TELL: tell, DEVICE: tell}) as servers:
+    with answering(lab, {ECHO: echo, TELL: tell, DEVICE: tell, MARKED: tell}) as servers:
         for family in FAMILIES:
             servers.add(beyond, LINK[family][1], DEVICE, echo)
         yield servers
@@ -60,6 +63,7 @@ def gateway(
     rules: list[dict[str, Any]] = [
         {"port": [DEVICE, CLOSED], "to": "device"},
         {"port": UNCARRIED, "to": "tcp-only"},
+        {"port": MARKED, "dscp": "ef", "to": "device"},
         {"to": "spare"},
     ]
     outbounds = {

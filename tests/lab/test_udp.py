@@ -18,6 +18,8 @@ from gateway.lab.process import wait_until
 
 #: Ports of the ways out, besides the SOCKS server.
 DEVICE, PRESERVED, CLOSED = 8001, 8002, 8009
+#: By DSCP to the one, or to the other.
+MARKED = 8004
 #: A port that a program of the router has, too.
 BUSY = 8003
 WAYS: dict[str, dict[str, Any]] = {
@@ -30,7 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def servers(module_lab: Lab) -> Iterator[Served]:
     """Echo and tell on all targets."""
     module_lab.start_upstream("sing-box")
-    ports = dict.fromkeys((TELL, DEVICE, PRESERVED, BUSY), tell)
+    ports = dict.fromkeys((TELL, DEVICE, PRESERVED, BUSY, MARKED), tell)
     with answering(module_lab, {ECHO: echo, **ports}) as servers:
         yield servers
 
@@ -42,6 +44,7 @@ def gateway(module_lab: Lab, servers: Served, backend: str, mode: str) -> Iterat
     rules = [
         {"port": [DEVICE, CLOSED], "to": "device"},
         {"port": PRESERVED, "to": "preserve"},
+        {"port": MARKED, "dscp": "ef", "to": "device"},
         {"to": "spare"},
     ]
     outbounds = {"spare": lab.socks("spare"), **WAYS}
@@ -122,6 +125,30 @@ def test_a_stranger_may_speak_and_is_answered(
 
 def _like(sock: socket.socket, outside: tuple[str, int]) -> tuple[Any, ...]:
     return outside if sock.family == socket.AF_INET else (*outside, 0, 0)
+
+
+EF = 46
+
+
+def test_the_dscp_of_the_first_datagram(
+    module_lab: Lab, gateway: GatewayProcess, client: Machine, family: Family
+) -> None:
+    """It decides, whatever those have that follow; congestion marks are not of it."""
+    lab, host = module_lab, target(module_lab, family)
+
+    def ask_as(sock: socket.socket, dscp: int, ecn: int) -> tuple[str, int]:
+        if family == 4:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, dscp << 2 | ecn)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, dscp << 2 | ecn)
+        return seen_by(ask(sock))[:2]
+
+    ways = {EF: {address(lab.router, family, "wan")}, 0: upstream(lab, "spare")}
+    for first, other in ((EF, 0), (0, EF)):
+        with talking(client, host, MARKED) as sock:
+            seen = ask_as(sock, first, 0)
+            assert seen[0] in ways[first]
+            assert {ask_as(sock, dscp, ecn) for dscp, ecn in ((first, 1), (other, 0))} == {seen}
 
 
 def test_datagrams_of_any_size_pass(

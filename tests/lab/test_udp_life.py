@@ -14,6 +14,7 @@ from traffic import (
     FAMILIES,
     Family,
     Witness,
+    address,
     command,
     new_socket,
     peer_seen,
@@ -303,11 +304,10 @@ def test_a_dead_gateway_leaks_or_not_as_written(lab: Lab, backend: str, on_failu
 # --- loops ------------------------------------------------------------------------------------
 
 
-def diverting_itself(lab: Lab) -> dict[str, Any]:
+def diverting_itself(lab: Lab, family: Family) -> dict[str, Any]:
     """This machine's datagrams too, by sockets of its own (``mark`` alone keeps them apart)."""
-    config = lab.config(
-        {"to": "out"}, outbounds={"out": {"type": "direct", "source": "203.0.113.2"}}
-    )
+    own = address(lab.router, family, "wan")
+    config = lab.config({"to": "out"}, outbounds={"out": {"type": "direct", "source": own}})
     config["lan"]["this_machine"] = True
     config["inbound"] |= {"udp": "tproxy", "workers": 1}
     return config
@@ -320,28 +320,32 @@ def udp_flow_count(gateway: GatewayProcess) -> int:
         return 0
 
 
-def test_the_bypass_mark_prevents_a_storm_of_datagrams(module_lab: Lab, servers: Served) -> None:
+def test_the_bypass_mark_prevents_a_storm_of_datagrams(
+    module_lab: Lab, servers: Served, family: Family
+) -> None:
     """Unmarked, one datagram becomes as many flows as there may be; marked, it is one."""
-    lab, config = module_lab, diverting_itself(module_lab) | {"udp": {"flows": 100}}
+    lab, config = module_lab, diverting_itself(module_lab, family) | {"udp": {"flows": 100}}
     with running(lab, config, program=NAIVE) as naive:
-        with talking(lab.router, target(lab, 4)) as sock:
+        with talking(lab.router, target(lab, family)) as sock:
             sock.send(b"once")
             wait_until(lambda: udp_flow_count(naive) > 50, "the storm")
         naive.kill()
         command(lab, "down", "--run-dir", str(naive.run_dir))
     with running(lab, config) as gateway:
-        with talking(lab.router, target(lab, 4)) as sock:
+        with talking(lab.router, target(lab, family)) as sock:
             assert ask(sock) == b"hello"
         assert udp_flow_count(gateway) == 1
 
 
-def test_the_detector_ends_a_loop_of_datagrams(module_lab: Lab, servers: Served) -> None:
+def test_the_detector_ends_a_loop_of_datagrams(
+    module_lab: Lab, servers: Served, family: Family
+) -> None:
     """Unmarked but detected: counted and named, once for each conversation."""
     lab, program = module_lab, (*NAIVE, "--detect-loops")
-    with running(lab, diverting_itself(lab), program=program) as gateway:
-        with talking(lab.router, target(lab, 4)) as sock:
+    with running(lab, diverting_itself(lab, family), program=program) as gateway:
+        with talking(lab.router, target(lab, family)) as sock:
             sock.send(b"once")
             wait_counter(gateway, "udp_closed_loop")
         (flow,) = [flow for flow in udp_flows(gateway) if flow["close_reason"] == "loop"]
-        assert "diverted" in flow["detail"]
+        assert "`marks.base`" in flow["detail"]
         assert udp_flow_count(gateway) == 2

@@ -221,6 +221,7 @@ def test_all_fail(rig) -> None:
     one.send(b"second")
     assert one.told.errors == [CLIENT, CLIENT]
     assert (len(a.legs), len(b.legs)) == (1, 1)
+    assert (one.desk.counters["group_failovers"], one.desk.counters["group_exhausted"]) == (1, 1)
 
 
 @pytest.mark.parametrize("failure", [UpstreamFailure.REJECTED, UpstreamFailure.RESOURCES])
