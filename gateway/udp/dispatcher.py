@@ -141,9 +141,13 @@ class Datagrams:
 
     def _sniffed(self, unheard: UnheardFlow, seen: Sighting) -> None:
         facts = unheard.facts._replace(name=seen.name, sniffed=seen.protocol)
-        now = self.routing.finder.now()
-        answer = self.routing.policy.settle(facts, now)
-        flow = self._begin(unheard.ends, facts, answer, unheard.first)
+        flow = self._flows.find(facts.source, facts.destination)
+        if flow is not None:
+            # Meanwhile the far end has spoken by itself, or the client with another traffic class.
+            self._know(unheard.ends, flow)
+        else:
+            answer = self.routing.policy.settle(facts, self.routing.finder.now())
+            flow = self._begin(unheard.ends, facts, answer, unheard.first)
         unheard.onward = flow
         for datagram in unheard.kept:
             if flow is not None:

@@ -169,3 +169,20 @@ def plane() -> Iterator[Plane]:
     made = Plane()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def initials() -> list[bytes]:
+    """A QUIC client's first datagrams: its hello, for www.video.example, is too long for one."""
+    from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.connection import QuicConnection
+
+    settings = QuicConfiguration(
+        server_name="www.video.example",
+        alpn_protocols=[f"protocol-number-{number}" for number in range(150)],
+    )
+    connection = QuicConnection(configuration=settings)
+    connection.connect(("192.0.2.1", 443), now=0.0)
+    sent = [data for data, _ in connection.datagrams_to_send(now=0.0)]
+    assert len(sent) >= 3
+    return sent

@@ -100,20 +100,3 @@ def test_what_is_kept_is_bounded(arrive, initials):
     arrive(flow, bytes(KEPT_BYTES))
     arrive(flow, initials[1])
     assert (flow.kept, desk.why) == (initials[:2], ["not-ready"])
-
-
-@pytest.fixture
-def initials() -> list[bytes]:
-    """A client's datagrams: a hello too long for one."""
-    from aioquic.quic.configuration import QuicConfiguration
-    from aioquic.quic.connection import QuicConnection
-
-    settings = QuicConfiguration(
-        server_name="www.video.example",
-        alpn_protocols=[f"protocol-number-{number}" for number in range(150)],
-    )
-    connection = QuicConnection(configuration=settings)
-    connection.connect(("192.0.2.1", 443), now=0.0)
-    sent = [data for data, _ in connection.datagrams_to_send(now=0.0)]
-    assert len(sent) >= 3
-    return sent

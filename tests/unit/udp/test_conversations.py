@@ -24,10 +24,11 @@ from gateway.kernel.udp_sockets import ends_of
 from gateway.outbound.board import Board
 from gateway.outbound.group import GroupOutbound
 from gateway.policy.engine import Policy
+from gateway.policy.names import NamePatterns
 from gateway.policy.rule import CompiledRule
 from gateway.routing import FlowTimeouts, OwnTraffic, Routing
 from gateway.sniffing import SniffLimits
-from gateway.udp.dispatcher import Datagrams
+from gateway.udp.dispatcher import MOST_KEYS, Datagrams
 from gateway.udp.face import Face
 from gateway.udp.flow import UdpFlow, UdpSettings
 from gateway.udp.loops import HELD_S, MOST_HELD
@@ -117,7 +118,10 @@ class Told:
 class Rig:
     """The pipeline, whose clock and timers a test moves."""
 
-    def __init__(self, *outbounds: Outbound, own: OwnTraffic, **wanted: Any) -> None:
+    def __init__(
+        self, *outbounds: Outbound, own: OwnTraffic, names: tuple[str, ...] = (), **wanted: Any
+    ) -> None:
+        """Rules ask for ``names`` after those that lead to ``a``."""
         board = Board(None)  # type: ignore[arg-type]
         members = {each.name: each for each in outbounds}
         board.adopt({"g": Standing(tuple(members))}, members, 10.0)  # type: ignore[arg-type]
@@ -128,6 +132,8 @@ class Rig:
             CompiledRule(0, "other", "a", destination=(ip_network(f"{OTHER.host}/32"),)),
             CompiledRule(1, "all", "g"),
         ]
+        if names:
+            rules.insert(1, CompiledRule(1, "names", "a", names=NamePatterns.of(names)))
         ways: dict[str, Any] = {"g": GroupOutbound("g", board), **members}
         routing = Routing(Policy(rules), ways, FlowTimeouts(1, 1, 1), SniffLimits(), FactFinder())
         self.desk = Datagrams(
@@ -144,12 +150,18 @@ class Rig:
     def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
         self.timers.append((seconds, call))
 
-    def send(self, data: bytes, to: Endpoint = FAR, client: Endpoint = CLIENT) -> None:
+    def send(
+        self,
+        data: bytes,
+        to: Endpoint = FAR,
+        client: Endpoint = CLIENT,
+        dscp: int | None = None,
+    ) -> None:
         """As the listener does."""
         batch, desk = self._batch, self.desk
         batch.put(0, data)
         source, far = ip_address(client.host).packed, ip_address(to.host).packed
-        ends = ends_of(source, client.port, far, to.port)
+        ends = ends_of(source, client.port, far, to.port, dscp)
         conversation = desk.known.get(ends) or desk.arrived(ends, batch, 0)
         if conversation is not None:
             conversation.up(batch, 0, 1)
@@ -287,6 +299,45 @@ def test_nobody_speaks_as_this_machine_or_as_no_host(rig) -> None:
     mapping = a.legs[0].owner
     for host in ("203.0.113.2", "127.0.0.1", "0.0.0.0", "224.0.0.1", "fe80::1", "a.example"):
         assert mapping.stranger(Endpoint(host, 7777)) is None
+
+
+def test_a_far_end_that_speaks_while_its_client_is_looked_into(rig, initials) -> None:
+    """Two that reach out to each other have one conversation, and nothing is lost of it."""
+    a = Outbound("a")
+    one = rig(a, names=("+.video.example",))
+    one.send(b"first", OTHER)
+    one.send(initials[0], FAR)
+    assert a.legs[0].sent == [b"first"], "the other waits for its name"
+    spoken = a.legs[0].owner.stranger(FAR)
+    for each in initials[1:]:
+        one.send(each, FAR)
+    assert a.legs[0].sent == [b"first", *initials]
+    assert spoken in one.desk.live
+    assert one.desk.live_count == 2
+    one.send(b"more", FAR)
+    assert a.legs[0].sent[-1] == b"more"
+
+
+def test_a_client_whose_traffic_class_changes_while_it_is_looked_into(rig, initials) -> None:
+    a = Outbound("a")
+    one = rig(a, names=("+.video.example",))
+    one.send(initials[0], dscp=0)
+    one.send(initials[0], dscp=8)
+    for dscp in (0, 8):
+        for each in initials[1:]:
+            one.send(each, dscp=dscp)
+    assert a.legs[0].sent == 2 * initials
+    assert one.desk.live_count == 1
+    assert len(one.flow.keys) == 2
+
+
+def test_ways_of_coming_are_many_but_not_kept_all(rig) -> None:
+    a = Outbound("a")
+    one = rig(a)
+    for dscp in range(64):
+        one.send(b"%d" % dscp, dscp=dscp)
+    assert len(a.legs[0].sent) == 64
+    assert len(one.flow.keys) == MOST_KEYS
 
 
 # --- what goes round, and what only looks like it -----------------------------------------------
