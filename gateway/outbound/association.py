@@ -243,16 +243,10 @@ class Association(Leg):
             data = batch.data(slot)
             try:
                 size = header_size(data)
-            except FragmentError:
-                self._owner.leg_dropped("fragment")
-                slot += 1
-                continue
             except ProtocolError:
-                self._owner.leg_dropped("malformed")
-                slot += 1
-                continue
+                size = 0
             header = bytes(data[:size])
-            if batch.segment(slot) and not batch.alike(slot, header):
+            if not size or (batch.segment(slot) and not batch.alike(slot, header)):
                 self._deliver_apart(slot)
                 slot += 1
                 continue
@@ -265,10 +259,13 @@ class Association(Leg):
             slot = end
 
     def _deliver_apart(self, slot: int) -> None:
-        """A train whose datagrams come from several far ends."""
+        """A train whose datagrams come from several far ends, or what is not well-formed."""
         for data in self._batch.datagrams(slot):
             try:
                 size = header_size(data)
+            except FragmentError:
+                self._owner.leg_dropped("fragment")
+                continue
             except ProtocolError:
                 self._owner.leg_dropped("malformed")
                 continue

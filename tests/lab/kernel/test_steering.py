@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.inbound.tun_nat import NUMBERS, numbers_of
 from gateway.kernel import tun_keeper
@@ -88,6 +90,34 @@ def check(queues: int) -> None:
 @pytest.mark.parametrize("queues", [2, 3, 7])
 def test_packets_are_spread_and_answers_find_their_flow(ns: Namespace, queues: int) -> None:
     ns.call(check, queues)
+
+
+FIRST = st.sampled_from([0x00, 0x40, 0x45, 0x4F, 0x60, 0x6F, 0xFF])
+
+
+def whatever_comes() -> None:
+    """What is too short for its ends, or of no version that there is, is read as far as it goes."""
+    keeper = TunKeeper()
+    assert keeper.keep(SETTINGS, 3)
+
+    @settings(max_examples=300, deadline=None, database=None)
+    @given(FIRST, st.binary(max_size=80))
+    def each(first: int, rest: bytes) -> None:
+        packet = bytes([first]) + rest
+        once, again = taken(keeper, [packet]), taken(keeper, [packet])
+        assert once.total() == 1
+        assert once == again
+        if len(packet) < 20:
+            assert once == {0: 1}
+
+    try:
+        each()
+    finally:
+        keeper.close()
+
+
+def test_any_packet_has_its_queue(ns: Namespace) -> None:
+    ns.call(whatever_comes)
 
 
 @pytest.mark.parametrize("queues", [1, 2, 3, 64])
