@@ -40,6 +40,8 @@ REPLACED_AT_MOST: Final = 2
 
 #: Begins the connection, for a handshake that is to be carried out on it.
 Connector = Callable[[Requester, ClientHandshake], Socks5Attempt | None]
+#: Is told whether an association was granted, and whether that is what the server replied.
+Learner = Callable[[bool, bool], None]
 #: Opens the socket for datagrams to a relay. Raises ``OSError``.
 RelayOpener = Callable[[Endpoint], SocketType]
 
@@ -58,8 +60,8 @@ class Control:
     """One TCP connection that an association is tied to; silent, so that the kernel watches it.
 
     ``datagrams`` is the socket for them, connected to the server's relay, once that is granted;
-    who takes it sets it to None. ``learn`` is told whether the server grants any: not, where
-    it has accepted us, and then refused this, or hung up on it.
+    who takes it sets it to None. ``learn`` is told whether the server grants any, and whether it
+    says so: where it has accepted us, it has refused this, or only hung up on it.
     """
 
     __slots__ = (
@@ -72,7 +74,7 @@ class Control:
         reactor: Reactor,
         server: Endpoint,
         user: ControlUser,
-        learn: Callable[[bool], None],
+        learn: Learner,
         open_relay: RelayOpener,
     ) -> None:
         self._reactor = reactor
@@ -107,7 +109,7 @@ class Control:
         self._stop_timer()
         self._sock = upstream
         self._reactor.hand_over(upstream.fileno(), self)
-        self._learn(True)
+        self._learn(True, True)
         try:
             keep_alive(upstream)
             self.datagrams = self._open_relay(relay_address(self._handshake.bound, self._server))
@@ -122,11 +124,10 @@ class Control:
 
     def failed(self, failure: UpstreamFailure, detail: str, replied: bool = False) -> None:
         """It is not."""
-        del replied
         self._attempt = None
         self._stop_timer()
         if self._handshake is not None and self._handshake.accepted:
-            self._learn(False)
+            self._learn(False, replied)
         self.user.control_lost(self, failure, detail)
 
     def on_ready(self, fd: int, events: int) -> None:

@@ -28,6 +28,8 @@ MAX_AGE_S: Final = 120.0
 #: After a failure, the wait before the next asking; doubled each time (seconds).
 RETRY_S: Final = 1.0
 RETRY_MOST_S: Final = 60.0
+#: A server that has granted some and hangs up so often in a row grants none any more.
+HANG_UPS: Final = 3
 #: A server that grants none is asked again (seconds): its owner may have changed its mind.
 ASK_AGAIN_S: Final = 300.0
 
@@ -57,6 +59,7 @@ class Spares:
         self._opening: dict[Control, float] = {}  # and since when
         self._ready: dict[Control, float] = {}  # the same, the oldest first
         self._retry_s = RETRY_S
+        self._hang_ups = 0
         self._not_before = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
@@ -134,8 +137,12 @@ class Spares:
     def _control(self, user: ControlUser) -> Control:
         return Control(self._reactor, self._server, user, self._learn, self._open_relay)
 
-    def _learn(self, granted: bool) -> None:
-        if self._known is None:
+    def _learn(self, granted: bool, replied: bool) -> None:
+        if self._known is not None:
+            return
+        self._hang_ups = 0 if replied else self._hang_ups + 1
+        # Whoever has granted some may have ended for another reason.
+        if replied or not self.carries or self._hang_ups >= HANG_UPS:
             self.carries = granted
 
     def _watch_age(self) -> None:

@@ -169,6 +169,35 @@ def test_a_server_that_goes_without_a_word_is_found_out(plane):
     plane.run(scenario())
 
 
+def test_a_server_that_hangs_up_is_not_taken_at_its_word_at_once(plane, monkeypatch):
+    """It may be ending; but where it has granted none, or hangs up for ever, it grants none."""
+    monkeypatch.setattr(spares, "RETRY_S", 0.01)
+    monkeypatch.setattr(spares, "RETRY_MOST_S", 0.01)
+
+    async def hang_up(rig: Rig) -> None:
+        far = await rig.plane.accept(rig.server)
+        await rig.plane.read(far, len(GREETING))
+        far.send(METHOD)
+        await rig.plane.read(far, len(REQUEST))
+        far.close()
+
+    async def scenario() -> None:
+        rig, user = Rig(plane), User()
+        await hang_up(rig)
+        await plane.until(lambda: rig.outbound.carries_udp is False)
+        rig.outbound.close()
+        rig = Rig(plane)
+        await rig.spare()
+        rig.spares.take(user).close()
+        for count in range(spares.HANG_UPS):
+            assert rig.outbound.carries_udp is True, count
+            await hang_up(rig)
+        await plane.until(lambda: rig.outbound.carries_udp is False)
+        rig.outbound.close()
+
+    plane.run(scenario())
+
+
 def test_an_association_without_a_socket_is_none(plane, monkeypatch):
     """The connection goes, too; who has asked is told why."""
 
