@@ -330,6 +330,7 @@ class DataPlane:
         """
         before = self._board.standings
         self._board.stand(groups, well)
+        self._datagrams.leave(self._board.is_down)
         if not self._board.interrupts(before):
             return
         live: list[Flow | UdpFlow] = [*self._dispatcher.live, *self._datagrams.live]

@@ -107,6 +107,14 @@ class Board:
                 return True
         return False
 
+    def is_down(self, group: str, member: str) -> bool:
+        """Whether a member below a group (as ``interrupted`` has them) is, and another is not."""
+        for name, its in pairwise([group, *member.split(">")]):
+            standing = self.standings.get(name)
+            if standing and standing.usable and its in standing.others:
+                return True
+        return False
+
     def report(self) -> GroupReport:
         """What flows have shown so far."""
         return GroupReport(dict(self.used), dict(self._failures))

@@ -36,13 +36,12 @@ from gateway.udp.face import Face
 from gateway.udp.flow import UdpFlow, UdpSettings
 from gateway.udp.loops import LoopWatch
 from gateway.udp.mapping import Mapping, MappingKey
-from gateway.udp.refusal import Refusal
+from gateway.udp.refusal import Refusals
 from gateway.udp.table import FlowTable
 from gateway.wire.icmp_error import IcmpError, from_wire
 
-#: How long a refusal is remembered: until then every datagram is answered without a look at
-#: the rules (seconds).
-REFUSAL_S: Final = 1.0
+#: After so long (seconds) without an answer a member that is down is left.
+UNHEARD_S: Final = 10.0
 #: By how many ways of coming (interface, traffic class) a conversation's datagrams are known.
 MOST_KEYS: Final = 16
 
@@ -82,7 +81,7 @@ class Datagrams:
         self._detect_loops = detect_loops
         self._mappings: dict[MappingKey, Mapping] = {}
         self._flows = FlowTable()
-        self._refusals: deque[tuple[float, bytes]] = deque()
+        self._refusals = Refusals(self, self.known)
         self._sniffing = Sniffing(call_later, self.counters, self._sniffed)
         self._next_id, self._id_step = flow_ids
 
@@ -319,6 +318,21 @@ class Datagrams:
                 sender.bytes_up -= len(datagram)  # counted when it was kept
                 sender.up_one(self.batch, datagram)
 
+    def leave(self, is_down: Callable[[str, str], bool]) -> None:
+        """Have flows go on otherwise that a member which is down leaves without an answer.
+
+        ``is_down`` is asked of a group and its member.
+        """
+        silent = time.monotonic() - UNHEARD_S
+        for mapping in tuple(self._mappings.values()):
+            if (
+                mapping.member
+                and all(flow.unheard_since < silent for flow in mapping.flows.values())
+                and is_down(mapping.decision.outbound, mapping.member)
+            ):
+                mapping.close()
+                mapping.leg_failed(UpstreamFailure.TIMEOUT, f"{mapping.member} is down")
+
     def _another(
         self, flow: UdpFlow, failure: UpstreamFailure, tried: frozenset[str]
     ) -> Outbound | None:
@@ -338,11 +352,7 @@ class Datagrams:
         keys = flow.keys
         flow.close(reason)
         self.refused(flow.facts)
-        until = time.monotonic() + REFUSAL_S
-        refusal = Refusal(self, flow.facts, until)
-        for ends in keys:
-            self.known[ends] = refusal
-            self._refusals.append((until, ends))
+        self._refusals.add(flow.facts, keys)
 
     def expire(self, now: float) -> None:
         """End what has been quiet too long. ``now``: ``time.monotonic``."""
@@ -350,11 +360,7 @@ class Datagrams:
         for flow in self.live:
             if not flow.moved(now) and now - flow.quiet_since >= flow.idle_limit(settings):
                 flow.close(CloseReason.IDLE_TIMEOUT)
-        while self._refusals and self._refusals[0][0] <= now:
-            _, ends = self._refusals.popleft()
-            known = self.known.get(ends)
-            if isinstance(known, Refusal) and known.until <= now:
-                del self.known[ends]
+        self._refusals.expire(now)
 
     def close_all(self) -> None:
         """End every conversation, because the gateway ends."""

@@ -48,8 +48,8 @@ class UdpFlow(Conversation):
     """One conversation with what is known of it."""
 
     __slots__ = (
-        "_owner", "decision", "detail", "ended", "facts", "id", "keys", "mapping", "member",
-        "quiet_since", "reason", "seen", "started", "started_at",
+        "_owner", "decision", "detail", "ended", "facts", "heard", "id", "keys", "mapping",
+        "member", "quiet_since", "reason", "seen", "started", "started_at", "unheard_since",
     )  # fmt: skip
 
     def __init__(
@@ -65,11 +65,12 @@ class UdpFlow(Conversation):
         self.mapping: Mapping | None = None
         self.detail = ""
         self.member = ""
-        self.started = self.quiet_since = time.monotonic()
+        self.started = self.quiet_since = self.unheard_since = time.monotonic()
         self.started_at = time.time()
         self.ended = 0.0
         self.reason: CloseReason | None = None
         self.seen = 0
+        self.heard = 0
 
     def mute(self, error: OSError) -> None:
         """The client cannot be answered."""
@@ -92,6 +93,9 @@ class UdpFlow(Conversation):
             return False
         self.seen = seen
         self.quiet_since = now
+        if self.bytes_down != self.heard:
+            self.heard = self.bytes_down
+            self.unheard_since = now
         return True
 
     def idle_limit(self, settings: UdpSettings) -> float:

@@ -443,6 +443,15 @@ def test_members_that_were_tried_are_passed_over(rig) -> None:
     assert one.board.used[one.group.name] == used, "it is the same flow"
 
 
+def test_a_member_is_down_only_where_another_is_not(rig) -> None:
+    one = rig(h=Standing(("a",), ("b",)), g=Standing(("h",), ("c",)))
+    down = {path for path in ("h>a", "h>b", "h", "c") if one.board.is_down("g", path)}
+    assert down == {"h>b", "c"}
+    one.board.stand({"g": Standing((), ("h", "c"))}, ())
+    assert not one.board.is_down("g", "c")
+    assert not one.board.is_down("unknown", "c")
+
+
 def test_clients_are_spread_and_stay(rig) -> None:
     one = rig(g=Standing(("a", "b", "c"), (), "source"))
     clients = [Endpoint(f"192.168.20.{host}", 1000) for host in range(32)]

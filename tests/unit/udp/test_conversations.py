@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -28,7 +29,7 @@ from gateway.policy.names import NamePatterns
 from gateway.policy.rule import CompiledRule
 from gateway.routing import FlowTimeouts, OwnTraffic, Routing
 from gateway.sniffing import SniffLimits
-from gateway.udp.dispatcher import MOST_KEYS, Datagrams
+from gateway.udp.dispatcher import MOST_KEYS, UNHEARD_S, Datagrams
 from gateway.udp.face import Face
 from gateway.udp.flow import UdpFlow, UdpSettings
 from gateway.udp.loops import HELD_S, MOST_HELD
@@ -272,6 +273,30 @@ def test_a_flow_that_ended_meanwhile_sends_no_more(rig) -> None:
     next(iter(one.desk.live)).close(CloseReason.EVICTED)
     a.legs[0].fail(REFUSED)
     assert b.legs[0].sent == [b"elsewhere"]
+
+
+def test_a_member_that_is_down_and_silent_is_left(rig, monkeypatch) -> None:
+    """What has been answered lately stays, whatever probes say of the member."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    a, b = Outbound("a"), Outbound("b")
+    one = rig(a, b)
+    one.send(b"first")
+    one.send(b"to no group", OTHER)
+    for answered in (True, False):
+        now[0] += UNHEARD_S + 1
+        for flow in one.desk.live:
+            flow.bytes_up += 1
+            flow.bytes_down += answered
+        one.desk.expire(now[0])
+        one.desk.leave(lambda *asked: asked == ("g", "b"))
+        assert len(b.legs) == 0
+        one.desk.leave(lambda *asked: asked == ("g", "a"))
+        assert len(b.legs) == (0 if answered else 1)
+    one.send(b"on")
+    assert b.legs[0].sent == [b"on"]
+    assert [flow.member for flow in one.desk.live] == ["b", ""]
+    assert one.closed == []
 
 
 # --- who may speak ----------------------------------------------------------------------------
