@@ -185,6 +185,8 @@ class Forwarder:
         with suppress(OSError):
             while True:
                 query, peer = self._sock.recvfrom(600)
+                if not query:  # it was shut down
+                    return
                 with suppress(OSError):
                     self._sock.sendto(self._ask(query), peer)
 
