@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from datagrams import ECHO, Relay, Served, answering, ask, echo, served, talking
 from traffic import (
+    FAMILIES,
     Family,
     address,
     command,
