@@ -204,13 +204,19 @@ class Demo:
 
 
 def rules(lab: Lab) -> dict[str, Any]:
-    """The demo's configuration: two subnets with different ways out, and one host refused."""
+    """The demo's configuration: two subnets with different ways out, and one host refused.
+
+    One connection a flow, as they are counted: to learn how a server takes the handshake may take
+    two, where one is slow to answer.
+    """
     named = ("mirror", "blocked")
+    servers = {name: {**lab.socks(name), "handshake": "strict"} for name in ("home", "work")}
     config = lab.config(
         {"destination": "blocked", "to": REJECT},
         {"subnet": "kids", "to": "home"},
         {"subnet": "office", "destination": "mirror", "to": DIRECT},
         {"to": "work"},
+        outbounds=servers,
     )
     entries = {name: list(lab.topology.targets[name]) for name in named}
     sets = {name: {"type": "inline", "entries": addresses} for name, addresses in entries.items()}
