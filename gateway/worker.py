@@ -88,8 +88,7 @@ def _answer(plane: DataPlane, method: str, arguments: tuple[Any, ...]) -> object
 
 def main() -> None:
     """Entry point: ``python -m gateway.worker FIRST_ID STEP INDEX HANDOVER``."""
-    # The parent decides when it is over: a terminal's Ctrl-C and a service manager's SIGTERM
-    # reach every process of the group.
+    # The parent decides when it is over: a service manager's SIGTERM reaches every process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     asyncio.run(_serve(*map(int, sys.argv[1:5])))

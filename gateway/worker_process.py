@@ -15,6 +15,7 @@ from gateway import logs
 from gateway.blueprint import Blueprint
 from gateway.control.running import FlowRecord
 from gateway.errors import GatewayError
+from gateway.kernel.children import undisturbed
 from gateway.kernel.handover import Handover
 from gateway.worker import END, pack, read
 
@@ -46,7 +47,7 @@ class Worker:
         """Start one; it does not listen yet. Raises ``GatewayError`` where none can be had."""
         try:
             ours, theirs = Handover.pair()
-            with closing(theirs), ExitStack() as unless_started:
+            with closing(theirs), undisturbed(), ExitStack() as unless_started:
                 unless_started.callback(ours.close)
                 numbers = map(str, (first_id, step, index, theirs.fileno()))
                 process = await asyncio.create_subprocess_exec(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 
 from gateway.errors import ApplyError, CapabilityError
+from gateway.kernel.children import undisturbed
 from gateway.marks import SET_PREFIX
 from gateway.plan.addresses import Network
 from gateway.plan.model import AddressSet
@@ -112,9 +113,10 @@ def _joined(elements: list[Network]) -> list[Network]:
 
 def _run(*arguments: str, text: str = "") -> str:
     try:
-        done = subprocess.run(
-            ["ipset", *arguments], input=text, capture_output=True, text=True, check=False
-        )
+        with undisturbed():
+            done = subprocess.run(
+                ["ipset", *arguments], input=text, capture_output=True, text=True, check=False
+            )
     except FileNotFoundError as error:
         raise CapabilityError(
             "ipset is not installed",

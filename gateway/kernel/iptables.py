@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gateway.errors import ApplyError
+from gateway.kernel.children import undisturbed
 from gateway.kernel.iptables_job import Reply, Request
 from gateway.kernel.iptables_worker import present_tables
 from gateway.kernel.step import Step
@@ -103,13 +104,14 @@ def _raise_if_failed(replies: Sequence[Reply]) -> None:
 
 def _start(request: Request) -> _Started | Reply:
     try:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "gateway.kernel.iptables_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | _ENVIRONMENT,
-        )
+        with undisturbed():
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "gateway.kernel.iptables_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=os.environ | _ENVIRONMENT,
+            )
     except OSError as error:
         # Not raised: the other family's worker may have begun.
         return Reply(error=f"the iptables worker cannot be started: {error.strerror}")

@@ -17,6 +17,7 @@ from pyroute2 import IPRoute
 
 from gateway.errors import ApplyError, CapabilityError
 from gateway.kernel import iptables, libnftables, sysctl
+from gateway.kernel.children import undisturbed
 from gateway.kernel.iptables_job import Request
 from gateway.kernel.iptables_worker import present_tables
 from gateway.kernel.privilege import Capability, has
@@ -250,4 +251,5 @@ def _tried(requests: list[Request]) -> Feature:
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with undisturbed():
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -20,6 +20,7 @@ from pyroute2 import IPRoute
 
 from gateway.errors import GatewayError
 from gateway.kernel import host_firewall, libnftables
+from gateway.kernel.children import undisturbed
 from gateway.kernel.listening import listening
 from gateway.kernel.privilege import effective
 from gateway.marks import NFT_TABLE, ROUTE_PROTOCOL, Mark
@@ -171,13 +172,14 @@ def _legacy_drops(family: Literal["ip", "ip6"]) -> list[ForeignDrop]:
     try:
         if "filter" not in (_PROC / f"self/net/{family}_tables_names").read_text().split():
             return []
-        saved = subprocess.run(
-            [f"{family}tables-legacy-save", "-t", "filter"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
+        with undisturbed():
+            saved = subprocess.run(
+                [f"{family}tables-legacy-save", "-t", "filter"],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            )
     except (OSError, subprocess.SubprocessError):
         return []
     return legacy_drops(family, saved.stdout)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.errors import ConfigError, GatewayError, Problem
+from gateway.kernel.children import undisturbed
 from gateway.policy.sets.formats import ListSource, read_list
 from gateway.policy.sets.stored import pack
 
@@ -55,20 +56,25 @@ class Compiler:
 
     def _run(self, module: str, arguments: list[str], progress: Callable[[float], None]) -> None:
         command = [sys.executable, "-m", module, *arguments]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-        ) as child:
+        with undisturbed():
+            started = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            )
+        with started as child:
             self._children.add(child)
-            if self._closed:
-                child.kill()
-            assert child.stdout is not None
-            answer: dict[str, Any] = {}
-            for line in child.stdout:
-                answer = json.loads(line)
-                if "progress" in answer:
-                    progress(answer["progress"])
-            status = child.wait()
-            self._children.discard(child)
+            try:
+                if self._closed:
+                    child.kill()
+                assert child.stdout is not None
+                answer: dict[str, Any] = {}
+                for line in child.stdout:
+                    answer = json.loads(line)
+                    if "progress" in answer:
+                        progress(answer["progress"])
+                status = child.wait()
+            finally:
+                self._children.discard(child)
+                child.kill()  # which does nothing where it has ended
         if "problems" in answer:
             raise ConfigError(tuple(Problem(**each) for each in answer["problems"]))
         if "error" in answer:

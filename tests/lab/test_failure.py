@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import struct
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from traffic import (
     running,
     targets,
     upstream,
+    worker_pids,
 )
 
 from gateway.lab import serve
@@ -143,6 +145,28 @@ def test_a_failed_start_leaves_nothing(lab: Lab, mode: str, wrong: str) -> None:
     assert "Traceback" not in said
     lab.router.assert_unchanged(before)
     assert [path.name for path in gateway.run_dir.iterdir() if path.suffix != ".yaml"] == ["lock"]
+
+
+def test_an_impatient_interrupt_leaves_nothing(module_lab: Lab, backend: str) -> None:
+    """Ctrl-C reaches all of the terminal's group: here again and again, from its first child on."""
+    lab = module_lab
+    before = lab.router.snapshot()
+    config = proxying_web(lab, "closed")
+    gateway = lab.start_gateway(config, backend=backend, workers=2, wait=False)
+    wait_until(lambda: bool(worker_pids(gateway)), "its first child")
+
+    def ended() -> bool:
+        with suppress(ProcessLookupError):
+            os.killpg(gateway.pid, signal.SIGINT)
+        return not gateway.process.alive
+
+    wait_until(ended, "the gateway to end", 60)
+    said = "\n".join(gateway.log)
+    # In its last moment, when all is done, an interrupt is Python's own again.
+    assert gateway.process.wait() in (0, 130, -signal.SIGINT), said
+    assert "stopped: rules, routes and settings are as before" in said
+    assert "Traceback" not in said
+    lab.router.assert_unchanged(before)
 
 
 #: A program of this machine that redirects, too: its flows are not ours to forget.
