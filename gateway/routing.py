@@ -77,13 +77,14 @@ class OwnTraffic:
     ``addresses`` of this machine, as text. ``diverted``: this machine's own traffic is
     diverted on purpose, so that an own address as source is no proof by itself.
     ``lookups``: the outbounds that need a name to be looked up, by that name (canonical);
-    ``resolvers``: the name servers that this machine asks.
+    ``resolvers``: the name servers that this machine asks; ``lan``: its networks.
     """
 
     addresses: frozenset[str] = frozenset()
     diverted: bool = False
     lookups: Mapping[str, frozenset[str]] = field(default_factory=dict)
     resolvers: frozenset[str] = frozenset()
+    lan: tuple[Network, ...] = ()
 
     def may_ask(self, facts: FlowFacts) -> bool:
         """Whether a flow may ask for the address of an outbound's server.

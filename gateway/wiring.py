@@ -27,6 +27,7 @@ from gateway.kernel.sockets import SocketOptions, family_of
 from gateway.kernel.tun import TunSettings
 from gateway.marks import Mark
 from gateway.outbound import direct, reject, socks5
+from gateway.plan.addresses import Network
 from gateway.plan.egress import Egress
 from gateway.plan.lookups import needed_names
 from gateway.routing import FlowTimeouts, OwnTraffic
@@ -61,6 +62,7 @@ def blueprint(
             config.takes_own,
             needed_names(config),
             frozenset(assembly.host.resolvers),
+            _lan(assembly),
         ),
         listen_on=_listen_on(assembly),
         bypass=assembly.marks.bypass if safety.mark else None,
@@ -81,6 +83,13 @@ def _own_addresses(assembly: Assembly) -> frozenset[str]:
     tun = assembly.config.tun
     made = (str(tun.ipv4.ip), str(tun.ipv6.ip)) if tun.by_routing else ()
     return assembly.host.addresses | {*made}
+
+
+def _lan(assembly: Assembly) -> tuple[Network, ...]:
+    """The networks of the LAN interfaces."""
+    wanted = assembly.config.lan.interfaces
+    links = (link for link in assembly.host.interfaces if link.name in wanted)
+    return tuple(sorted({a.network for link in links for a in link.addresses}, key=str))
 
 
 def _leases(assembly: Assembly) -> tuple[str, ...]:

@@ -174,14 +174,18 @@ class Datagrams:
     def _may_speak_as(self, host: str) -> bool:
         """Whether a host that a server names can be somebody out there.
 
-        A socket with an address of this machine would take what is sent to its services.
+        A socket with an address of this machine would take what is sent to its services, and
+        nobody out there has one of the LAN, whose hosts are trusted by others.
         """
         try:
             address = ip_address(host)
         except ValueError:  # a name
             return False
         nobody = address.is_unspecified or address.is_multicast or address.is_loopback
-        return not (nobody or address.is_link_local or host in self.loops.own.addresses)
+        own = self.loops.own
+        if nobody or address.is_link_local or host in own.addresses:
+            return False
+        return not any(address in network for network in own.lan)
 
     def _begin(
         self, ends: bytes, facts: FlowFacts, decision: Decision, first: bytes | memoryview

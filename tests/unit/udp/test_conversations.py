@@ -317,13 +317,16 @@ def test_a_stranger_takes_nobody_s_place(rig) -> None:
     assert [flow.reason for flow in one.closed] == [CloseReason.EVICTED], "a client does"
 
 
-def test_nobody_speaks_as_this_machine_or_as_no_host(rig) -> None:
+def test_nobody_speaks_as_one_of_us_or_as_no_host(rig) -> None:
     a = Outbound("a")
-    one = rig(a, own=OwnTraffic(frozenset({"203.0.113.2"})))
+    lan = (ip_network("192.168.20.0/24"), ip_network("2001:db8:20::/64"))
+    one = rig(a, own=OwnTraffic(frozenset({"203.0.113.2"}), lan=lan))
     one.send(b"first")
     mapping = a.legs[0].owner
-    for host in ("203.0.113.2", "127.0.0.1", "0.0.0.0", "224.0.0.1", "fe80::1", "a.example"):
+    nobody = ("127.0.0.1", "0.0.0.0", "224.0.0.1", "fe80::1", "a.example")
+    for host in ("203.0.113.2", "192.168.20.7", "2001:db8:20::7", *nobody):
         assert mapping.stranger(Endpoint(host, 7777)) is None
+    assert mapping.stranger(Endpoint("2001:db8:21::7", 7777)) is not None
 
 
 def test_a_far_end_that_speaks_while_its_client_is_looked_into(rig, initials) -> None:
