@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
 
 from gateway.flow import Endpoint
 from gateway.kernel.udp_sockets import UdpSockets
 from gateway.wire.icmp_error import IcmpError, encode
 
-#: As much as the kernel itself says in a second (icmp(7), ``icmp_msgs_per_sec``).
-MOST_PER_S: Final = 1000
-
 
 class ErrorSender:
-    """Sends ICMP errors, a bounded number of them in a second."""
+    """Sends ICMP errors, as many as each device ``may_be_told``."""
 
-    def __init__(self, sockets: UdpSockets) -> None:
+    def __init__(self, sockets: UdpSockets, may_be_told: Callable[[str], bool]) -> None:
         self._sockets = sockets
-        self._second = 0
-        self._left = MOST_PER_S
+        self._may_be_told = may_be_told
 
     def tell_of_datagram(
         self, error: IcmpError, client: Endpoint, remote: Endpoint, mtu: int = 0, host: str = ""
@@ -29,12 +24,8 @@ class ErrorSender:
 
         In the name of ``host``, or else of ``remote``.
         """
-        now = time.monotonic()
-        if int(now) != self._second:
-            self._second, self._left = int(now), MOST_PER_S
-        if not self._left:
+        if not self._may_be_told(client.host):
             return False
-        self._left -= 1
         with suppress(OSError):  # a client that cannot be reached, or no CAP_NET_RAW
             sock = self._sockets.open_icmp(host or remote.host)
             try:

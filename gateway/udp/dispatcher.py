@@ -20,7 +20,6 @@ from gateway.errors import UpstreamFailure
 from gateway.flow import CloseReason, Endpoint, FlowFacts
 from gateway.inbound.udp import LISTEN_ON, Begun, Upgoing
 from gateway.kernel.datagrams import Batch, split_ends
-from gateway.kernel.icmp_errors import ErrorSender
 from gateway.kernel.sockaddr import Address
 from gateway.kernel.sockets import SocketFactory, family_of
 from gateway.kernel.udp_sockets import ErrorReport, UdpSockets, read_ends
@@ -32,7 +31,7 @@ from gateway.routing import NAMELESS, OWN_DIVERTED, REASONS, RECENT, OwnTraffic,
 from gateway.sniff.sighting import Sighting
 from gateway.sniffing import Sniffing
 from gateway.sniffing_udp import MOST_WAITING, UnheardFlow
-from gateway.udp.face import Face
+from gateway.udp.face import by_sockets
 from gateway.udp.flow import UdpFlow, UdpSettings
 from gateway.udp.loops import LoopWatch
 from gateway.udp.mapping import Mapping, MappingKey
@@ -69,7 +68,7 @@ class Datagrams:
         self.settings = settings
         self.loops = LoopWatch(own, factory.opened, call_later, self._go_on)
         self.reply_sockets = ReplySockets(sockets.open_reply)
-        self.by_sockets = Face(self.reply_sockets, ErrorSender(sockets))
+        self.by_sockets = by_sockets(self.reply_sockets, sockets)
         #: Of flows that begin from now on.
         self.face = self.by_sockets
         self.batch = Batch()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple, Protocol
 
 from gateway.flow import Endpoint
+from gateway.icmp.errors import MOST_PER_DEVICE, MOST_PER_S
+from gateway.icmp.limits import Rate
+from gateway.kernel.icmp_errors import ErrorSender
+from gateway.kernel.udp_sockets import UdpSockets
 from gateway.relay.udp import Replies
 from gateway.wire.icmp_error import IcmpError
 
@@ -23,3 +28,13 @@ class Face(NamedTuple):
 
     replies: Replies
     errors: ErrorTeller
+
+
+def by_sockets(replies: Replies, sockets: UdpSockets) -> Face:
+    """By sockets; of the errors that may be told in a second one device does not get all."""
+    rate = Rate()
+
+    def may_be_told(device: str) -> bool:
+        return rate.allows(device, MOST_PER_S, MOST_PER_DEVICE, time.monotonic())
+
+    return Face(replies, ErrorSender(sockets, may_be_told))
