@@ -137,7 +137,7 @@ def reassemble(old: Assembly, unable: frozenset[str]) -> Assembly:
     The file is not read: what stands there now is not in force before a reload. A server's
     name that does not resolve now means what it meant before.
     """
-    host = probe_host(old.backend.value)
+    host = probe_host(known=old.host.features)
     return _assembly(
         old.path,
         old.store,

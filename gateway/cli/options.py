@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
+#: What may not be read is told of by who reads it, with the cure.
+_PATH = click.Path(path_type=Path, readable=False)
+
 config_option = click.option(
     "-c",
     "--config",
     "config",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     default=Path("/etc/gateway/gateway.yaml"),
     envvar="GATEWAY_CONFIG",
     show_default=True,
@@ -19,7 +22,7 @@ config_option = click.option(
 )
 run_dir_option = click.option(
     "--run-dir",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     default=Path("/run/gateway"),
     envvar="GATEWAY_RUN_DIR",
     show_default=True,

@@ -93,6 +93,10 @@ def read_text(path: Path) -> str:
         ) from error
     except IsADirectoryError as error:
         raise GatewayError(f"{path} is a directory", "give the path of a file") from error
+    except PermissionError as error:
+        raise GatewayError(
+            f"{path} may not be read", "run this as root, or check the file's permissions"
+        ) from error
     except UnicodeDecodeError as error:
         raise GatewayError(
             f"{path} is not UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Any, Final, Literal
@@ -70,15 +71,18 @@ _POLICY_DROP = re.compile(r":\S+ DROP ")
 
 
 def probe_host(
-    wanted: Literal["auto", "iptables", "nftables", "all"] = "all", *, nfqueue: bool = False
+    wanted: Literal["auto", "iptables", "nftables", "all"] = "all",
+    *,
+    nfqueue: bool = False,
+    known: Mapping[str, Feature] | None = None,
 ) -> HostFacts:
     """One reading of the machine, for plans, the loop guard and ``gateway doctor``.
 
     ``wanted`` is ``inbound.backend``: what the choice of a backend does not depend on is
     then not looked for, which saves most of the second that this takes. ``nfqueue``: look for
-    what packet queues take, too. Without the
-    privilege to look, features are not available. Call from a thread that runs no event
-    loop.
+    what packet queues take, too. ``known``: the firewalls' features, where they have been looked
+    for before. Without the privilege to look, there are none. Call from a thread that runs no
+    event loop.
     """
     with IPRoute() as netlink:
         interfaces = _interfaces(netlink)
@@ -90,7 +94,25 @@ def probe_host(
             if message["proto"] != ROUTE_PROTOCOL
         )
         first_rule = _first_foreign_rule(netlink)
-    features = {"ipv6": _ipv6()}
+    ipv6, privileged = _ipv6(), has(Capability.NET_ADMIN)
+    if known is None:
+        known = _firewalls(wanted, ipv6.available, nfqueue=nfqueue) if privileged else {}
+    return HostFacts(
+        interfaces=interfaces,
+        default_routes=default_routes,
+        features={**known, "ipv6": ipv6},
+        sysctls=sysctl.read_matching(sysctl.PLANNED),
+        first_rule=first_rule,
+        group=os.getegid(),
+        resolvers=read_resolvers(),
+        privileged=privileged,
+    )
+
+
+def _firewalls(
+    wanted: Literal["auto", "iptables", "nftables", "all"], ipv6: bool, *, nfqueue: bool
+) -> dict[str, Feature]:
+    features: dict[str, Feature] = {}
     rules = _NFT_RULES | (_NFT_QUEUE if nfqueue else {})
     if wanted != "iptables":
         features |= {name: _nft_feature(rule) for name, rule in rules.items()}
@@ -103,18 +125,10 @@ def probe_host(
     )
     if not nftables_will_do:
         features["ipset"] = _ipset()
-        features |= _iptables(features["ipv6"].available, nfqueue=nfqueue)
+        features |= _iptables(ipv6, nfqueue=nfqueue)
     if nfqueue:
         features["netfilterqueue"] = _package("netfilterqueue")
-    return HostFacts(
-        interfaces=interfaces,
-        default_routes=default_routes,
-        features=features,
-        sysctls=sysctl.read_matching(sysctl.PLANNED),
-        first_rule=first_rule,
-        group=os.getegid(),
-        resolvers=read_resolvers(),
-    )
+    return features
 
 
 def _interfaces(netlink: IPRoute) -> tuple[Interface, ...]:

@@ -55,6 +55,11 @@ def choose_backend(
     seen. ``nfqueue``: packet queues are asked for. ``transparent``: as of ``needed``. Raises
     ``CapabilityError`` that names what is missing, with the cure.
     """
+    if not facts.privileged:
+        raise CapabilityError(
+            "what this kernel's firewalls can do, only root is told",
+            hint="use sudo, or give this service or container CAP_NET_ADMIN and CAP_NET_RAW",
+        )
     needs = {
         backend: needed(backend, nfqueue=nfqueue, transparent=transparent) for backend in Backend
     }

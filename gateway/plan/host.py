@@ -52,7 +52,8 @@ class HostFacts:
     of others, those of priority 0 (the table ``local``) left out; None where there is none.
     ``users`` and ``cgroups``: numbers of those that the configuration names and that exist.
     ``group``: as which the gateway runs.
-    ``resolvers``: the name servers that this machine asks.
+    ``resolvers``: the name servers that this machine asks. ``privileged``: whether what its
+    firewalls can do could be asked for.
     """
 
     interfaces: tuple[Interface, ...] = ()
@@ -64,6 +65,7 @@ class HostFacts:
     cgroups: dict[str, int] = field(default_factory=dict)
     group: int = 0
     resolvers: tuple[str, ...] = ()
+    privileged: bool = True
 
     @property
     def addresses(self) -> frozenset[str]:

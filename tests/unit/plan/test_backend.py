@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gateway.config.schema import Config
@@ -90,3 +92,11 @@ def test_who_does(inbound: dict[str, str], preserved: bool, wanted: bool) -> Non
         }
     )
     assert transparent(config) is wanted
+
+
+@pytest.mark.parametrize("wanted", ["auto", "iptables", "nftables"])
+def test_who_may_not_ask_is_not_told_to_install_what_may_be_there(wanted: Any) -> None:
+    with pytest.raises(CapabilityError) as caught:
+        choose_backend(wanted, HostFacts(privileged=False))
+    assert "sudo" in caught.value.hint
+    assert "apt-get" not in caught.value.hint
