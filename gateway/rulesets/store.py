@@ -243,7 +243,8 @@ class RuleSetStore:
         if not whole:
             log.info("verifying %s", path)
             self._compiler.verify(path, copy)
-        os.utime(copy)  # it is in use
+        with suppress(OSError):
+            os.utime(copy)  # it is in use
         return copy
 
     def _compiled_directory(self) -> Path:

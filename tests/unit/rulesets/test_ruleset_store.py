@@ -11,6 +11,7 @@ import pytest
 from gateway.config.load import parse
 from gateway.errors import ConfigError, GatewayError
 from gateway.policy.prefixes import address_number
+from gateway.policy.sets.formats import ListSource
 from gateway.rulesets import store as store_module
 from gateway.rulesets.build import Compiler
 from gateway.rulesets.store import RuleSetStore
@@ -196,3 +197,15 @@ def test_whoever_stops_waits_for_no_list(big: Path) -> None:
     store.close()
     with pytest.raises(ConfigError, match="ended with signal 9"):
         store.load()
+
+
+def test_who_waits_and_is_interrupted_leaves_no_child_behind(tmp_path: Path) -> None:
+    compiler, source = Compiler(), tmp_path / "list.txt"
+    source.write_text("a.example\n")
+
+    def interrupt(_done: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compiler.compile(ListSource(source), tmp_path / "set", interrupt)
+    assert compiler._children == set()
