@@ -159,8 +159,7 @@ class Applier:
         """Take away what ``kept`` does not want; each part can fail without the others."""
         return (
             _withdraw_chains(kept),
-            host_firewall.apply(*((kept.accept_input, kept.accept_forward) if kept else ((),))),
-            *(() if kept else (_withdraw_sets(),)),
+            *(() if kept else (host_firewall.apply(()), _withdraw_sets())),
             _withdraw_routing(tuple(plan for plan in (kept, spare) if plan)),
             self._withdraw_sysctls(kept),
         )

@@ -62,7 +62,8 @@ def drop_sets(kept: Iterable[str]) -> list[str]:
     """Delete all other sets, which no chain names any more. Raises ``ApplyError``."""
     _, names = _read_names()
     unwanted = sorted(names - set(kept))
-    libnftables.run("".join(f"delete set {_TABLE} {name}\n" for name in unwanted))
+    if unwanted:
+        libnftables.run("".join(f"delete set {_TABLE} {name}\n" for name in unwanted))
     return unwanted
 
 
