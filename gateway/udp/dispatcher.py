@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import ip_address
 from typing import Final
 
 from gateway.decision import Decision
@@ -36,6 +35,7 @@ from gateway.udp.flow import UdpFlow, UdpSettings
 from gateway.udp.loops import LoopWatch
 from gateway.udp.mapping import Mapping, MappingKey
 from gateway.udp.refusal import Refusals
+from gateway.udp.strangers import may_speak
 from gateway.udp.table import FlowTable
 from gateway.wire.icmp_error import IcmpError, from_wire
 
@@ -154,37 +154,22 @@ class Datagrams:
     def answered_by_stranger(self, mapping: Mapping, remote: Endpoint) -> UdpFlow | None:
         """The conversation of a far end that speaks first; None: it is not heard."""
         client = mapping.key.client
-        narrow = mapping.key.far is not None
-        if narrow or self._flows.find(client, remote) or not self._may_speak_as(remote.host):
-            self.dropped("stranger")
-            return None
-        if not self._flows.has_room(client.host, self.settings):
-            self.dropped("stranger")  # whom nobody has asked takes nobody's place
-            return None
         first = next(iter(mapping.flows.values()), None)
         if first is None or mapping.leg is None:
             return None
         facts = mapping.facts._replace(destination=remote, name=None, sniffed=None)
+        if (
+            mapping.key.far is not None
+            or self._flows.find(client, remote)
+            or not self._flows.has_room(client.host, self.settings)  # it takes nobody's place
+            or not may_speak(facts, self.routing, self.loops.own)
+        ):
+            self.dropped("stranger")
+            return None
         flow = self._flow(facts, mapping.decision, first.client)
         if flow.reason is None:
             self._join(flow, mapping, mapping.leg)
         return flow if flow.reason is None else None
-
-    def _may_speak_as(self, host: str) -> bool:
-        """Whether a host that a server names can be somebody out there.
-
-        A socket with an address of this machine would take what is sent to its services, and
-        nobody out there has one of the LAN, whose hosts are trusted by others.
-        """
-        try:
-            address = ip_address(host)
-        except ValueError:  # a name
-            return False
-        nobody = address.is_unspecified or address.is_multicast or address.is_loopback
-        own = self.loops.own
-        if nobody or address.is_link_local or host in own.addresses:
-            return False
-        return not any(address in network for network in own.lan)
 
     def _begin(
         self, ends: bytes, facts: FlowFacts, decision: Decision, first: bytes | memoryview

@@ -13,6 +13,7 @@ from datagrams import ECHO, TELL, Served, answering, ask, echo, seen_by, talking
 from test_udp import (
     CLOSED,
     DEVICE,
+    FORBIDDEN,
     MARKED,
     test_a_client_socket_has_one_address_for_all,
     test_a_closed_port_is_told,
@@ -61,6 +62,7 @@ def gateway(
     """All to ``spare``, but for the ports of other ways."""
     lab = module_lab
     rules: list[dict[str, Any]] = [
+        {"destination": [*FORBIDDEN.values()], "to": "reject"},
         {"port": [DEVICE, CLOSED], "to": "device"},
         {"port": UNCARRIED, "to": "tcp-only"},
         {"port": MARKED, "dscp": "ef", "to": "device"},

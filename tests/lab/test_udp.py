@@ -20,6 +20,8 @@ from gateway.lab.process import wait_until
 DEVICE, PRESERVED, CLOSED = 8001, 8002, 8009
 #: By DSCP to the one, or to the other.
 MARKED = 8004
+#: Whom clients must not speak to.
+FORBIDDEN = {4: "198.51.100.66", 6: "2001:db8:51::66"}
 #: A port that a program of the router has, too.
 BUSY = 8003
 WAYS: dict[str, dict[str, Any]] = {
@@ -42,6 +44,7 @@ def gateway(module_lab: Lab, servers: Served, backend: str, mode: str) -> Iterat
     """All to ``spare``, but for the ports of other ways; this machine's traffic too."""
     lab = module_lab
     rules = [
+        {"destination": [*FORBIDDEN.values()], "to": "reject"},
         {"port": [DEVICE, CLOSED], "to": "device"},
         {"port": PRESERVED, "to": "preserve"},
         {"port": MARKED, "dscp": "ef", "to": "device"},
@@ -107,7 +110,10 @@ def test_a_client_socket_has_one_address_for_all(
 def test_a_stranger_may_speak_and_is_answered(
     module_lab: Lab, servers: Served, gateway: GatewayProcess, client: Machine, family: Family
 ) -> None:
-    """Endpoint-independent filtering; what the client answers is no reply to be let by."""
+    """Endpoint-independent filtering; what the client answers is no reply to be let by.
+
+    Whom it must not speak to does not speak to it either.
+    """
     lab = module_lab
     with new_socket(client, target(lab, family), socket.SOCK_DGRAM) as sock:
         sock.sendto(b"where am I?", (target(lab, family), TELL))
@@ -121,6 +127,14 @@ def test_a_stranger_may_speak_and_is_answered(
                 assert (data, peer[:2]) == (b"psst", stranger.getsockname()[:2])
                 sock.sendto(b"yes?", peer)
                 assert stranger.recvfrom(100) == (b"yes?", _like(stranger, outside))
+            refused = new_socket(lab.internet, FORBIDDEN[family], socket.SOCK_DGRAM)
+            with refused:
+                lab.internet.run(["ip", "address", "replace", FORBIDDEN[family], "dev", "lo"])
+                refused.bind((FORBIDDEN[family], 7777))
+                refused.sendto(b"hello, child", outside)
+            stranger.sendto(b"it is only me", outside)
+            assert sock.recv(100) == b"it is only me"
+    assert gateway.counters()["udp_dropped_stranger"] >= 1
 
 
 def _like(sock: socket.socket, outside: tuple[str, int]) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.breaker import WINDOW
+from gateway.decision import REJECT
 from gateway.errors import UpstreamFailure
 from gateway.facts import FactFinder
 from gateway.flow import CloseReason, Endpoint
@@ -24,6 +25,7 @@ from gateway.kernel.sockets import SocketFactory
 from gateway.kernel.udp_sockets import ends_of
 from gateway.outbound.board import Board
 from gateway.outbound.group import GroupOutbound
+from gateway.outbound.reject import RejectOutbound
 from gateway.policy.engine import Policy
 from gateway.policy.names import NamePatterns
 from gateway.policy.rule import CompiledRule
@@ -131,11 +133,16 @@ class Rig:
         self.closed: list[UdpFlow] = []
         rules = [
             CompiledRule(0, "other", "a", destination=(ip_network(f"{OTHER.host}/32"),)),
-            CompiledRule(1, "all", "g"),
+            CompiledRule(1, "none", REJECT, destination=(ip_network("203.0.113.66/32"),)),
+            CompiledRule(2, "all", "g"),
         ]
         if names:
             rules.insert(1, CompiledRule(1, "names", "a", names=NamePatterns.of(names)))
-        ways: dict[str, Any] = {"g": GroupOutbound("g", board), **members}
+        ways: dict[str, Any] = {
+            "g": GroupOutbound("g", board),
+            REJECT: RejectOutbound(REJECT),
+            **members,
+        }
         routing = Routing(Policy(rules), ways, FlowTimeouts(1, 1, 1), SniffLimits(), FactFinder())
         self.desk = Datagrams(
             SocketFactory(None),
@@ -315,6 +322,16 @@ def test_a_stranger_takes_nobody_s_place(rig) -> None:
     assert one.closed == []
     one.send(b"third", client=from_port(2))
     assert [flow.reason for flow in one.closed] == [CloseReason.EVICTED], "a client does"
+
+
+def test_whom_a_client_must_not_speak_to_does_not_speak_to_it(rig) -> None:
+    a = Outbound("a")
+    one = rig(a)
+    one.send(b"first")
+    mapping = a.legs[0].owner
+    forbidden = Endpoint("203.0.113.66", 7777)
+    assert mapping.stranger(forbidden) is None
+    assert mapping.stranger(forbidden._replace(host="203.0.113.67")) is not None
 
 
 def test_nobody_speaks_as_one_of_us_or_as_no_host(rig) -> None:
