@@ -50,6 +50,7 @@ class Leg:
         self.owner = owner
         self.sock: socket.socket | None = None
         self.kept: list[tuple[Way, bytes]] = []
+        self.open = True
 
     @property
     def sent(self) -> list[bytes]:
@@ -67,9 +68,11 @@ class Leg:
         """It has no routes."""
 
     def close(self) -> None:
-        """It has no socket."""
+        assert self.open
+        self.open = False
 
     def fail(self, failure: UpstreamFailure, detail: str = "gone") -> None:
+        self.close()
         self.owner.leg_failed(failure, detail, self.kept)
 
 
@@ -501,3 +504,66 @@ def test_whatever_happens_nobody_is_forgotten(steps: list[str]) -> None:
         one.elapse()
     assert all(flow.mapping for flow in one.desk.live)
     one.desk.close_all()
+
+
+CLIENTS = [from_port(number) for number in range(3)]
+FAR_ENDS = [FAR, OTHER, Endpoint("203.0.113.66", 53), Endpoint("198.51.100.3", 443)]
+STEPS = st.one_of(
+    st.tuples(
+        st.just("send"),
+        st.sampled_from(CLIENTS),
+        st.sampled_from(FAR_ENDS),
+        st.integers(0, 3),
+        st.sampled_from([None, 0, 46]),
+    ),
+    st.tuples(st.just("speak"), st.integers(0, 9), st.sampled_from(FAR_ENDS)),
+    st.tuples(st.just("fail"), st.integers(0, 9), st.sampled_from(UpstreamFailure)),
+    st.tuples(st.just("end"), st.integers(0, 9), st.sampled_from(CloseReason)),
+    st.tuples(st.just("leave"), st.sampled_from("ab")),
+    st.tuples(st.sampled_from(["elapse", "expire"])),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_whatever_happens_all_know_of_the_same_flows(
+    initials: list[bytes], data: st.DataObject
+) -> None:
+    a, b = Outbound("a"), Outbound("b")
+    now = [1000.0]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(time, "monotonic", lambda: now[0])
+        one = Rig(a, b, own=OwnTraffic(), names=("+.video.example",), flows_per_device=5, flows=8)
+        desk = one.desk
+        for step in data.draw(st.lists(STEPS, max_size=40)):
+            now[0] += 0.5
+            legs = [leg for leg in (*a.legs, *b.legs) if leg.open]
+            match step:
+                case ("send", client, to, which, dscp):
+                    one.send((*initials[:3], b"else")[which], to, client, dscp)
+                case ("speak", number, far) if legs:
+                    legs[number % len(legs)].owner.stranger(far)
+                case ("fail", number, failure) if legs:
+                    legs[number % len(legs)].fail(failure)
+                case ("end", number, reason) if desk.live_count:
+                    list(desk.live)[number % desk.live_count].close(reason)
+                case ("leave", name):
+                    desk.leave(lambda _, member, name=name: member == name)
+                case ("elapse",):
+                    one.elapse()
+                case ("expire",):
+                    now[0] += 100
+                    desk.expire(now[0])
+            live = set(desk.live)
+            assert len(live) <= 8
+            assert all(flow.reason is None for flow in live)
+            known = {flow for flow in desk.known.values() if isinstance(flow, UdpFlow)}
+            assert known <= live
+            mapped = [flow for each in desk._mappings.values() for flow in each.flows.values()]
+            assert sorted(mapped, key=id) == sorted(live, key=id)
+            assert all(desk._flows.find(*flow.facts[1:3]) is flow for flow in live)
+            used = {id(each.leg) for each in desk._mappings.values()}
+            assert used == {id(leg) for leg in (*a.legs, *b.legs) if leg.open}
+        desk.close_all()
+        assert not desk._mappings
+        assert not any(leg.open for leg in (*a.legs, *b.legs))
