@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from gateway.errors import ApplyError, CapabilityError
-from gateway.kernel import iptc_layout
+from gateway.kernel import iptc_layout, iptc_loading
 from gateway.marks import CHAIN_PREFIX
 from gateway.plan.addresses import Family
 from gateway.plan.xt import TableName, XtChain, XtExtension, XtOption, XtRule, XtTable
@@ -29,7 +29,7 @@ class Tables:
 
     def __init__(self, family: Family, names: Iterable[TableName]) -> None:
         try:
-            import iptc
+            iptc = iptc_loading.load()
         except Exception as error:
             raise CapabilityError(
                 f"python-iptables cannot be loaded: {error}",
