@@ -183,10 +183,11 @@ def _group(chosen: dict[str, Any]) -> str:
 
 
 def _way(way: dict[str, Any]) -> str:
+    by = f" by {way['strategy']}" if way["strategy"] else ""
     marked = f" with mark {way['mark']}" if way["mark"] else ""
     proof = f"; loop guard: {way['proof']}" if way["proof"] else ""
     reason = f": {way['reason']}; {way['hint']}" if way["reason"] else ""
-    return f"to {way['destination']}{marked}: {way['route']}{proof}{reason}"
+    return f"to {way['destination']}{by}{marked}: {way['route']}{proof}{reason}"
 
 
 def _outcome(tried: dict[str, Any]) -> str:

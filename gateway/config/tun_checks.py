@@ -99,12 +99,20 @@ def _real(subject: Subject) -> Iterator[tuple[str, Network]]:
 
 
 def tun_programs(subject: Subject) -> Iterator[Finding]:
-    """A route knows users, and no control groups (ip-rule(8))."""
+    """A route knows users, and no control groups (ip-rule(8)); of halves, nobody is led past."""
     config = subject.config
     if not config.tun.by_routing:
         return
     for name, outbound in config.outbounds.items():
-        if isinstance(outbound, Socks5Outbound) and outbound.cgroup is not None:
+        if not isinstance(outbound, Socks5Outbound):
+            continue
+        if outbound.uid is not None and config.tun.strategy == "split_default":
+            yield Finding(
+                ("outbounds", name, "uid"),
+                "the program uses the main table, of which split_default takes both halves",
+                "write `strategy: suppress`, or run it in a network namespace (`netns:`)",
+            )
+        if outbound.cgroup is not None:
             yield Finding(
                 ("outbounds", name, "cgroup"),
                 "what routes take is told by users alone, not by control groups",

@@ -51,7 +51,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How packets leave: the kernel's answer, and the loop guard's judgement on it."""
+    """How packets leave: by which ``strategy``, the kernel's answer, and the guard's ``proof``."""
 
     destination: str
     route: str
@@ -342,7 +342,7 @@ def _way(finding: Finding) -> Way:
         way.destination,
         finding.route,
         str(way.mark or ""),
-        way.strategy,
+        way.how,
         finding.outcome.value,
         finding.reason,
         finding.hint,

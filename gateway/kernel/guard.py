@@ -94,8 +94,9 @@ def _of_strategy(egress: Egress, answer: Answer, own_diverted: bool) -> _Verdict
     if egress.problem:
         return _Verdict(Outcome.REFUSED, egress.problem, egress.cure)
     if egress.netns and answer.error == errno.ENOENT:
+        # Nobody tells us when it is made: its flows find it, or fail.
         return _Verdict(
-            Outcome.REFUSED,
+            Outcome.NO_ROUTE,
             f"there is no network namespace {egress.netns} now",
             f"ip netns add {egress.netns}, and give it an uplink; it is used once it is there",
         )

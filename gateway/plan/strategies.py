@@ -48,7 +48,7 @@ def egresses(
     marks = Marks(config.marks.base)
     tables = _tables(config, host)
     return tuple(
-        _past_halves(_with_strategy(bare, outbound, host, marks, tables), config, host)
+        _apart(_with_strategy(bare, outbound, host, marks, tables), outbound, config, host)
         for name in (DIRECT, *(name for name in config.outbounds if name != DIRECT))
         for outbound in [config.outbound(name)]
         if isinstance(outbound, DirectOutbound | Socks5Outbound)
@@ -125,10 +125,21 @@ def _with_strategy(
             return way
 
 
-def _past_halves(way: Egress, config: Config, host: HostFacts) -> Egress:
-    """The mark leads to the main table, and of that our own TUN may have taken both halves."""
+def _apart(
+    way: Egress, outbound: DirectOutbound | Socks5Outbound, config: Config, host: HostFacts
+) -> Egress:
+    """Refused where what we divert ourselves is in its way."""
+    here = _is_here(way.destination, host)
+    if here and config.takes_own and isinstance(outbound, Socks5Outbound) and _is_unnamed(outbound):
+        return _not_now(
+            way,
+            f"the proxy on {way.destination} is on this machine, whose own traffic is diverted:"
+            " what it sends would come back to it, for ever",
+            "say which user or control group it runs as (`uid:`, `cgroup:`)",
+        )
+    # The mark leads to the main table, and of that our own TUN may have taken both halves.
     halves = config.tun.capture == "default-route" and config.tun.strategy == "split_default"
-    if not halves or way.strategy not in ("mark", "uid") or _is_here(way.destination, host):
+    if not halves or way.strategy != "mark" or here:
         return way
     return _not_now(
         way,
@@ -157,6 +168,11 @@ def _chosen(
         if _is_here(destination, host):
             return "mark"
     return "mark" if outbound.interface is None else "device"
+
+
+def _is_unnamed(outbound: Socks5Outbound) -> bool:
+    """Whether nothing says which program, or which namespace, the server is."""
+    return outbound.uid is None and outbound.cgroup is None and outbound.netns is None
 
 
 def _is_here(address: str, host: HostFacts) -> bool:

@@ -110,6 +110,17 @@ ILLEGAL: list[tuple[dict[str, Any], str, str, str]] = [
         "tun.strategy", "refuse our own sockets", "on_failure: open",
     ),
     (
+        {
+            **tun(
+                {**ALL_TUN, "on_failure": "open"},
+                capture="default-route",
+                strategy="split_default",
+            ),
+            **outbound(**{**SOCKS, "server": "127.0.0.1"}, uid=13),
+        },
+        "outbounds.out.uid", "takes both halves", "strategy: suppress",
+    ),
+    (
         tun({**ALL_TUN, "udp": "tproxy"}, capture="default-route"),
         "inbound.udp", "taken by routes", "`udp: tun`",
     ),

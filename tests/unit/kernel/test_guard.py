@@ -68,7 +68,7 @@ OF_PROGRAM = replace(MARKED, strategy="uid", destination="127.0.0.1", uid=4242)
         # Another namespace: our listener is not there.
         (IN_NETNS, DEFAULT, Outcome.CLEAR),
         (IN_NETNS, Answer(error=errno.ENETUNREACH), Outcome.NO_ROUTE),
-        (IN_NETNS, Answer(error=errno.ENOENT), Outcome.REFUSED),
+        (IN_NETNS, Answer(error=errno.ENOENT), Outcome.NO_ROUTE),
         (IN_NETNS, Answer(error=errno.EPERM), Outcome.REFUSED),
         (replace(IN_NETNS, destination="127.0.0.1", port=PORT), LOCAL, Outcome.CLEAR),
         # A program on this machine: it must run as who it is said to.

@@ -44,13 +44,13 @@ HOST = HostFacts(
 FAR, FAR6 = "198.51.100.5", "2001:db8:51::5"
 
 
-def config(**outbound: Any) -> Config:
+def config(*, takes_own: bool = True, **outbound: Any) -> Config:
     settings = {"type": "socks5", "server": FAR, **outbound}
     if settings["type"] == "direct":
         del settings["server"]
     return Config.model_validate(
         {
-            "lan": {"interfaces": ["lan0"], "this_machine": True},
+            "lan": {"interfaces": ["lan0"], "this_machine": takes_own},
             "outbounds": {"out": settings},
             "rules": [{"to": "out"}],
         }
@@ -74,8 +74,8 @@ def lines(way: Egress) -> list[str]:
     [
         ({}, "mark"),
         ({"interface": "wan0"}, "device"),
-        ({"interface": "wan0", "server": "127.0.0.1"}, "mark"),
-        ({"interface": "wan0", "server": "10.0.1.1"}, "mark"),
+        ({"interface": "wan0", "server": "127.0.0.1", "takes_own": False}, "mark"),
+        ({"interface": "wan0", "server": "10.0.1.1", "takes_own": False}, "mark"),
         ({"interface": "wan0", "route": "mark"}, "mark"),
         ({"source": "203.0.113.7"}, "mark"),
         ({"netns": "phys"}, "netns"),
@@ -199,8 +199,18 @@ def test_host_route_to_what_is_near() -> None:
     (neighbour,) = ways(route="host_route", server="203.0.113.5")
     assert (neighbour.uplink, neighbour.via) == ("wan0", None)
     for here in ("127.0.0.1", "::1", "203.0.113.7"):
-        (own,) = ways(route="host_route", server=here)
+        (own,) = ways(route="host_route", server=here, takes_own=False)
         assert (own.entries, own.problem) == ((), "")
+
+
+@pytest.mark.parametrize("server", ["10.0.1.1", "fd00:1::1", "203.0.113.7"])
+def test_a_program_on_this_machine_that_nobody_names(server: str) -> None:
+    """By whatever address of this machine: what it sends would come to us, and to it again."""
+    (way,) = ways(server=server)
+    assert f"the proxy on {server} is on this machine" in way.problem
+    assert "`uid:`" in way.cure
+    for named in ({"uid": 13}, {"cgroup": "a/b"}, {"netns": "phys"}, {"takes_own": False}):
+        assert ways(server=server, **named)[0].problem == ""
 
 
 @pytest.mark.parametrize("backend", Backend)
