@@ -27,12 +27,13 @@ Recipe = partial[Any]
 class Safety(NamedTuple):
     """What keeps the gateway's own packets out of its diversion.
 
-    Both are always on; the lab alone turns them off, one by one, to show the loop that
-    each prevents.
+    All are always on; the lab alone turns them off, one by one, to show the loop that
+    each prevents. ``prove``: what the guard has refused is not used.
     """
 
     mark: bool = True
     detect: bool = True
+    prove: bool = True
 
 
 GUARDED: Final = Safety()

@@ -21,7 +21,7 @@ from gateway.groups.state import Observed, standings
 from gateway.icmp.limits import EchoSettings
 from gateway.inbound.queue import Judgement
 from gateway.kernel.congestion import for_lan, for_outbound
-from gateway.kernel.guard import Finding
+from gateway.kernel.guard import Finding, Outcome
 from gateway.kernel.privilege import Capability
 from gateway.kernel.sockets import SocketOptions, family_of
 from gateway.kernel.tun import TunSettings
@@ -49,7 +49,7 @@ def blueprint(
     config = assembly.config
     return Blueprint(
         policy=assembly.policy,
-        outbounds=_recipes(assembly, found),
+        outbounds=_recipes(assembly, found if safety.prove else map(_believed, found)),
         timeouts=FlowTimeouts(
             config.timeouts.connect, config.timeouts.idle, config.timeouts.half_closed
         ),
@@ -76,6 +76,10 @@ def blueprint(
         fakes=config.tun.fake_ip if config.tun.capture == "fake-ip" else (),
         capabilities=_capabilities(assembly),
     )
+
+
+def _believed(finding: Finding) -> Finding:
+    return replace(finding, outcome=Outcome.CLEAR)
 
 
 def _own_addresses(assembly: Assembly) -> frozenset[str]:

@@ -48,24 +48,36 @@ def lab() -> None:
 
 
 @lab.command()
+@click.argument("parts", metavar="[PART]...", nargs=-1)
+@click.option("--list", "listing", is_flag=True, help="Only say which parts there are.")
+@click.option("--details", is_flag=True, help="Print each thing tried, with whom, or why not.")
 @json_option
 @click.pass_context
-def loops(ctx: click.Context, as_json: bool) -> None:
+def loops(
+    ctx: click.Context, parts: tuple[str, ...], listing: bool, details: bool, as_json: bool
+) -> None:
     """Try every way out of a routing loop, and print what came of it as a table.
 
     Each technique is tried without what prevents the loop (which must then be seen), with
     it, and while the network changes: another router, another address, no default route,
-    no link. IPv4 and IPv6. Needs root; takes some minutes, and touches nothing
-    outside its namespaces. Exits with 1 when something is not as it should be.
+    no link, another uplink. IPv4 and IPv6. Each PART shows one way in which traffic is taken;
+    without any, all are tried, which takes some minutes. Needs root, and touches nothing
+    outside its namespaces; Ctrl-C ends it, and removes them. Exits with 1 when something is
+    not as it should be.
 
     \b
     Examples:
       gateway lab loops
-      gateway lab loops --json | jq '.cells[] | select(.ok | not)'
+      gateway lab loops --list
+      gateway lab loops halves programs --details
+      gateway lab loops --json | jq '.parts[].cells[] | select(.ok | not)'
     """
-    from gateway.lab.loops import show
+    from gateway.lab.loops_table import listing as list_parts
+    from gateway.lab.loops_table import show
 
-    if not show(as_json=as_json):
+    if listing:
+        click.echo(list_parts())
+    elif not show(parts, as_json=as_json, details=details):
         ctx.exit(1)
 
 

@@ -6,31 +6,35 @@ that a gateway would read there is one that it would send again, for ever.
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import json
 import os
+import re
+import select
 import socket
 import struct
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
-from typing import Final, Self
+from typing import Final, Literal
 
 from gateway.kernel.netns import entered
 from gateway.lab.machine import Machine
+from gateway.marks import TABLE_TUN, Marks
+from gateway.plan.addresses import EVERYTHING, Family
+from gateway.plan.capture import Capture, capture_routes, capture_rules
+from gateway.plan.render_ip import route_line, rule_line
 
 # <linux/if_tun.h>
 _TUNSETIFF: Final = 0x4004_54CA
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
 _SYN_ALONE: Final = 0x02
+_ECHO: Final = b"\x08"  # RFC 792
+_ECHO6: Final = b"\x80"  # RFC 4443 section 4.1
 _PACKET: Final = 2048
-_POLL_S: Final = 0.01
-_REQUEST: Final = b"GET /whoami HTTP/1.0\r\n\r\n"
+#: What marks a rule or route as ours, and the table of another program's.
+_TAG: Final = re.compile(r" proto(col)? 0x67")
+_TABLE: Final = 200
 
 
 class Tun:
@@ -45,7 +49,7 @@ class Tun:
         machine.run(["ip", "link", "set", name, "up"])
 
     def caught(self) -> set[str]:
-        """Where the connections go whose first packet came out since the last call."""
+        """Where the flows go of which a first packet came out since the last call."""
         found = set()
         with suppress(BlockingIOError):
             while True:
@@ -55,126 +59,56 @@ class Tun:
                     found.add(destination)
         return found
 
+    def is_readable(self) -> bool:
+        """Whether a packet waits to be read."""
+        return bool(select.select([self._fd], [], [], 0)[0])
+
+    def write_back(self, host: str) -> int:
+        """Write what came out back as it is, if it goes to ``host``; how many packets that were."""
+        count = 0
+        wanted = ip_address(host).packed
+        with suppress(BlockingIOError):
+            while True:
+                packet = os.read(self._fd, _PACKET)
+                if wanted in (packet[16:20], packet[24:40]):
+                    count += 1
+                    os.write(self._fd, packet)
+        return count
+
     def close(self) -> None:
         """Remove it."""
         os.close(self._fd)
 
 
 def _opens_to(packet: bytes) -> str | None:
-    """The destination of a TCP SYN (RFC 9293 section 3.1), without IP options or extensions."""
+    """The destination of a TCP SYN (RFC 9293 section 3.1), a datagram or an echo request.
+
+    Without IP options or extensions.
+    """
     version = packet[0] >> 4
     at, protocol, address = (
         (20, packet[9], packet[16:20]) if version == 4 else (40, packet[6], packet[24:40])
     )
-    if protocol != socket.IPPROTO_TCP or len(packet) < at + 14:
-        return None
-    return str(ip_address(address)) if packet[at + 13] & 0x3F == _SYN_ALONE else None
+    begins = {
+        socket.IPPROTO_TCP: packet[at + 13 : at + 14] and packet[at + 13] & 0x3F == _SYN_ALONE,
+        socket.IPPROTO_UDP: True,
+        socket.IPPROTO_ICMP: packet[at : at + 1] == _ECHO,
+        socket.IPPROTO_ICMPV6: packet[at : at + 1] == _ECHO6,
+    }
+    return str(ip_address(address)) if begins.get(protocol) else None
 
 
-class Outcome(StrEnum):
-    """What became of a connection. The values stand in the JSON."""
-
-    DIRECT = "arrives"
-    LOOP = "loops"
-    REFUSED = "refused"
-    SILENT = "no answer"
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The outcome, and what the server saw, or the error."""
-
-    outcome: Outcome
-    detail: str = ""
-
-
-def try_all(
-    client: Machine, targets: Mapping[str, str], tun: Tun | None, timeout_s: float = 20.0
-) -> dict[str, Seen]:
-    """Ask the HTTP server at each target (an address, by name) who asks, all at once.
-
-    Whose SYN comes out of the TUN loops. Every connection is reset at the end, so that
-    nobody goes on trying.
-    """
-    if tun is not None:
-        tun.caught()
-    flows = {name: Asking(client, host) for name, host in targets.items()}
-    seen: dict[str, Seen] = {}
-    deadline = time.monotonic() + timeout_s
+@contextmanager
+def captured(router: Machine, kind: Literal["suppress", "split_default"]) -> Iterator[Tun]:
+    """A TUN that has everything, made by another program: no tag and no table of ours."""
+    tun = Tun(router, "vpn0")
+    lines = []
+    everything = Capture(tun.name, tuple(EVERYTHING.values()), kind, closed=False)
+    lines += [route_line(route, "add") for route in capture_routes(everything, Family)]
+    lines += [rule_line(rule, "add") for rule in capture_rules(everything, Family, Marks())]
+    for line in lines:
+        router.run(_TAG.sub("", line).replace(f" {TABLE_TUN}", f" {_TABLE}").split())
     try:
-        for flow in flows.values():
-            flow.connect()
-        while len(seen) < len(flows) and time.monotonic() < deadline:
-            caught = tun.caught() if tun is not None else set()
-            for name, flow in flows.items():
-                if name not in seen:
-                    result = Seen(Outcome.LOOP) if flow.host in caught else flow.step()
-                    if result is not None:
-                        seen[name] = result
-            time.sleep(_POLL_S)
+        yield tun
     finally:
-        for flow in flows.values():
-            flow.close()
-    return {name: seen.get(name, Seen(Outcome.SILENT)) for name in flows}
-
-
-class Asking:
-    """One request, reset at the end."""
-
-    def __init__(self, client: Machine, host: str) -> None:
-        self.host = host
-        with entered(client.namespace):
-            self._sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        self._sock.setblocking(False)
-        self._asked = False
-        self._answer = b""
-
-    def connect(self) -> None:
-        """Begin."""
-        self._sock.connect_ex((self.host, 80))
-
-    def step(self) -> Seen | None:
-        """Go on as far as it goes without waiting; what became of it, once it is over."""
-        try:
-            if not self._asked:
-                self._sock.send(_REQUEST)
-                self._asked = True
-            while part := self._sock.recv(4096):
-                self._answer += part
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                return None  # not connected yet
-            return Seen(Outcome.REFUSED, error.strerror or "")
-        body = self._answer.partition(b"\r\n\r\n")[2]
-        if not body:
-            return Seen(Outcome.REFUSED, "ended without an answer")
-        return Seen(Outcome.DIRECT, str(json.loads(body)["peer"]))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Reset it."""
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._sock.close()
-
-
-def settle(
-    look: Callable[[], dict[str, Seen]],
-    expected: Mapping[str, Outcome],
-    timeout_s: float = 30.0,
-) -> dict[str, Seen]:
-    """Look again until all is as expected; a loop that is not expected ends it at once."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        seen = look()
-        wrong = {name for name, outcome in expected.items() if seen[name].outcome is not outcome}
-        looped = any(seen[name].outcome is Outcome.LOOP for name in wrong)
-        if not wrong or looped or time.monotonic() > deadline:
-            return seen
-        time.sleep(0.1)
+        tun.close()

@@ -1,6 +1,6 @@
 """A gateway without what keeps it from diverting itself, to show that the loop is real.
 
-``python naive_gateway.py [--detect-loops] --config FILE --run-dir DIRECTORY``
+``python naive_gateway.py [--marked] [--detect-loops] --config FILE --run-dir DIRECTORY``
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from gateway.blueprint import Safety
 def main() -> None:
     """Run it until it is told to stop."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--marked", action="store_true")
     parser.add_argument("--detect-loops", action="store_true")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     given = parser.parse_args()
-    safety = Safety(mark=False, detect=given.detect_loops)
+    safety = Safety(mark=given.marked, detect=given.detect_loops, prove=False)
     gateway = Gateway(given.config, given.run_dir, safety)
     asyncio.run(gateway.serve())
 

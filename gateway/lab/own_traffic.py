@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final
 
-from gateway.lab.capture import Asking, Outcome, Seen, try_all
+from gateway.errors import GatewayError
 from gateway.lab.cells import SOCKS_PORT, Cell, cell, socks
 from gateway.lab.gateway_process import GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
-from gateway.lab.process import Process, wait_until
-from gateway.lab.storm import NAIVE, end_storm, limit_descriptors, storm
-from gateway.lab.topology import FAMILIES
+from gateway.lab.process import Process, happens, wait_until
+from gateway.lab.storm import NAIVE, STORM, becomes, end_storm
+from gateway.lab.topology import FAMILIES, FamilyNumber
+from gateway.lab.trials import Asking, Outcome, Seen, Sending, try_all
+from gateway.lab.uplink import Uplink
 
 _LOOPBACK: Final = "127.0.0.1"
 _USER: Final = 4242
@@ -22,28 +24,95 @@ _USER: Final = 4242
 
 def own_traffic(lab: Lab, backend: str | None = None) -> Iterator[Cell]:
     """TPROXY and REDIRECT of what this machine sends: unmarked, one flow becomes a storm."""
-    targets = dict(zip(("4", "6"), lab.topology.targets["web"], strict=True))
+    targets = dict(zip(FAMILIES, lab.topology.targets["web"], strict=True))
     config = lab.config({"to": "home"}, outbounds={"home": lab.socks("home")})
     config["lan"]["this_machine"] = True
     config["inbound"]["workers"] = 1
     home = lab.topology.upstreams["home"].addresses
     for mode in ("tproxy", "redirect"):
         for family in FAMILIES:
-            naive = lab.start_gateway(config, backend=backend, mode=mode, program=NAIVE)
-            limit_descriptors(lab.router, naive)
-            with Asking(lab.router, targets[str(family)]) as asking:
-                asking.connect()
-                wait_until(partial(storm, naive), "the storm")
-            end_storm(lab.router, naive)
-            looped = Seen(Outcome.LOOP, "an accept storm")
+            config["inbound"]["tcp"] = mode
+            looped = becomes(lab, config, targets[family], backend=backend)
             yield cell(f"mark, {mode}", "without", family, Outcome.LOOP, looped, "")
-        gateway = lab.start_gateway(config, backend=backend, mode=mode)
+        gateway = lab.start_gateway(config, backend=backend)
         seen = try_all(lab.router, targets, None)
         accepts = gateway.counters()["flows_accepted"]
         for family, peer in zip(FAMILIES, home, strict=True):
-            once = seen[str(family)] if accepts == len(targets) else Seen(Outcome.LOOP)
+            once = seen[family] if accepts == len(targets) else Seen(Outcome.LOOP)
             yield cell(f"mark, {mode}", "diverted", family, Outcome.DIRECT, once, peer)
         gateway.stop()
+
+
+def own_datagrams(lab: Lab) -> Iterator[Cell]:
+    """Of what this machine sends, UDP by TPROXY: unmarked, one datagram goes round for ever."""
+    targets = dict(zip(FAMILIES, lab.topology.targets["web"], strict=True))
+    wan = dict(zip(FAMILIES, lab.router.spec.link("wan").pair, strict=True))
+    rules = [{"destination": host, "to": f"out{family}"} for family, host in targets.items()]
+    # From an address of their own: with the program's, they would be its flow.
+    outbounds = {f"out{f}": {"type": "direct", "source": address} for f, address in wan.items()}
+    config = lab.config(*rules, {"to": "direct"}, outbounds=outbounds)
+    config["lan"]["this_machine"] = True
+    config["inbound"] |= {"udp": "tproxy", "workers": 1}
+    config["udp"] = {"flows": 2 * STORM}
+    technique, way = "mark, tproxy, UDP", partial(Sending, lab.internet)
+    for family, host in targets.items():
+        naive = lab.start_gateway(config, program=NAIVE)
+        seen = try_all(lab.router, {"": host}, None, way, 1.0)[""]
+        if happens(partial(_is_storm, naive)):
+            seen = Seen(Outcome.LOOP, "a storm of flows")
+        end_storm(lab.router, naive)
+        yield cell(technique, "without", family, Outcome.LOOP, seen, "")
+    gateway = lab.start_gateway(config)
+    seen_of = try_all(lab.router, targets, None, way)
+    if _datagram_flows(gateway) > len(targets):
+        seen_of = dict.fromkeys(targets, Seen(Outcome.LOOP, "more flows than were opened"))
+    for family in FAMILIES:
+        yield cell(technique, "diverted", family, Outcome.DIRECT, seen_of[family], wan[family])
+    gateway.stop()
+
+
+def _is_storm(gateway: GatewayProcess) -> bool:
+    return _datagram_flows(gateway) > STORM
+
+
+def _datagram_flows(gateway: GatewayProcess) -> int:
+    """So far; 0 while it is too busy to say."""
+    with suppress(GatewayError):
+        return gateway.counters().get("udp_flows", 0)
+    return 0
+
+
+def server_here(lab: Lab) -> Iterator[Cell]:
+    """A SOCKS server on loopback: a socket that is bound to the uplink cannot reach it."""
+    router = lab.router
+    wan = dict(zip(FAMILIES, router.spec.link("wan").pair, strict=True))
+    here: dict[FamilyNumber, str] = {4: _LOOPBACK, 6: "::1"}
+    outbounds: dict[str, Any] = {}
+    rules = []
+    for family, host in here.items():
+        command = ["microsocks", "-i", host, "-p", str(SOCKS_PORT)]
+        router.start_listening(f"here-{family}", command, (host, SOCKS_PORT))
+        for name, route, target in (("auto", "auto", "web"), ("device", "device", "mirror")):
+            outbound = f"{name}{family}"
+            outbounds[outbound] = socks(host, route=route, interface="wan0")
+            rules.append({"destination": lab.topology.targets[target].of(family), "to": outbound})
+    for family, host in here.items():
+        seen = try_all(router, {"": host}, None, partial(Asking, device="wan0"), 1.0)[""]
+        yield cell("device", "bound, no gateway", family, Outcome.SILENT, seen, "")
+    gateway = lab.start_gateway(lab.config(*rules, {"to": "direct"}, outbounds=outbounds))
+    for name, target, expected in (
+        ("auto", "web", Outcome.DIRECT),
+        ("device", "mirror", Outcome.REFUSED),
+    ):
+        for family in FAMILIES:
+            host = lab.topology.targets[target].of(family)
+            seen = try_all(lab.client("desk"), {"": host}, None)[""]
+            if seen.outcome is Outcome.REFUSED:
+                (flow,) = (f for f in gateway.flows() if host in f["destination"])
+                seen = Seen(Outcome.REFUSED, flow["detail"])
+            words = "is this machine's own" if expected is Outcome.REFUSED else ""
+            yield cell(name, "on loopback", family, expected, seen, wan[family], words)
+    gateway.stop()
 
 
 class Programs:
@@ -56,6 +125,7 @@ class Programs:
     def __init__(self, lab: Lab, backend: str | None = None) -> None:
         self._lab = lab
         self._backend = backend
+        self._uplink = Uplink(lab)
         self._group = _ControlGroup(lab.router.namespace)
 
     @property
@@ -64,36 +134,64 @@ class Programs:
         return self._group.possible
 
     def run(self) -> Iterator[Cell]:
-        """By user, and by control group where this machine has them (v2)."""
-        yield from self._try("uid", _USER)
+        """By user, and by control group where this machine has them (v2); past our own TUN."""
+        yield from self._try("uid", "uid", self._config(uid=_USER))
         if self._group.possible:
             with self._group.made():
-                yield from self._try("cgroup", self._group.name)
+                config = self._config(cgroup=self._group.name)
+                yield from self._try("cgroup", "cgroup", config)
+        config = self._config(uid=_USER)
+        config["inbound"] = {"tcp": "tun", "udp": "tun", "icmp": "tun", "workers": 1}
+        config["tun"] = {"capture": "default-route"}
+        yield from self._try("uid, TUN", "uid", config, self._without_uplink)
 
-    def _try(self, key: Literal["uid", "cgroup"], value: int | str) -> Iterator[Cell]:
-        local = socks(_LOOPBACK, **{key: value})
+    def _config(self, **exempt: int | str) -> dict[str, Any]:
+        local = socks(_LOOPBACK, **exempt)
         config = self._lab.config({"to": "local"}, outbounds={"local": local})
         config["lan"]["this_machine"] = True
         config["inbound"]["workers"] = 1
+        return config
+
+    def _try(
+        self,
+        technique: str,
+        key: str,
+        config: dict[str, Any],
+        then: Callable[[str, GatewayProcess], Iterator[Cell]] | None = None,
+    ) -> Iterator[Cell]:
+        """``then``: what happens to the network while the program is told apart."""
         command = self._group.seen_by(gateway_command("run"))
         gateway = self._lab.start_gateway(config, backend=self._backend, program=command)
         for situation, expected in (("without", Outcome.LOOP), ("diverted", Outcome.DIRECT)):
-            program = self._program(key, exempt=expected is Outcome.DIRECT)
-            yield from self._cells(key, situation, expected, gateway)
-            program.stop()
+            exempt = expected is Outcome.DIRECT
+            program = self._program(technique, key, exempt=exempt)
+            try:
+                yield from self._cells(technique, situation, expected, gateway)
+                if exempt and then is not None:
+                    yield from then(technique, gateway)
+            finally:
+                # Whoever gives up in between leaves nobody in the group.
+                program.kill()
         gateway.stop()
 
-    def _program(self, key: str, *, exempt: bool) -> Process:
+    def _without_uplink(self, technique: str, gateway: GatewayProcess) -> Iterator[Cell]:
+        """The program is refused as we are, and comes back."""
+        self._uplink.lose_default()
+        yield from self._cells(technique, "default lost", Outcome.REFUSED, gateway)
+        self._uplink.default()
+        yield from self._cells(technique, "default back", Outcome.DIRECT, gateway)
+
+    def _program(self, technique: str, key: str, *, exempt: bool) -> Process:
         command = ["microsocks", "-i", _LOOPBACK, "-p", str(SOCKS_PORT)]
         if key == "uid" and exempt:
             command = ["setpriv", f"--reuid={_USER}", "--clear-groups", *command]
         elif exempt:
             command = self._group.inside(command)
-        name = f"program-{key}-{exempt}"
+        name = f"program-{technique}-{exempt}"
         return self._lab.router.start_listening(name, command, (_LOOPBACK, SOCKS_PORT))
 
     def _cells(
-        self, key: str, situation: str, expected: Outcome, gateway: GatewayProcess
+        self, technique: str, situation: str, expected: Outcome, gateway: GatewayProcess
     ) -> Iterator[Cell]:
         """One flow of each family; the breaker has ended it where it is a loop."""
         router = self._lab.router
@@ -107,7 +205,9 @@ class Programs:
                 seen = Seen(Outcome.LOOP, broken["detail"])
             elif after["flows_accepted"] != before.get("flows_accepted", 0) + 1:
                 seen = Seen(Outcome.LOOP, "more than one flow")
-            yield cell(key, situation, family, expected, seen, peer)
+            # The breaker names what is missing.
+            words = "`uid:` or `cgroup:`" if expected is Outcome.LOOP else ""
+            yield cell(technique, situation, family, expected, seen, peer, words)
 
 
 class _ControlGroup:

@@ -5,23 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final
 
-from gateway.lab.capture import Asking, Outcome, Seen, settle, try_all
-from gateway.lab.cells import SOCKS_PORT, Cell, cell, socks
+from gateway.lab.cells import Cell, cell, serve_socks, socks
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
-from gateway.lab.namespaces import ip
-from gateway.lab.process import wait_until
-from gateway.lab.storm import NAIVE, end_storm, limit_descriptors, storm
+from gateway.lab.storm import becomes
 from gateway.lab.topology import FAMILIES, FamilyNumber
+from gateway.lab.trials import Outcome, Seen, settle, try_all
+from gateway.lab.uplink import Uplink
 from gateway.marks import Marks
 
-#: The addresses of a renewed lease, and the other router of the WAN.
-_RENEWED: Final = {4: "203.0.113.77", 6: "2001:db8:113::77"}
-_OTHER_ROUTER: Final = {4: "203.0.113.254", 6: "2001:db8:113::fe"}
 _USER: Final = 4243
 #: Fake addresses of which nobody knows the name.
 FAKE: Final = {4: "198.18.7.7", 6: "fd67:6174:6577:617a::7"}
@@ -43,7 +38,7 @@ class OwnTun:
         self._router = lab.router
         self._hosts = dict(zip(FAMILIES, lab.topology.targets["web"], strict=True))
         self._proxied = dict(zip(FAMILIES, lab.topology.targets["mirror"], strict=True))
-        self._own = dict(zip(FAMILIES, lab.router.spec.link("wan").pair, strict=True))
+        self._uplink = Uplink(lab)
         self._home = dict(zip(FAMILIES, lab.topology.upstreams["home"].addresses, strict=True))
 
     # --- the whole default route --------------------------------------------------------------
@@ -58,20 +53,17 @@ class OwnTun:
         yield from self._naive("default-route", config, self._hosts)
         with self._gateway(config) as gateway:
             yield from self._both("captured", Outcome.DIRECT, gateway)
-            self._replace_router()
+            self._uplink.other_router()
             yield from self._both("another router", Outcome.DIRECT, gateway)
-            self._renew()
+            self._uplink.renew()
             yield from self._both("address renewed", Outcome.DIRECT, gateway)
-            for family in FAMILIES:
-                self._router.run(["ip", f"-{family}", "route", "del", "default"])
+            self._uplink.lose_default()
             yield from self._direct("default lost", Outcome.REFUSED, gateway)
-            self._default("add")
+            self._uplink.default()
             yield from self._both("default back", Outcome.DIRECT, gateway)
-            self._router.run(["ip", "link", "set", "wan0", "down"])
+            self._uplink.down()
             yield from self._direct("link down", Outcome.REFUSED, gateway)
-            self._router.run(["ip", "link", "set", "wan0", "up"])
-            ip([f"address add {_RENEWED[6]}/64 dev wan0"], self._router.namespace)
-            self._default("replace")
+            self._uplink.up()
             yield from self._both("link up", Outcome.DIRECT, gateway)
             gateway.kill()
             yield from self._direct("killed, closed", Outcome.REFUSED, None)
@@ -87,11 +79,8 @@ class OwnTun:
 
     def prefixes(self) -> Iterator[Cell]:
         """Only what is written down is taken; a server in there is reached past the TUN."""
+        serve_socks(self._lab, "blocked")
         servers = dict(zip(FAMILIES, self._lab.topology.targets["blocked"], strict=True))
-        for family, host in servers.items():
-            command = ["microsocks", "-i", host, "-p", str(SOCKS_PORT), "-b", host]
-            name = f"socks-taken-{family}"
-            self._lab.internet.start_listening(name, command, (host, SOCKS_PORT))
         config = tun_config(
             self._lab,
             *({"destination": host, "to": f"taken{f}"} for f, host in self._proxied.items()),
@@ -107,15 +96,41 @@ class OwnTun:
                 yield cell("prefixes", "captured", family, Outcome.DIRECT, seen, peer)
             for family in FAMILIES:
                 seen = self._counted(gateway, self._hosts[family], 0)
-                peer = self._own[family]
+                peer = self._uplink.addresses[family]
                 yield cell("prefixes", "another host", family, Outcome.DIRECT, seen, peer)
 
-    def _counted(self, gateway: GatewayProcess, host: str, flows: int) -> Seen:
-        """What came of a connection of this machine, which must be so many flows of ours."""
+    def _counted(
+        self, gateway: GatewayProcess, host: str, flows: int, client: Machine | None = None
+    ) -> Seen:
+        """What came of a connection (of this machine), which must be so many flows of ours."""
         before = accepted(gateway)
-        seen = self._ask(self._router, host, Outcome.DIRECT)
+        seen = self._ask(client or self._router, host, Outcome.DIRECT)
         count = accepted(gateway) - before
         return seen if count == flows else Seen(Outcome.LOOP, f"{count} flows")
+
+    # --- two subnets --------------------------------------------------------------------------
+
+    def by_subnet(self) -> Iterator[Cell]:
+        """What the LAN sends is told apart by its subnet: one is led into the device, or both."""
+        proxied = {"destination": list(self._hosts.values()), "to": "home"}
+        alike = tun_config(self._lab, proxied)
+        apart = tun_config(self._lab, {"subnet": "kids", "to": "direct"}, proxied)
+        desk, kid = self._lab.client("desk"), self._lab.client("kid")
+        itself = dict(zip(FAMILIES, kid.spec.links[0].pair, strict=True))
+        with self._gateway(alike) as gateway:
+            for situation, config, kids, peers in (
+                ("both captured", alike, 1, self._home),
+                ("one captured", apart, 0, itself),
+            ):
+                gateway.reload(config)
+                for name, client, flows, seen_as in (
+                    ("office", desk, 1, self._home),
+                    ("kids", kid, kids, peers),
+                ):
+                    for family, host in self._hosts.items():
+                        seen = self._counted(gateway, host, flows, client)
+                        technique, peer = f"subnet {name}", seen_as[family]
+                        yield cell(technique, situation, family, Outcome.DIRECT, seen, peer)
 
     # --- a foreign program that netfilter marks ---------------------------------------------
 
@@ -138,7 +153,7 @@ class OwnTun:
                     seen = self._as_user(self._hosts[family])
                     if accepted(gateway) - before != flows:
                         seen = Seen(Outcome.LOOP, "not the flows there should be")
-                    peer = self._own[family]
+                    peer = self._uplink.addresses[family]
                     yield cell("mark by netfilter", situation, family, expected, seen, peer)
             self._router.run(["nft", "delete", "table", "inet", "owner"])
 
@@ -159,13 +174,7 @@ class OwnTun:
     ) -> Iterator[Cell]:
         """Unmarked, our own connection comes out of the TUN, and becomes another one, and so on."""
         for family in FAMILIES:
-            naive = self._lab.start_gateway(config, backend=self._backend, program=NAIVE)
-            limit_descriptors(self._router, naive)
-            with Asking(self._router, host[family]) as asking:
-                asking.connect()
-                wait_until(partial(storm, naive), "the storm")
-            end_storm(self._router, naive)
-            looped = Seen(Outcome.LOOP, "an accept storm")
+            looped = becomes(self._lab, config, host[family], backend=self._backend)
             yield cell(technique, "without", family, Outcome.LOOP, looped, "")
 
     @contextmanager
@@ -198,30 +207,12 @@ class OwnTun:
             seen = self._ask(self._router, self._hosts[family], expected)
             if gateway and accepted(gateway) - before > 50:
                 seen = Seen(Outcome.LOOP, "more flows than were opened")
-            peer = self._own[family]
+            peer = self._uplink.addresses[family]
             yield cell("default-route", situation, family, expected, seen, peer)
 
     @staticmethod
     def _ask(machine: Machine, host: str, expected: Outcome) -> Seen:
         return settle(lambda: try_all(machine, {"": host}, None), {"": expected})[""]
-
-    # --- what happens to the uplink ---------------------------------------------------------
-
-    def _replace_router(self) -> None:
-        new = [f"address add {a}/{_length(f)} dev wan0" for f, a in _OTHER_ROUTER.items()]
-        ip(new, self._lab.internet.namespace)
-        self._default("replace")
-
-    def _renew(self) -> None:
-        lines = [f"address del {a}/{_length(f)} dev wan0" for f, a in self._own.items()]
-        lines += [f"address add {a}/{_length(f)} dev wan0" for f, a in _RENEWED.items()]
-        ip(lines, self._router.namespace)
-        self._default("replace")
-        self._own = {4: _RENEWED[4], 6: _RENEWED[6]}
-
-    def _default(self, verb: str) -> None:
-        lines = (f"route {verb} default via {a} dev wan0" for a in _OTHER_ROUTER.values())
-        ip(lines, self._router.namespace)
 
 
 def accepted(gateway: GatewayProcess) -> int:
@@ -231,7 +222,3 @@ def accepted(gateway: GatewayProcess) -> int:
 
 def _table(chains: str) -> str:
     return f"table inet owner {{\n{chains}}}\n"
-
-
-def _length(family: int) -> int:
-    return 24 if family == 4 else 64

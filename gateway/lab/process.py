@@ -31,6 +31,15 @@ def wait_until(
         time.sleep(POLL_S)
 
 
+def happens(condition: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> bool:
+    """Whether ``condition`` comes to hold within ``timeout_s``."""
+    try:
+        wait_until(condition, "it", timeout_s)
+    except LabError:
+        return False
+    return True
+
+
 class Process:
     """A running process; standard output and error are appended to ``log_path``."""
 

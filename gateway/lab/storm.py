@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_command
+from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
+from gateway.lab.process import happens
+from gateway.lab.trials import Asking, Outcome, Seen
 
 #: A gateway whose sockets are not marked, with the options of ``gateway run``.
 NAIVE: Final = (sys.executable, str(Path(__file__).with_name("naive_gateway.py")))
@@ -15,6 +20,25 @@ NAIVE: Final = (sys.executable, str(Path(__file__).with_name("naive_gateway.py")
 STORM: Final = 50
 #: Ends a storm before it fills the machine.
 DESCRIPTORS: Final = 300
+
+
+def becomes(
+    lab: Lab,
+    config: dict[str, Any],
+    host: str,
+    *,
+    backend: str | None = None,
+    program: Sequence[str] = NAIVE,
+) -> Seen:
+    """What one connection of the router's own becomes, with a gateway like that."""
+    naive = lab.start_gateway(config, backend=backend, program=program)
+    limit_descriptors(lab.router, naive)
+    with Asking(lab.router, host) as asking:
+        asking.connect()
+        looped = happens(partial(storm, naive))
+        seen = asking.step() or Seen(Outcome.SILENT)
+    end_storm(lab.router, naive)
+    return Seen(Outcome.LOOP, "an accept storm") if looped else seen
 
 
 def storm(gateway: GatewayProcess) -> bool:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from gateway.lab.capture import Outcome
-from gateway.lab.cells import Cell
+from gateway.lab.cells import FAMILIES, Cell
+from gateway.lab.halves import BESIDES_MARK, SECOND, STRATEGIES, Halves
 from gateway.lab.lab import Lab
-from gateway.lab.topology import FAMILIES
-from gateway.lab.uplinks import STRATEGIES, SplitDefault, ladder
-
-BESIDES_MARK = set(STRATEGIES) - {"mark"}
-UPLINKS = BESIDES_MARK - {"netns"}
+from gateway.lab.ladder import ladder
+from gateway.lab.trials import Outcome
 
 #: What is tried of each technique, so that nothing is left out unseen.
 SITUATIONS = {
     "captured": set(STRATEGIES),
-    "another router": BESIDES_MARK,
-    "address renewed": BESIDES_MARK,
-    "default lost": BESIDES_MARK,
-    "default back": BESIDES_MARK,
-    "link down": UPLINKS,
-    "link up": BESIDES_MARK,
+    "another router": set(BESIDES_MARK),
+    "address renewed": set(BESIDES_MARK),
+    "default lost": set(BESIDES_MARK),
+    "default back": set(BESIDES_MARK),
+    "link down": set(BESIDES_MARK),
+    "link up": set(BESIDES_MARK),
+    "another uplink": set(BESIDES_MARK),
+    "and the first lost": set(BESIDES_MARK),
+    "unplugged": set(SECOND),
+    "plugged in again": set(BESIDES_MARK),
+    "namespace gone": {"netns"},
+    "namespace back": set(BESIDES_MARK),
     "server moved": {"host_route"},
-    "TUN gone": set(STRATEGIES),
 }
+ALONE = {"source address alone"}
 
 
 def tried(cells: list[Cell]) -> dict[str, set[str]]:
@@ -35,20 +38,54 @@ def tried(cells: list[Cell]) -> dict[str, set[str]]:
     return found
 
 
+def looping(cells: list[Cell]) -> set[tuple[str, str]]:
+    """Where a loop was witnessed, as it was to be."""
+    return {(cell.technique, cell.situation) for cell in cells if cell.seen is Outcome.LOOP}
+
+
 def test_a_vpn_that_takes_both_halves(lab: Lab) -> None:
     """Whoever has only a mark goes astray; the others do not, whatever happens to the uplink."""
-    cells = list(SplitDefault(lab).run())
-    assert tried(cells) == SITUATIONS
-    assert {cell.technique for cell in cells if cell.seen is Outcome.LOOP} == {"mark"}
+    halves = Halves(lab, ours=False)
+    cells = list(halves.run())
+    assert tried(cells) == {
+        **SITUATIONS,
+        "captured": SITUATIONS["captured"] | ALONE,
+        "TUN gone": set(STRATEGIES),
+    }
+    assert looping(cells) == {("mark", "captured"), ("source address alone", "captured")}
+    # What the watcher has put right is said, as what it did.
+    repaired = "\n".join(line for line in halves.gateway.log if " repaired " in line)
+    for done in (
+        "198.51.100.20/32 via 203.0.113.254 dev wan0",
+        "2001:db8:51::20/128 via 2001:db8:113::fe dev wan0",
+        "from 203.0.113.77/32",
+        "from 2001:db8:113::77/128",
+        "via 100.64.7.1 dev wan1",
+        "via 2001:db8:7::1 dev wan1",
+    ):
+        assert done in repaired
+
+
+def test_our_own_tun_that_takes_both_halves(lab: Lab) -> None:
+    """The same, and what would loop is refused; killed, it leaves everything as it was before."""
+    cells = list(Halves(lab, ours=True).run())
+    assert tried(cells) == {
+        **SITUATIONS,
+        "without": {"mark"},
+        "TUN removed": set(BESIDES_MARK),
+        "TUN gone": ALONE,
+    }
+    assert looping(cells) == {("mark", "without")}
 
 
 def test_the_ladder(lab: Lab) -> None:
     """The mark leads past the TUN; without it, or without its last rung, into it."""
     cells = list(ladder(lab))
-    assert list(tried(cells)) == [
-        "without",
-        "captured",
-        "default lost",
-        "lost, no unreachable",
-        "default back",
-    ]
+    flows = {f"mark + ladder{kind}" for kind in ("", ", UDP", ", ping")}
+    assert tried(cells) == {
+        "without": flows | {"mark + ladder, probe"},
+        "captured": flows | {"mark + ladder, probe"},
+        "default lost": flows,
+        "lost, no unreachable": flows,
+        "default back": flows,
+    }

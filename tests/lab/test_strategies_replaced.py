@@ -5,7 +5,8 @@ from __future__ import annotations
 from test_strategies import tried
 
 from gateway.lab.lab import Lab
-from gateway.lab.replaced import interface_group, replaced_default
+from gateway.lab.metrics import outbid
+from gateway.lab.replaced import replaced_default
 
 
 def test_a_default_route_that_is_replaced(lab: Lab) -> None:
@@ -19,9 +20,14 @@ def test_a_default_route_that_is_replaced(lab: Lab) -> None:
     }
 
 
-def test_a_rule_that_drops_a_route_by_its_group(lab: Lab) -> None:
-    """Alone it keeps no mark out of the TUN; with a table behind it, and an end, it does."""
-    ways = {"suppress_ifgroup"}
-    assert tried(list(interface_group(lab))) == dict.fromkeys(
-        ["without", "alone", "and a table", "default lost", "lost, unreachable"], ways
-    )
+def test_a_default_route_that_is_outbid(lab: Lab) -> None:
+    """A mark alone follows the better route; a rule that drops it needs a table, and an end."""
+    by_group = {"suppress_ifgroup"}
+    assert tried(list(outbid(lab))) == {
+        "outbid": {"mark", "device", "host_route"} | by_group,
+        "outbid in turn": {"mark", "device", "host_route"},
+        "the rule alone": by_group,
+        "and a table": by_group,
+        "default lost": by_group,
+        "lost, unreachable": by_group,
+    }

@@ -320,23 +320,6 @@ def udp_flow_count(gateway: GatewayProcess) -> int:
         return 0
 
 
-def test_the_bypass_mark_prevents_a_storm_of_datagrams(
-    module_lab: Lab, servers: Served, family: Family
-) -> None:
-    """Unmarked, one datagram becomes as many flows as there may be; marked, it is one."""
-    lab, config = module_lab, diverting_itself(module_lab, family) | {"udp": {"flows": 100}}
-    with running(lab, config, program=NAIVE) as naive:
-        with talking(lab.router, target(lab, family)) as sock:
-            sock.send(b"once")
-            wait_until(lambda: udp_flow_count(naive) > 50, "the storm")
-        naive.kill()
-        command(lab, "down", "--run-dir", str(naive.run_dir))
-    with running(lab, config) as gateway:
-        with talking(lab.router, target(lab, family)) as sock:
-            assert ask(sock) == b"hello"
-        assert udp_flow_count(gateway) == 1
-
-
 def test_the_detector_ends_a_loop_of_datagrams(
     module_lab: Lab, servers: Served, family: Family
 ) -> None:
