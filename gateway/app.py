@@ -63,6 +63,7 @@ REFRESH_S: Final = 1.0
 #: How often all is looked at without an event (seconds): legacy iptables has none, and names of
 #: upstreams may come to mean other addresses.
 RECONCILE_S: Final = 300.0
+PROGRAMS_S: Final = 5.0  # how often a program here that is refused is looked for
 #: After a change of the network that could not be adopted (seconds); twice as long each time.
 FIRST_RETRY_S: Final = 1.0
 #: How often the lists of rule sets are looked at, and whether one should be fetched (seconds).
@@ -127,6 +128,7 @@ class Gateway:
                 tasks.create_task(watch(self._network_changed), name="network watch"),
                 tasks.create_task(self._every(REFRESH_S, self._refresh), name="dead-man"),
                 tasks.create_task(self._every(RECONCILE_S, self._adopt), name="reconcile"),
+                tasks.create_task(self._every(PROGRAMS_S, self._watch_programs), name="programs"),
                 tasks.create_task(self._every(LISTS_S, self._reread_lists), name="lists"),
                 tasks.create_task(self._every(LISTS_S, self._fetch_lists), name="fetching"),
                 tasks.create_task(self._every(UDP_S, self._watch_udp), name="udp"),
@@ -234,6 +236,10 @@ class Gateway:
             names = ", ".join(sorted(unable))
             log.warning("no UDP by this way: it is refused", extra=logs.fields(outbounds=names))
         await self._adopt()
+
+    async def _watch_programs(self) -> None:
+        if any(each.unannounced for each in self._found):
+            await self._adopt()
 
     async def _network_changed(self) -> None:
         """Adopt it; where that fails once more, since another event may never come."""

@@ -42,6 +42,11 @@ class Finding:
         """Whether the outbound may be used: a missing route fails flows, but cannot loop."""
         return self.outcome in (Outcome.CLEAR, Outcome.NO_ROUTE)
 
+    @property
+    def unannounced(self) -> bool:
+        """Whether it is refused for a program on this machine, whose start no event tells."""
+        return not self.ok and self.egress.strategy in ("uid", "cgroup")
+
 
 class _Verdict(NamedTuple):
     outcome: Outcome

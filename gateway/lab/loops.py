@@ -20,9 +20,10 @@ from gateway.lab.lab import Lab
 from gateway.lab.ladder import ladder
 from gateway.lab.metrics import outbid
 from gateway.lab.namespaces import require_root
-from gateway.lab.own_traffic import Programs, own_datagrams, own_traffic, server_here
+from gateway.lab.own_traffic import own_datagrams, own_traffic
 from gateway.lab.own_tun import OwnTun
 from gateway.lab.process import LabError
+from gateway.lab.programs import Programs, server_here
 from gateway.lab.replaced import replaced_default
 from gateway.lab.written_back import written_back
 

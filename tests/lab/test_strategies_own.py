@@ -5,7 +5,8 @@ from __future__ import annotations
 from test_strategies import tried
 
 from gateway.lab.lab import Lab
-from gateway.lab.own_traffic import Programs, own_datagrams, own_traffic, server_here
+from gateway.lab.own_traffic import own_datagrams, own_traffic
+from gateway.lab.programs import Programs, server_here
 
 
 def test_the_mark_where_own_traffic_is_diverted(lab: Lab, backend: str) -> None:
@@ -26,6 +27,7 @@ def test_a_proxy_program_on_this_machine(lab: Lab, backend: str) -> None:
     techniques = {"uid", "uid, TUN"} | ({"cgroup"} if programs.has_groups else set())
     assert tried(list(programs.run())) == {
         "without": techniques,
+        "as another": techniques - {"cgroup"},
         "diverted": techniques,
         "default lost": {"uid, TUN"},
         "default back": {"uid, TUN"},
