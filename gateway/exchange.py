@@ -43,8 +43,12 @@ async def get(
     raise.
     """
     sock = await connect(Endpoint(url.hostname or "", url.port or PORTS[url.scheme]))
-    # The thread's own may be taken over (``SSLContext.wrap_socket``), and would not answer here.
-    ours = sock.dup()
+    try:
+        # The thread's own may be taken over (``SSLContext.wrap_socket``), and not answer here.
+        ours = sock.dup()
+    except OSError:
+        sock.close()
+        raise
     try:
         asking = partial(_ask, sock, url, take, headers)
         return await asyncio.get_running_loop().run_in_executor(executor, asking)

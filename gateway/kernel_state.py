@@ -18,7 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class KernelState:
-    """Plans that are applied, and the TUN device. One call at a time, but for ``refresh``."""
+    """Plans that are applied, and the TUN device.
+
+    Changes must not overlap; ``refresh`` and ``snapshot`` may come at any time.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         """``run_dir``: as of ``Applier``."""
