@@ -87,7 +87,7 @@ def warnings(marks: Sequence[Mark], forwarded: Sequence[Mark] = ()) -> tuple[str
     wanted = {"input": marks, "forward": forwarded}
     return tuple(
         f"chain {chain.name} may refuse diverted packets, and has no rule that lets"
-        f" marks {', '.join(map(str, wanted[chain.hook]))} pass"
+        f" marks {', '.join(map(str, wanted[chain.hook]))} pass: have its owner accept them"
         for chain in read()
         if chain.may_refuse and not chain.accepts(wanted[chain.hook])
     )
