@@ -18,13 +18,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from gateway.errors import ApplyError
 from gateway.marks import ROUTE_PROTOCOL, Mark
-from gateway.plan.addresses import Family, Network
+from gateway.plan.addresses import EVERYTHING, Family, Network
 from gateway.plan.model import IpRule, Route
 from gateway.plan.render_ip import route_line, rule_line
 
 _AF = {Family.V4: 2, Family.V6: 10}
 _FAMILY = {number: family for family, number in _AF.items()}
-_DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
 
 # FR_ACT_* of <linux/fib_rules.h>
 _ACTIONS = {"lookup": 1, "goto": 2, "nop": 3, "unreachable": 7}
@@ -234,14 +233,13 @@ def _source(message: Any) -> Network | None:
 
 def _route(message: Any, names: dict[int, str]) -> Route:
     family = _FAMILY[message["family"]]
-    destination = message.get_attr("RTA_DST")
-    prefix = f"{destination}/{message['dst_len']}" if destination else _DEFAULT[family]
+    prefix = f"{message.get_attr('RTA_DST')}/{message['dst_len']}"
     kind: Any = _KIND_NAMES.get(message["type"], "unicast")
     metric = message.get_attr("RTA_PRIORITY")
     return Route(
         family=family,
         kind=kind,
-        destination=ip_network(prefix),
+        destination=ip_network(prefix) if message["dst_len"] else EVERYTHING[family],
         device=names.get(message.get_attr("RTA_OIF"), "lo"),
         table=message.get_attr("RTA_TABLE"),
         via=message.get_attr("RTA_GATEWAY") or (message.get_attr("RTA_VIA") or {}).get("addr"),

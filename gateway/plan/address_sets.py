@@ -14,7 +14,7 @@ from gateway.policy.sets.networks import CompactNetworks
 
 Side = Literal["source", "destination"]
 
-_FAMILIES = {4: Family.V4, 6: Family.V6}
+_FAMILIES = {family.version: family for family in Family}
 
 
 class AddressSets:
@@ -58,10 +58,9 @@ def set_name(family: Family, prefixes: Collection[Network]) -> str:
             prefix.network_address.packed + bytes((prefix.prefixlen,)) for prefix in prefixes
         )
     digest = blake2s(content, digest_size=8).hexdigest()
-    return f"{SET_PREFIX}v{family.value[-1]}_{digest}"
+    return f"{SET_PREFIX}v{family.version}_{digest}"
 
 
 def of_family(networks: Iterable[Network], family: Family) -> tuple[Network, ...]:
     """The members of one family, in order."""
-    version = 4 if family is Family.V4 else 6
-    return tuple(network for network in networks if network.version == version)
+    return tuple(network for network in networks if network.version == family.version)

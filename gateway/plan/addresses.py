@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final
+from typing import Final, Literal
 
 Network = IPv4Network | IPv6Network
 
@@ -14,6 +14,11 @@ class Family(StrEnum):
 
     V4 = "ipv4"
     V6 = "ipv6"
+
+    @property
+    def version(self) -> Literal[4, 6]:
+        """As ``ipaddress`` has it."""
+        return 4 if self is Family.V4 else 6
 
 
 EVERYTHING: Final[dict[Family, Network]] = {

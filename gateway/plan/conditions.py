@@ -214,5 +214,5 @@ def _networks(group: Destinations, family: Family) -> Collection[Network]:
     else:
         intervals = (each.intervals() for each in known)
         inside = IntervalSet.of([*map(interval, group.networks), *chain(*intervals)])
-    its = inside.of_version(4 if family is Family.V4 else 6)
+    its = inside.of_version(family.version)
     return CompactNetworks(its) if len(its) > FEW_INTERVALS else tuple(its.networks())
