@@ -17,7 +17,7 @@ from gateway.config.scalars import (
     NAME_PATTERN,
     URL_PATTERN,
 )
-from gateway.config.shape import Shape
+from gateway.config.shape import Shape, shape_of
 
 _MAPPING = ("must be a mapping", "write `key: value` lines below it, or leave the key out")
 _BOOLEAN = ("must be true or false", "")
@@ -67,7 +67,7 @@ def explain(
     error: ValidationError, document: Document, model: type[BaseModel]
 ) -> Iterator[Finding]:
     """One finding for each error."""
-    shape = Shape(model)
+    shape = shape_of(model)
     for detail in error.errors(include_url=False):
         if detail["type"] == "too_short" and detail["input"]:
             continue  # the list is short because its entries are bad, which is said already

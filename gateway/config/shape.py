@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -58,3 +59,7 @@ class Shape:
             return part
         resolved: _Part = self._definitions[reference.rsplit("/", 1)[-1]]
         return resolved
+
+
+#: The shape of a model. Kept, for pydantic makes a schema slowly, and a model never changes.
+shape_of = cache(Shape)
