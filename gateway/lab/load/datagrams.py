@@ -51,44 +51,75 @@ _SO_RCVBUFFORCE: Final = 33
 _GRANTED: Final = b"\x05\x00\x00\x01"
 
 
-def serve(count: memoryview, host: str, port: int) -> None:
-    """Grant associations, and be what their datagrams are for."""
-    listener = socket.create_server((host, port), backlog=4096)
-    epoll = select.epoll()
-    epoll.register(listener, select.EPOLLIN)
-    controls: dict[int, tuple[socket.socket, socket.socket | None]] = {}
-    relays: dict[int, socket.socket] = {}
-    buffer = bytearray(65536)
-    print(READY, flush=True)
-    while True:
-        for fd, _ in epoll.poll():
-            relay = relays.get(fd)
-            if relay is not None:
-                _relay(count, relay, buffer)
-            elif fd == listener.fileno():
-                control, _ = listener.accept()
-                controls[control.fileno()] = (control, None)
-                epoll.register(control, select.EPOLLIN)
-            else:
-                control, bound = controls[fd]
-                said = _said(control)
-                if bound is None and said[:1] == b"\x05" and said[1:2] != b"\x03":
-                    control.sendall(b"\x05\x00")
-                elif bound is None and said:
-                    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-                    bound.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE)
-                    bound.bind((host, 0))
-                    relays[bound.fileno()] = bound
-                    epoll.register(bound, select.EPOLLIN)
-                    controls[fd] = (control, bound)
-                    where = socket.inet_aton(host) + struct.pack("!H", bound.getsockname()[1])
-                    control.sendall(_GRANTED + where)
-                elif not said:
-                    del controls[fd]
-                    control.close()
-                    if bound is not None:
-                        del relays[bound.fileno()]
-                        bound.close()
+class Server:
+    """Grants associations, and is what their datagrams are for."""
+
+    def __init__(self, count: memoryview, host: str, port: int) -> None:
+        self._count = count
+        self._host = host
+        self._listener = socket.create_server((host, port), backlog=4096)
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener, select.EPOLLIN)
+        #: By descriptor: control connections, each with its relay once that is granted, and relays.
+        self._controls: dict[int, tuple[socket.socket, socket.socket | None]] = {}
+        self._relays: dict[int, socket.socket] = {}
+        self._buffer = bytearray(65536)
+
+    def run(self) -> None:
+        """Until killed."""
+        print(READY, flush=True)
+        while True:
+            for fd, _ in self._epoll.poll():
+                relay = self._relays.get(fd)
+                if relay is not None:
+                    self._carry(relay)
+                elif fd == self._listener.fileno():
+                    self._accept()
+                else:
+                    self._hear(*self._controls[fd])
+
+    def _accept(self) -> None:
+        control, _ = self._listener.accept()
+        self._controls[control.fileno()] = (control, None)
+        self._epoll.register(control, select.EPOLLIN)
+
+    def _hear(self, control: socket.socket, relay: socket.socket | None) -> None:
+        said = _said(control)
+        if not said:
+            self._end(control, relay)
+        elif relay is None and said[:1] == b"\x05" and said[1:2] != b"\x03":
+            control.sendall(b"\x05\x00")
+        elif relay is None:
+            self._grant(control)
+
+    def _grant(self, control: socket.socket) -> None:
+        relay = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        relay.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE)
+        relay.bind((self._host, 0))
+        self._relays[relay.fileno()] = relay
+        self._epoll.register(relay, select.EPOLLIN)
+        self._controls[control.fileno()] = (control, relay)
+        where = socket.inet_aton(self._host) + struct.pack("!H", relay.getsockname()[1])
+        control.sendall(_GRANTED + where)
+
+    def _end(self, control: socket.socket, relay: socket.socket | None) -> None:
+        del self._controls[control.fileno()]
+        control.close()
+        if relay is not None:
+            del self._relays[relay.fileno()]
+            relay.close()
+
+    def _carry(self, relay: socket.socket) -> None:
+        buffer, view = self._buffer, memoryview(self._buffer)
+        for _ in range(64):
+            try:
+                size, client = relay.recvfrom_into(buffer)
+            except BlockingIOError:
+                return
+            self._count[ARRIVED] += 1
+            # The port stands at the end of an IPv4 header.
+            if buffer[9] == server.ECHO:
+                relay.sendto(view[:size], client)
 
 
 def _said(control: socket.socket) -> bytes:
@@ -97,19 +128,6 @@ def _said(control: socket.socket) -> bytes:
         return control.recv(512)
     except ConnectionResetError:
         return b""
-
-
-def _relay(count: memoryview, relay: socket.socket, buffer: bytearray) -> None:
-    view = memoryview(buffer)
-    for _ in range(64):
-        try:
-            size, client = relay.recvfrom_into(buffer)
-        except BlockingIOError:
-            return
-        count[ARRIVED] += 1
-        # The port stands at the end of an IPv4 header.
-        if buffer[9] == server.ECHO:
-            relay.sendto(view[:size], client)
 
 
 class Sender:
@@ -226,7 +244,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     count = Counters(arguments.counters, ENDS).values
     if arguments.kind == "serve":
-        serve(count, arguments.host, arguments.number)
+        Server(count, arguments.host, arguments.number).run()
     sender = Sender(count, arguments.host, arguments.number)
     try:
         getattr(sender, arguments.kind)()
