@@ -33,7 +33,7 @@ from gateway.routing import FlowTimeouts, OwnTraffic, Routing
 from gateway.sniffing import SniffLimits
 from gateway.udp.dispatcher import MOST_KEYS, UNHEARD_S, Datagrams
 from gateway.udp.face import Face
-from gateway.udp.flow import UdpFlow, UdpSettings
+from gateway.udp.flow import STREAM_BYTES, UdpFlow, UdpSettings
 from gateway.udp.loops import HELD_S, MOST_HELD
 
 CLIENT = Endpoint("192.168.20.5", 40000)
@@ -307,6 +307,31 @@ def test_a_member_that_is_down_and_silent_is_left(rig, monkeypatch) -> None:
     assert b.legs[0].sent == [b"on"]
     assert [flow.member for flow in one.desk.live] == ["b", ""]
     assert one.closed == []
+
+
+@pytest.mark.parametrize(
+    ("port", "moved", "limit"),
+    [
+        (53, 1 << 20, SETTINGS.idle_dns),
+        (443, 0, SETTINGS.idle_stream),
+        (9999, STREAM_BYTES, SETTINGS.idle_stream),
+        (9999, STREAM_BYTES - 1, SETTINGS.idle),
+    ],
+)
+def test_how_long_a_flow_may_be_quiet(rig, monkeypatch, port, moved, limit) -> None:
+    """By its port, and by what has gone each way: a call is quiet longer than a question."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    one = rig(Outbound("a"))
+    one.send(b"first", FAR._replace(port=port))
+    one.flow.bytes_up = one.flow.bytes_down = moved
+    one.desk.expire(now[0])
+    now[0] += limit - 0.1
+    one.desk.expire(now[0])
+    assert one.desk.live_count == 1
+    now[0] += 0.2
+    one.desk.expire(now[0])
+    assert [flow.reason for flow in one.closed] == [CloseReason.IDLE_TIMEOUT]
 
 
 # --- who may speak ----------------------------------------------------------------------------
