@@ -100,6 +100,10 @@ class Leg(ABC):
         self.routes.clear()
         self._close_socket()
 
+    def give_up(self, detail: str) -> None:
+        """End, because it took too long."""
+        self._fail(UpstreamFailure.TIMEOUT, detail)
+
     def abort(self) -> None:
         """End after a bug."""
         self._fail(UpstreamFailure.PROTOCOL, "internal error")

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from gateway.decision import Decision
@@ -23,6 +24,7 @@ from gateway.kernel.sockaddr import Address
 from gateway.kernel.sockets import SocketFactory, family_of
 from gateway.kernel.udp_sockets import ErrorReport, UdpSockets, read_ends
 from gateway.outbound.base import Outbound, failure_of, target_of
+from gateway.outbound.board import PATIENCE_S
 from gateway.outbound.datagrams import Kept, Leg
 from gateway.outbound.group import FINAL
 from gateway.relay.udp import ReplySockets
@@ -77,6 +79,7 @@ class Datagrams:
         self.counters: Counter[str] = Counter()
         self.recent: deque[UdpFlow] = deque(maxlen=RECENT)
         self._on_closed = on_closed
+        self._call_later = call_later
         self._detect_loops = detect_loops
         self._mappings: dict[MappingKey, Mapping] = {}
         self._flows = FlowTable()
@@ -249,6 +252,8 @@ class Datagrams:
                 return
             mapping.leg = leg
             self.begun.append(flow)
+            if carrier is not outbound and leg.sock is None:
+                self._call_later(PATIENCE_S, partial(self._lose_patience, mapping, leg))
         self._join(flow, mapping, mapping.leg)
 
     def _join(self, flow: UdpFlow, mapping: Mapping, leg: Leg) -> None:
@@ -305,6 +310,14 @@ class Datagrams:
             if sender is not None:
                 sender.bytes_up -= len(datagram)  # counted when it was kept
                 sender.up_one(self.batch, datagram)
+
+    def _lose_patience(self, mapping: Mapping, leg: Leg) -> None:
+        """Have the next member carry what one has kept that is not there yet, if there is one."""
+        flow = next(iter(mapping.flows.values()), None)
+        if flow is None or mapping.leg is not leg or leg.sock is not None:
+            return
+        if self._another(flow, UpstreamFailure.TIMEOUT, mapping.tried) is not None:
+            leg.give_up("the upstream did not answer in time")
 
     def leave(self, is_down: Callable[[str, str], bool]) -> None:
         """Have flows go on otherwise that a member which is down leaves without an answer.

@@ -58,6 +58,12 @@ def group(lab: Lab, kind: str, *members: str, **more: Any) -> dict[str, Any]:
     return made
 
 
+def silence(lab: Lab) -> None:
+    """Have the router believe that somebody is there whom it can send to."""
+    neighbour = ["lladdr", "02:00:00:00:00:99", "dev", "wan0", "nud", "permanent"]
+    lab.router.run(["ip", "neighbour", "replace", NOBODY, *neighbour])
+
+
 def start(lab: Lab, program: str) -> Process:
     directory = lab.directory / program
     directory.mkdir(exist_ok=True)
@@ -253,16 +259,23 @@ def test_datagrams_move_when_the_server_dies(module_lab: Lab, servers: Served) -
     """Nobody notices: what the client had begun goes on by another, without a refusal."""
     lab, desk = module_lab, module_lab.client("desk")
     server = start(lab, "sing-box")
+    silence(lab)
     second = Relay(lab.internet, lab.topology.upstreams["work"].addresses.ipv4, RELAY_PORT)
     wanted = config(
         lab,
         {"destination": target(lab, 6), "to": "gone-first"},
+        {"destination": target(lab, 4, "mirror"), "to": "silent-first"},
         {"to": "able"},
         gone={**lab.socks("home"), "port": 9, "udp": True},
+        nobody={**lab.socks("home"), "server": NOBODY, "udp": True},
         second={"type": "socks5", "server": second.host, "port": RELAY_PORT, "pool": "off"},
         **{
             name: {"type": "fallback", "members": [member, "second"], "probe": {"every": 3600}}
-            for name, member in (("able", "spare"), ("gone-first", "gone"))
+            for name, member in (
+                ("able", "spare"),
+                ("gone-first", "gone"),
+                ("silent-first", "nobody"),
+            )
         },
     )
     wanted["inbound"] = {"udp": "tproxy", "workers": 1}
@@ -279,11 +292,12 @@ def test_datagrams_move_when_the_server_dies(module_lab: Lab, servers: Served) -
             assert ask(sock) == b"hello"
             (flow,) = [flow for flow in gateway.flows() if flow["protocol"] == "udp"]
             assert (flow["state"], flow["bytes_down"]) == ("relaying", 10)
-            # And what a client says first is kept while a member turns out to be gone.
-            with talking(desk, target(lab, 6)) as first:
-                assert ask(first) == b"hello"
-            assert members()[-1] == "second"
-            assert gateway.counters()["group_failovers"] == 2
+            # And what a client says first is kept while a member turns out to be gone, or silent.
+            for host in (target(lab, 6), target(lab, 4, "mirror")):
+                with talking(desk, host) as first:
+                    assert ask(first) == b"hello"
+                assert members()[-1] == "second"
+            assert gateway.counters()["group_failovers"] == 3
             assert "udp_refused" not in gateway.counters()
     finally:
         second.close()
@@ -297,8 +311,7 @@ def test_datagrams_move_when_the_server_dies(module_lab: Lab, servers: Served) -
 def troubled(module_lab: Lab) -> Iterator[GatewayProcess]:
     """A gateway with a rule for each kind of trouble; by port, at no server."""
     lab = module_lab
-    neighbour = ["lladdr", "02:00:00:00:00:99", "dev", "wan0", "nud", "permanent"]
-    lab.router.run(["ip", "neighbour", "replace", NOBODY, *neighbour])
+    silence(lab)
     wrong = {**lab.socks("work"), "password": "not-that"}
     wanted = config(
         lab,

@@ -100,7 +100,7 @@ def whatever_comes() -> None:
     keeper = TunKeeper()
     assert keeper.keep(SETTINGS, 3)
 
-    @settings(max_examples=300, deadline=None, database=None)
+    @settings(max_examples=80, deadline=None, database=None)
     @given(FIRST, st.binary(max_size=80))
     def each(first: int, rest: bytes) -> None:
         packet = bytes([first]) + rest

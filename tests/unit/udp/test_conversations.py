@@ -71,6 +71,9 @@ class Leg:
         assert self.open
         self.open = False
 
+    def give_up(self, detail: str) -> None:
+        self.fail(UpstreamFailure.TIMEOUT, detail)
+
     def fail(self, failure: UpstreamFailure, detail: str = "gone") -> None:
         self.close()
         self.owner.leg_failed(failure, detail, self.kept)
@@ -222,6 +225,30 @@ def test_what_a_member_kept_goes_by_the_next(rig) -> None:
     assert [flow.bytes_up for flow in one.desk.live] == [16, 9]
     assert (one.closed, one.told.errors) == ([], [])
     assert one.desk.counters["group_failovers"] == 2
+
+
+def test_a_member_that_is_silent_gets_the_next_one_instead(rig) -> None:
+    """Where it is not there in time; the last one is waited for."""
+    a, b = Outbound("a"), Outbound("b")
+    one = rig(a, b)
+    one.send(b"first")
+    one.elapse()
+    assert b.legs[0].sent == [b"first"]
+    assert not a.legs[0].open
+    one.elapse()
+    one.elapse()
+    assert b.legs[0].open
+    assert one.closed == []
+
+
+def test_a_member_that_is_there_is_not_left(rig) -> None:
+    a, b = Outbound("a"), Outbound("b")
+    one = rig(a, b)
+    one.send(b"first")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        a.legs[0].sock = sock
+        one.elapse()
+    assert b.legs == []
 
 
 def test_a_member_that_has_no_way_at_once(rig) -> None:
