@@ -214,19 +214,6 @@ def _fetched_sets(subject: Subject) -> Iterator[Finding]:
             yield Finding(path, "nothing is fetched through a refusal", "name a way out")
 
 
-def _tun(subject: Subject) -> Iterator[Finding]:
-    tun, lan, inbound = subject.config.tun, subject.config.lan, subject.config.inbound
-    if not inbound.tunnelled:
-        return
-    if tun.name in lan.interfaces:
-        yield Finding(("tun", "name"), "an interface of the LAN", "choose a name that nobody has")
-    for key, own in (("ipv4", tun.ipv4.network), ("ipv6", tun.ipv6.network)):
-        for name, networks in lan.subnets.items():
-            if any(overlap(own, network) for network in networks):
-                cure = "choose a network that nobody else uses"
-                yield Finding(("tun", key), f"{own} overlaps the subnet {name}", cure)
-
-
 def _mark_base(subject: Subject) -> Iterator[Finding]:
     base = subject.config.marks.base
     if base & (base - 1):
@@ -247,7 +234,6 @@ _CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     _socks_credentials,
     _socks_servers,
     _fetched_sets,
-    _tun,
     *TUN_CHECKS,
     _mark_base,
     *GROUP_CHECKS,

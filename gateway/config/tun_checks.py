@@ -1,4 +1,4 @@
-"""Checks of what the TUN takes, across the keys of a configuration."""
+"""Checks of the TUN: the device, and what it takes, across the keys of a configuration."""
 
 from __future__ import annotations
 
@@ -10,12 +10,26 @@ from gateway.config.findings import Finding
 from gateway.config.outbounds import Socks5Outbound
 from gateway.config.subject import Subject, overlap
 from gateway.config.values import Network
+from gateway.flow import Protocol
 
 
-def tun_keys(subject: Subject) -> Iterator[Finding]:
+def _device(subject: Subject) -> Iterator[Finding]:
+    """What the device is called, and its own networks, are nobody else's."""
+    tun, lan = subject.config.tun, subject.config.lan
+    if not subject.config.inbound.tunnelled:
+        return
+    if tun.name in lan.interfaces:
+        yield Finding(("tun", "name"), "an interface of the LAN", "choose a name that nobody has")
+    for key, own in (("ipv4", tun.ipv4.network), ("ipv6", tun.ipv6.network)):
+        for name, networks in lan.subnets.items():
+            if any(overlap(own, network) for network in networks):
+                cure = "choose a network that nobody else uses"
+                yield Finding(("tun", key), f"{own} overlaps the subnet {name}", cure)
+
+
+def _capture_keys(subject: Subject) -> Iterator[Finding]:
     """Keys that mean something only beside others."""
-    config = subject.config
-    tun, inbound = config.tun, config.inbound
+    tun = subject.config.tun
     if tun.prefixes and tun.capture != "prefixes":
         yield Finding(
             ("tun", "prefixes"),
@@ -31,19 +45,23 @@ def tun_keys(subject: Subject) -> Iterator[Finding]:
             f"means nothing with capture: {tun.capture}",
             "remove it, or write `capture: default-route`",
         )
-    if tun.strategy == "split_default" and inbound.on_failure == "closed":
+    if tun.strategy == "split_default" and subject.config.inbound.on_failure == "closed":
         yield Finding(
             ("tun", "strategy"),
             "a half of the main table that refuses would refuse our own sockets, too",
             "write `on_failure: open`, or `strategy: suppress`",
         )
+
+
+def _inbound_keys(subject: Subject) -> Iterator[Finding]:
+    """Routes know no protocols, no packet queues, and not who sends."""
+    tun, inbound = subject.config.tun, subject.config.inbound
     if not tun.by_routing:
         return
-    for protocol in ("tcp", "udp", "icmp"):
-        found = getattr(inbound, protocol)
-        if found not in ("tun", "pretend"):
+    for protocol in Protocol:
+        if protocol not in inbound.tunnelled:
             yield Finding(
-                ("inbound", protocol),
+                ("inbound", protocol.value),
                 f"{tun.capture} is taken by routes, whatever the protocol",
                 f"write `{protocol}: tun`, or `tun.capture: lan`",
             )
@@ -62,7 +80,7 @@ def tun_keys(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def tun_networks(subject: Subject) -> Iterator[Finding]:
+def _networks(subject: Subject) -> Iterator[Finding]:
     """Prefixes that can be taken, and fake ones that nobody has."""
     tun = subject.config.tun
     for index, prefix in enumerate(tun.prefixes):
@@ -98,7 +116,7 @@ def _real(subject: Subject) -> Iterator[tuple[str, Network]]:
                 yield f"the server of outbound {name}", ip_network(outbound.server)
 
 
-def tun_programs(subject: Subject) -> Iterator[Finding]:
+def _programs(subject: Subject) -> Iterator[Finding]:
     """A route knows users, and no control groups (ip-rule(8)); of halves, nobody is led past."""
     config = subject.config
     if not config.tun.by_routing:
@@ -120,4 +138,4 @@ def tun_programs(subject: Subject) -> Iterator[Finding]:
             )
 
 
-TUN_CHECKS = (tun_keys, tun_networks, tun_programs)
+TUN_CHECKS = (_device, _capture_keys, _inbound_keys, _networks, _programs)

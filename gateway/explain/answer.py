@@ -31,7 +31,7 @@ from gateway.kernel.neighbours import ask_kernel
 from gateway.marks import Mark
 from gateway.plan.capture_plan import taken
 from gateway.plan.egress import Egress, family_of
-from gateway.plan.walk import AddressType, Fate, Hop, walk
+from gateway.plan.walk import AddressType, Fate, Hop, Walk, walk
 from gateway.policy.demands import week_time
 from gateway.policy.engine import Outcome, Step
 
@@ -134,27 +134,9 @@ def explain(
     ``groups``: what is known of each.
     """
     now = minute_now(assembly) if asked.at is None else asked.at
-    interface, notes = _arrival(assembly, asked)
-    mac, hostname = device_facts(assembly.config, asked.device)
-    if assembly.policy.needs.mac and not asked.device:
-        mac = neighbour(assembly, asked.source.host, interface)
-    facts = FlowFacts(
-        asked.protocol,
-        asked.source,
-        asked.destination,
-        interface,
-        mac,
-        hostname,
-        name=asked.name,
-        sniffed=asked.sniffed,
-    )
-    if asked.assumed:
-        notes.append(f"the address of {asked.name} was not asked for: {facts.destination.host}")
-    walked = walk(assembly.plan, assembly.marks, facts, _address_type(assembly, asked))
-    fate, hops = walked.fate, walked.hops
-    if taken(assembly.config, assembly.ways, assembly.host, asked.destination.host):
-        fate = Fate.DIVERTED
-        hops = (*hops, Hop("ip rule", "capture", f"into {assembly.config.tun.name}"))
+    facts, notes = _facts(assembly, asked)
+    walked = _walked(assembly, asked, facts)
+    fate = walked.fate
     asks_rules = fate is not Fate.LEFT_ALONE or bool(walked.rule)
     steps = assembly.policy.trace(facts, now) if asks_rules else ()
     answer = steps[-1].answer if steps else None
@@ -171,9 +153,9 @@ def explain(
         destination=str(facts.destination) if facts.destination.port else facts.destination.host,
         name=asked.name,
         at=week_time(now) if assembly.policy.needs.time else "",
-        interface=interface,
+        interface=facts.interface,
         backend=assembly.backend.value,
-        netfilter=hops,
+        netfilter=walked.hops,
         fate=fate,
         rules=tuple(map(_tried, steps)),
         takes=takes,
@@ -184,6 +166,36 @@ def explain(
         ways=tuple(_ways(assembly, found, asked, facts, fate, decision, end)),
         notes=tuple(notes),
     )
+
+
+def _facts(assembly: Assembly, asked: Question) -> tuple[FlowFacts, list[str]]:
+    """What is known of the flow, and what was taken for granted."""
+    interface, notes = _arrival(assembly, asked)
+    mac, hostname = device_facts(assembly.config, asked.device)
+    if assembly.policy.needs.mac and not asked.device:
+        mac = neighbour(assembly, asked.source.host, interface)
+    if asked.assumed:
+        notes.append(f"the address of {asked.name} was not asked for: {asked.destination.host}")
+    facts = FlowFacts(
+        asked.protocol,
+        asked.source,
+        asked.destination,
+        interface,
+        mac,
+        hostname,
+        name=asked.name,
+        sniffed=asked.sniffed,
+    )
+    return facts, notes
+
+
+def _walked(assembly: Assembly, asked: Question, facts: FlowFacts) -> Walk:
+    """Through netfilter, and behind it into a TUN that takes by routes."""
+    walked = walk(assembly.plan, assembly.marks, facts, _address_type(assembly, asked))
+    if not taken(assembly.config, assembly.ways, assembly.host, asked.destination.host):
+        return walked
+    into = Hop("ip rule", "capture", f"into {assembly.config.tun.name}")
+    return replace(walked, fate=Fate.DIVERTED, hops=(*walked.hops, into))
 
 
 def _tried(step: Step) -> Tried:
