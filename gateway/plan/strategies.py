@@ -245,7 +245,7 @@ def _by_source(
         return _no_uplink(replace(way, source=source, entries=(closed,)), device)
     table = tables["source", device]
     link = _interface(host, device)
-    near = {a.network for a in link.addresses if a.version == _version(family)} if link else ()
+    near = {a.network for a in link.addresses if a.version == family.version} if link else ()
     needed: list[Entry] = [
         *(
             Route(family, "unicast", network, device, table)
@@ -257,11 +257,6 @@ def _by_source(
         closed,
     ]
     return replace(way, source=source, uplink=device, via=hop.via, entries=tuple(needed))
-
-
-def _version(family: Family) -> int:
-    """4 or 6."""
-    return 4 if family is Family.V4 else 6
 
 
 def _tables(config: Config, host: HostFacts) -> dict[tuple[Strategy, str], int]:
@@ -293,7 +288,7 @@ def _holder(host: HostFacts, address: str | None) -> str | None:
 def _address(host: HostFacts, device: str | None, family: Family) -> str | None:
     link = _interface(host, device)
     lasting = link.lasting if link else ()
-    return next((str(a) for a in lasting if a.version == _version(family)), None)
+    return next((str(a) for a in lasting if a.version == family.version), None)
 
 
 # --- host_route ------------------------------------------------------------------------------
