@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gateway.cli.comparison import NEW_FILE, compare, shared_options, with_progress
+from gateway.cli.comparison import NEW_FILE, compare, deliver, shared_options, with_progress
 from gateway.cli.options import json_option
-from gateway.cli.show import print_json, write
+from gateway.cli.show import write
 from gateway.errors import GatewayError
 
 
@@ -284,16 +283,9 @@ def soak(
 
     plan = Plan(minutes * 60, idle_flows, active_flows)
     record = with_progress(lambda progress: run(plan, progress))
-    found = {**circumstances(), **record.to_json()}
-    if output is not None:
-        write(output, json.dumps(found) + "\n")
     if svg is not None:
         write(svg, draw(record))
-    if as_json:
-        print_json(found)
-    else:
-        for line in record.lines():
-            click.echo(line)
+    deliver({**circumstances(), **record.to_json()}, record.lines(), as_json, output)
     if problems := list(record.problems()):
         raise GatewayError("the soak failed: " + "; ".join(problems))
 
@@ -341,11 +333,4 @@ def policy(rules: int, names: int, prefixes: int, as_json: bool, output: Path | 
 
     amounts = Amounts(rules, names, prefixes)
     figures = with_progress(lambda progress: run(amounts, progress))
-    found = {**circumstances(), **figures.to_json()}
-    if output is not None:
-        write(output, json.dumps(found, indent=2) + "\n")
-    if as_json:
-        print_json(found)
-    else:
-        for line in figures.lines():
-            click.echo(line)
+    deliver({**circumstances(), **figures.to_json()}, figures.lines(), as_json, output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -85,6 +85,18 @@ def _measure(
         if not console.is_terminal:
             console.width = LOG_COLUMNS
         console.print(render(report))
+
+
+def deliver(
+    found: Mapping[str, object], lines: Iterable[str], as_json: bool, output: Path | None
+) -> None:
+    """Show what was found, as JSON or in ``lines``, and write the JSON to a file besides."""
+    if output is not None:
+        write(output, json.dumps(found, indent=2) + "\n")
+    if as_json:
+        print_json(found)
+    else:
+        click.echo("\n".join(lines))
 
 
 def with_progress(work: Callable[[Callable[[str, float], None]], T]) -> T:
