@@ -217,7 +217,7 @@ class Gateway:
             log.warning("%s", error, extra=logs.fields(hint=error.hint))
         except OSError as error:
             # No descriptor, no memory, no process: it must not end us and all flows.
-            log.warning("not done, for want of what the kernel gives: %s", error)
+            log.warning("not done, and tried again later: %s", error)
         else:
             return True
         return False
