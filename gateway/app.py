@@ -43,7 +43,7 @@ from gateway.explain.answer import Explanation, explain, question
 from gateway.explain.shadow import ShadowReport, shadow
 from gateway.groups.report import GroupRecord
 from gateway.keeper import GroupKeeper, choices_of
-from gateway.kernel import limits
+from gateway.kernel import limits, reactor
 from gateway.kernel.guard import Finding
 from gateway.kernel.watch import watch
 from gateway.kernel_state import KernelState
@@ -77,7 +77,7 @@ def run(path: Path, run_dir: Path) -> None:
 
     Raises ``GatewayError`` where it cannot start; nothing is left behind then.
     """
-    asyncio.run(Gateway(path, run_dir).serve())
+    reactor.run(Gateway(path, run_dir).serve())
 
 
 class Gateway:

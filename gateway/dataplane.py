@@ -20,7 +20,7 @@ from gateway.icmp.flow import EchoFlow
 from gateway.inbound.queue import Classifier
 from gateway.inbound.tcp import TcpListener, open_listeners, require_free_port
 from gateway.inbound.udp import UdpListener, open_udp_listeners, require_free_udp_port
-from gateway.kernel.reactor import Reactor
+from gateway.kernel.reactor import running_reactor
 from gateway.kernel.sockets import SocketFactory
 from gateway.kernel.tun import TunDevice
 from gateway.outbound.base import Outbound
@@ -67,9 +67,8 @@ class DataPlane:
     def __init__(
         self, plan: Blueprint, first_id: int = 1, id_step: int = 1, index: int = 0
     ) -> None:
-        loop = asyncio.get_running_loop()
-        self._reactor = Reactor(loop)
-        self._flow_log = logs.FlowLog(loop.call_later)
+        self._reactor = running_reactor()
+        self._flow_log = logs.FlowLog(self._reactor.call_later)
         self._factory = SocketFactory(plan.bypass)
         self._factory.opened.wanted = plan.own.diverted
         self._mover = Mover(self._reactor)
@@ -357,7 +356,6 @@ class DataPlane:
             outbound.close()
         self._flow_log.write()
         self._mover.pipes.close()
-        self._reactor.stop()
 
     def _ended(self, flow: AnyFlow) -> None:
         asked_for = flow.decision is not None and flow.decision.log

@@ -81,7 +81,14 @@ class Tunnel:
             handlers[TCP] = tcp
             self._listeners = tuple(TcpListener(reactor, sock, tcp, streams) for sock in socks)
         self._reader = TunReader(
-            reactor, writer, handlers, tcp, self._counted, tunnelled.others, tunnelled.flush
+            reactor,
+            writer,
+            handlers,
+            tcp,
+            self._counted,
+            tunnelled.others,
+            tunnelled.flush,
+            repeat=tunnelled.echoes.repeat,
         )
 
     @property

@@ -79,9 +79,7 @@ class Tunnelled:
     def adopt(self, plan: Blueprint, routing: Routing) -> None:
         """Go on by another blueprint; live flows stay as they are."""
         self._udp.tells_dscp = routing.policy.needs.dscp
-        self.echoes.routing = routing
-        self.echoes.settings = plan.echo
-        self.echoes.own = plan.own
+        self.echoes.adopt(routing, plan.echo, plan.own)
         self._errors.own = plan.own.addresses
 
     def _is_own(self, packed: bytes) -> bool:

@@ -21,6 +21,7 @@ from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError
 from gateway.kernel.handover import Handover
 from gateway.kernel.privilege import keep_only
+from gateway.kernel.reactor import run
 from gateway.pauses import shorten_pauses
 
 #: Length of a message, then the message. Both ends are this program: pickle is safe here.
@@ -91,7 +92,7 @@ def main() -> None:
     # The parent decides when it is over: a service manager's SIGTERM reaches every process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    asyncio.run(_serve(*map(int, sys.argv[1:5])))
+    run(_serve(*map(int, sys.argv[1:5])))
 
 
 if __name__ == "__main__":

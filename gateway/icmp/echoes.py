@@ -20,9 +20,10 @@ from gateway.kernel.ping_sockets import PingSocket
 from gateway.kernel.reactor import Reactor
 from gateway.outbound.base import EchoRefusal
 from gateway.routing import RECENT, OwnTraffic, Routing
-from gateway.wire.icmp_error import IcmpError
-from gateway.wire.icmp_packet import Echo, NoEcho, echo_reply, read_echo
-from gateway.wire.ip import IpPacket, Vnet
+from gateway.wire.echo_alike import Parts, common_parts
+from gateway.wire.icmp_error import IcmpError, checksum
+from gateway.wire.icmp_packet import Echo, EchoReplies, NoEcho, icmp_pseudo, read_echo
+from gateway.wire.ip import VNET_BYTES, IpPacket, Vnet
 
 #: What a client is told of a refusal; of others nothing.
 _TOLD: Final = {
@@ -32,10 +33,23 @@ _TOLD: Final = {
 }
 
 
+#: Flags and type of GSO, in the vnet header of a packet that is one, and has its checksum.
+_NOTHING_UNDONE: Final = b"\0\0"
+
+
 class _Key(NamedTuple):
     source: str
     destination: str
     identifier: int
+
+
+class _Alike(NamedTuple):
+    """Whose request it is, how long its packet is (bytes), and what its checksum covers besides."""
+
+    flow: EchoFlow
+    source: str
+    size: int
+    pseudo: bytes
 
 
 class Echoes:
@@ -62,12 +76,14 @@ class Echoes:
         self.counters: Counter[str] = Counter()
         self.recent: deque[EchoFlow] = deque(maxlen=RECENT)
         self._reactor = reactor
-        self._write = write
+        #: Gives a client a packet.
+        self.answer = write
         self._mtu = mtu
         self._on_closed = on_closed
         self._detect_loops = detect_loops
         self._flows: dict[_Key, EchoFlow] = {}  # the oldest first
         self._keys: dict[EchoFlow, _Key] = {}
+        self._alike: dict[Parts, _Alike] = {}
         self._of_device: defaultdict[str, dict[EchoFlow, None]] = defaultdict(dict)
         self._ours: set[tuple[str, int]] = set()
         self._rate = Rate()
@@ -82,6 +98,13 @@ class Echoes:
     def live_count(self) -> int:
         """How many have not ended."""
         return len(self._flows)
+
+    def adopt(self, routing: Routing, settings: EchoSettings, own: OwnTraffic) -> None:
+        """Go on by another configuration; flows stay as they are."""
+        self.routing = routing
+        self.settings = settings
+        self.own = own
+        self._alike.clear()
 
     # --- requests --------------------------------------------------------------------------
 
@@ -114,7 +137,43 @@ class Echoes:
         if isinstance(flow.way, EchoRefusal):
             self._refuse(flow.way, request, packet)
         flow.ask(request, hop_limit)
+        if hop_limit == request.hop_limit and len(packet) == ip.end <= self._mtu:
+            self._remember(flow, ip, packet)
         return None
+
+    def _remember(self, flow: EchoFlow, ip: IpPacket, packet: memoryview) -> None:
+        """Know requests like this one by what they have in common."""
+        found = common_parts(packet)
+        if found is None or not isinstance(flow.way, PingSocket):
+            return
+        start, parts = found
+        if flow.parts is not None:
+            self._alike.pop(flow.parts, None)
+        flow.parts = parts
+        pseudo = icmp_pseudo(ip.source, ip.destination, ip.end - start)
+        self._alike[parts] = _Alike(flow, flow.facts.source.host, ip.end, pseudo)
+
+    def repeat(self, frame: bytearray, size: int) -> bool:
+        """Send on a request like an earlier one. See ``gateway.inbound.tun.Repeater``.
+
+        What is wrong with a request is found, and counted, where it is parsed.
+        """
+        found = common_parts(frame, VNET_BYTES)
+        if found is None:
+            return False
+        start, parts = found
+        alike = self._alike.get(parts)
+        if alike is None or alike.size != size - VNET_BYTES or frame[:2] != _NOTHING_UNDONE:
+            return False
+        message = frame[start:size]
+        if checksum(alike.pseudo + message):
+            return False
+        settings, now = self.settings, time.monotonic()
+        if not self._rate.allows(alike.source, settings.rate, settings.rate_per_device, now):
+            return False
+        self.counters["icmp_echo_requests"] += 1
+        alike.flow.ask_alike(message, now)
+        return True
 
     def _begin(self, key: _Key) -> EchoFlow:
         settings, source = self.settings, key.source
@@ -153,7 +212,7 @@ class Echoes:
     def _refuse(self, why: EchoRefusal, request: Echo, packet: memoryview) -> None:
         if why is EchoRefusal.NOT_CARRIED and self.settings.pretend:
             self.count("icmp_pretended")
-            self.answer(echo_reply(request, request.sequence, request.data))
+            self.answer(EchoReplies(request).packet(request.sequence, request.data))
             return
         self.count(f"icmp_refused_{why}")
         if why in _TOLD:
@@ -169,16 +228,14 @@ class Echoes:
         """Count something that has happened."""
         self.counters[what] += 1
 
-    def answer(self, packet: bytes) -> None:
-        """Give a client a packet."""
-        self._write(packet)
-
     # --- ends --------------------------------------------------------------------------------
 
     def closed(self, flow: EchoFlow) -> None:
         """Forget a flow that has ended."""
         key = self._keys.pop(flow)
         del self._flows[key]
+        if flow.parts is not None:
+            self._alike.pop(flow.parts, None)
         device = self._of_device[key.source]
         del device[flow]
         if not device:

@@ -10,24 +10,23 @@ from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision
 from gateway.flow import CloseReason, FlowFacts
 from gateway.flow import Protocol as Transport
-from gateway.icmp.errors import ErrorWriter
+from gateway.icmp.errors import ErrorWriter, Write
 from gateway.kernel.ping_sockets import PingSocket
 from gateway.kernel.reactor import ERROR
 from gateway.outbound.base import EchoRefusal
+from gateway.wire.echo_alike import Parts
 from gateway.wire.icmp_error import IcmpError
-from gateway.wire.icmp_packet import Echo, echo_message, echo_reply, sent_request
+from gateway.wire.icmp_packet import Echo, EchoReplies, echo_message, sent_request
 
 
 class EchoOwner(Protocol):
     """Who keeps the flows, and speaks to clients."""
 
     errors: ErrorWriter
+    answer: Write
 
     def count(self, what: str) -> None:
         """Count something that has happened."""
-
-    def answer(self, packet: bytes) -> None:
-        """Give a client a packet."""
 
     def closed(self, flow: EchoFlow) -> None:
         """It has ended."""
@@ -37,8 +36,9 @@ class EchoFlow:
     """Either a ping socket or, where there is none, the reason why requests are refused."""
 
     __slots__ = (
-        "_owner", "_request", "_socket", "bytes_down", "bytes_up", "decision", "detail", "ended",
-        "facts", "id", "quiet_since", "reason", "started", "started_at", "way",
+        "_owner", "_replies", "_request", "_socket", "bytes_down", "bytes_up", "decision",
+        "detail", "ended", "facts", "id", "parts", "quiet_since", "reason", "started",
+        "started_at", "way",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +51,9 @@ class EchoFlow:
     ) -> None:
         self._owner = owner
         self._request: Echo | None = None
+        self._replies: EchoReplies | None = None
+        #: By which more of its requests are told, once one has been sent.
+        self.parts: Parts | None = None
         self._socket = way if isinstance(way, PingSocket) else None
         self.way = way
         self.id = flow_id
@@ -67,6 +70,8 @@ class EchoFlow:
     def ask(self, request: Echo, hop_limit: int) -> None:
         """Send a request onward, with so many hops to go."""
         self._request = request
+        if self._replies is None:
+            self._replies = EchoReplies(request)
         self.quiet_since = time.monotonic()
         socket = self._socket
         if socket is None:
@@ -78,6 +83,23 @@ class EchoFlow:
             self._unsent(socket, request, error)
             return
         self.bytes_up += len(request.data)
+
+    def ask_alike(self, message: bytearray, now: float) -> None:
+        """Send on a request like the last one, but for its number and data.
+
+        ``message``: from its ICMP header on. ``now``: ``time.monotonic``.
+        """
+        socket, request = self._socket, self._request
+        if socket is None or request is None:
+            return
+        self.quiet_since = now
+        try:
+            socket.send_alike(message)
+        except OSError as error:
+            sequence, data = int.from_bytes(message[6:8], "big"), bytes(message[8:])
+            self._unsent(socket, request._replace(sequence=sequence, data=data), error)
+            return
+        self.bytes_up += len(message) - 8
 
     def _unsent(self, socket: PingSocket, request: Echo, error: OSError) -> None:
         about = sent_request(request, request.sequence)
@@ -94,19 +116,21 @@ class EchoFlow:
         """Take what has come."""
         del fd
         socket, request, owner = self._socket, self._request, self._owner
-        if socket is None or request is None:
+        replies = self._replies
+        if socket is None or request is None or replies is None:
             return
-        self.quiet_since = time.monotonic()
         if events & ERROR:
             for error in socket.errors():
                 owner.errors.pass_on(sent_request(request, error.sequence), error.told)
-        for reply in socket.replies():
-            if reply.host != request.destination:
+        while (reply := socket.receive()) is not None:
+            host, sequence, hop_limit, data = reply
+            if host != request.destination:
                 owner.count("icmp_dropped_stranger")
                 continue
-            self.bytes_down += len(reply.data)
+            owner.answer(replies.packet(sequence, data, hop_limit))
             owner.count("icmp_echo_replies")
-            owner.answer(echo_reply(request, reply.sequence, reply.data, reply.hop_limit))
+            self.bytes_down += len(data)
+        self.quiet_since = time.monotonic()
 
     def abort(self) -> None:
         """End after a bug."""

@@ -63,6 +63,11 @@ class Rewriter(Protocol):
         """Rewrite the first ``size`` bytes in place, to be written back; False: not known."""
 
 
+#: Who takes packets that are like earlier ones, in the first so many bytes of a frame, with the
+#: vnet header; False: not one of those.
+Repeater = Callable[[bytearray, int], bool]
+
+
 class TunWriter:
     """Writes packets into a device."""
 
@@ -75,7 +80,12 @@ class TunWriter:
 
         ``vnet``: what is left to the kernel, as ``Vnet.pack`` gives it.
         """
-        return self.gather((vnet, packet))
+        try:
+            os.writev(self.device.fileno(), (vnet, packet))
+        except OSError as error:
+            self.refused(error)
+            return False
+        return True
 
     @property
     def segments(self) -> bool:
@@ -101,6 +111,12 @@ def _nothing() -> None:
     """Nobody waits for it."""
 
 
+def _none_alike(frame: bytearray, size: int) -> bool:
+    """Nobody knows packets by what others were like."""
+    del frame, size
+    return False
+
+
 class TunReader:
     """One queue of a device, the writer's, in the reactor."""
 
@@ -113,6 +129,7 @@ class TunReader:
         counters: Counter[str],
         others: PacketHandler | None = None,
         served: Callable[[], None] = _nothing,
+        repeat: Repeater = _none_alike,
     ) -> None:
         """``others`` takes the protocols that have no handler.
 
@@ -123,7 +140,6 @@ class TunReader:
         self._reactor = reactor
         self._writer = writer
         self._handlers = handlers
-        self._rewriter = rewriter
         self._counters = counters
         self._others = others
         self._served = served
@@ -131,6 +147,7 @@ class TunReader:
         self._frame = bytearray(FRAME_BYTES)
         self._buffers = (self._frame,)
         self._view = memoryview(self._frame)
+        self._tools = (self._frame, self._buffers, self._view, rewriter.rewrite, repeat)
         reactor.watch(writer.device.fileno(), self)
 
     def replace(self, device: TunDevice) -> None:
@@ -144,30 +161,35 @@ class TunReader:
         del events
         if not self._drain(fd):
             self._reactor.again(fd)
-        self._served()
 
     def _drain(self, fd: int) -> bool:
         """False: more may wait."""
-        frame, buffers, view = self._frame, self._buffers, self._view
-        rewrite, read, write = self._rewriter.rewrite, os.readv, os.write
+        frame, buffers, view, rewrite, repeat = self._tools
+        read, write = os.readv, os.write
         for _ in range(BUDGET):
             try:
                 size = read(fd, buffers)
             except BlockingIOError:
+                self._served()
                 return True
             except OSError as error:
                 # EIO: it was taken down, the next event tells that it is up again. EBADFD:
                 # somebody has removed it, ``replace`` is what comes next.
                 words = errno.errorcode.get(error.errno or 0, "unknown").lower()
                 self._counters[f"tun_read_{words}"] += 1
+                self._served()
                 return True
             if rewrite(frame, size):
                 try:
                     write(fd, view[:size])
                 except OSError as error:
                     self._writer.refused(error)
+            elif repeat(frame, size):
+                # It may be answered already: what else there is can wait for that.
+                return False
             else:
                 self._take(size)
+        self._served()
         return False
 
     def abort(self) -> None:

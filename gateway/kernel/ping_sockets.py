@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from socket import SocketType
@@ -29,9 +29,12 @@ IP_RECVTTL: Final = 12
 _BUFFER: Final = bytearray(65_535)
 _BUFFERS: Final = (_BUFFER,)
 _HEADER: Final = 8
-#: Errors of a socket that one wake-up bears.
+#: What is no reply, at most, before it is said that there is none.
 _ERRORS: Final = 8
 _CONTROL: Final = socket.CMSG_SPACE(4)
+
+
+Buffer = bytes | bytearray | memoryview
 
 
 class EchoReply(NamedTuple):
@@ -81,7 +84,10 @@ class PingSocket:
         self._whole: bool | None = None
 
     def send(self, message: bytes, hop_limit: int, *, whole: bool) -> None:
-        """Send an echo request. Raises ``OSError``: ``EMSGSIZE`` where it must stay ``whole``."""
+        """Send an echo request, whose identifier and checksum the kernel fills in.
+
+        Raises ``OSError``: ``EMSGSIZE`` where it must stay ``whole``.
+        """
         sock = self.sock
         v6 = self._family == socket.AF_INET6
         if hop_limit != self._hop_limit:
@@ -97,13 +103,17 @@ class PingSocket:
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, wanted)
             else:
                 sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, wanted)
+        self.send_alike(message)
+
+    def send_alike(self, message: Buffer) -> None:
+        """Send another one with as many hops to go, and as whole, as the last."""
         try:
-            sock.send(message)
+            self.sock.send(message)
         except OSError as error:
             # What an earlier request met is told now too; this one was not sent (udp(7)).
             if error.errno in (errno.EMSGSIZE, errno.EAGAIN, errno.ENOBUFS):
                 raise
-            sock.send(message)
+            self.sock.send(message)
 
     def path_mtu(self) -> int:
         """What the path takes at once, as far as is known (bytes)."""
@@ -111,27 +121,26 @@ class PingSocket:
             return self.sock.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU)
         return self.sock.getsockopt(socket.IPPROTO_IP, IP_MTU)
 
-    def replies(self) -> Iterator[EchoReply]:
-        """Take what waits."""
-        errors = 0
-        while True:
+    def receive(self) -> EchoReply | None:
+        """Take one of those that wait; None: there is none."""
+        for _ in range(_ERRORS):
             try:
                 size, control, _, address = self.sock.recvmsg_into(_BUFFERS, _CONTROL)
             except BlockingIOError:
-                return
+                return None
             except OSError:  # an ICMP error, told by the error queue besides
-                errors += 1
-                if errors > _ERRORS:
-                    return
                 continue
             if size < _HEADER:
                 continue
             hop_limit = 64
             for _, _, value in control:
-                (hop_limit,) = struct.unpack("i", value[:4])
-            host = str(address[0]).partition("%")[0]
+                hop_limit = int.from_bytes(value[:4], sys.byteorder)
+            host = str(address[0])
+            if "%" in host:
+                host = host.partition("%")[0]
             sequence = int.from_bytes(_BUFFER[6:_HEADER], "big")
-            yield EchoReply(host, sequence, hop_limit, bytes(_BUFFER[_HEADER:size]))
+            return EchoReply(host, sequence, hop_limit, bytes(_BUFFER[_HEADER:size]))
+        return None
 
     def errors(self) -> Iterator[EchoError]:
         """Take what the error queue holds (ip(7), ``IP_RECVERR``)."""

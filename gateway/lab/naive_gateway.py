@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from pathlib import Path
 
 from gateway.app import Gateway
 from gateway.blueprint import Safety
+from gateway.kernel.reactor import run
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     given = parser.parse_args()
     safety = Safety(mark=given.marked, detect=given.detect_loops, prove=False)
     gateway = Gateway(given.config, given.run_dir, safety)
-    asyncio.run(gateway.serve())
+    run(gateway.serve())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from socket import SocketType
 
 from gateway.errors import GatewayError, UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts, Protocol
-from gateway.kernel.reactor import UNKNOWN, Reactor
+from gateway.kernel.reactor import UNKNOWN, Reactor, running_reactor
 from gateway.kernel.sockets import as_blocking
 from gateway.outbound.base import Outbound
 
@@ -57,15 +57,14 @@ async def open_leg(
     """
     loop = asyncio.get_running_loop()
     leg: asyncio.Future[SocketType] = loop.create_future()
-    # A reactor of its own: with it ends all watching of the socket, which goes to a library.
-    reactor = Reactor(loop)
+    reactor = running_reactor()
     outbound = make(reactor)
     anywhere = Endpoint("::" if ":" in target.host else "0.0.0.0", 0)  # noqa: S104
     try:
         attempt = outbound.open(FlowFacts(Protocol.TCP, anywhere, target), _Asker(leg))
         try:
             async with asyncio.timeout(timeout_s):
-                return as_blocking(await leg, timeout_s)
+                sock = await leg
         except TimeoutError:
             raise GatewayError(f"{UpstreamFailure.TIMEOUT}: no connection to {target}") from None
         finally:
@@ -73,4 +72,5 @@ async def open_leg(
                 attempt.cancel()
     finally:
         outbound.close()
-        reactor.stop()
+    reactor.release(sock)  # to a library, which reads it as it likes
+    return as_blocking(sock, timeout_s)

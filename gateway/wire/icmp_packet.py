@@ -24,6 +24,8 @@ _UDP_HEADER: Final = struct.Struct("!HHHH")
 _HOP_LIMIT: Final = 64
 #: The upper byte of IPv4's flags (RFC 791).
 _DONT_FRAGMENT: Final = 0x40
+#: The protocol of each family, by the size of its addresses in bytes.
+_ICMP_OF: Final = {4: ICMP, 16: ICMPV6}
 #: What an error quotes of the packet it is about, so that with its own headers it passes
 #: everywhere: RFC 1812 section 4.3.2.3, RFC 4443 section 3.1.
 _QUOTED: Final = {4: 576 - 28, 6: 1280 - 48}
@@ -82,7 +84,7 @@ def read_echo(ip: IpPacket, packet: Buffer, *, reassembled: bool = False) -> Ech
     kind, code, _, identifier, sequence = _ECHO.unpack_from(message)
     if kind != _REQUEST[family] or code:
         return NoEcho.ERROR if _is_error(family, kind) else NoEcho.OTHER
-    if checksum(_pseudo(ip.source, ip.destination, len(message)) + message):
+    if checksum(icmp_pseudo(ip.source, ip.destination, len(message)) + message):
         return NoEcho.CHECKSUM
     whole = not reassembled and (family == 6 or bool(packet[6] & _DONT_FRAGMENT))
     source, destination = address_text(ip.source), address_text(ip.destination)
@@ -95,10 +97,31 @@ def echo_message(family: int, sequence: int, data: bytes) -> bytes:
     return _ECHO.pack(_REQUEST[family], 0, 0, 0, sequence) + data
 
 
-def echo_reply(request: Echo, sequence: int, data: bytes, hop_limit: int = _HOP_LIMIT) -> bytes:
-    """The packet that answers a request, from where that went to."""
-    message = _ECHO.pack(_REPLY[request.family], 0, 0, request.identifier, sequence) + data
-    return _icmp_packet(request.destination, request.source, message, hop_limit)
+class EchoReplies:
+    """Makes the packets that answer the requests of one ping, from where those went to."""
+
+    __slots__ = ("_ends", "_head", "_identifier", "_kind", "_of", "_pseudo")
+
+    def __init__(self, request: Echo) -> None:
+        self._ends = address_bytes(request.destination), address_bytes(request.source)
+        self._kind = _REPLY[request.family]
+        self._identifier = request.identifier
+        #: The last header, and of which size of message and hop limit that is.
+        self._of = (0, 0)
+        self._head = self._pseudo = b""
+
+    def packet(self, sequence: int, data: bytes, hop_limit: int = _HOP_LIMIT) -> bytes:
+        """That to the request of this number; IPv4's may be fragmented by routers."""
+        size = _ECHO.size + len(data)
+        if self._of != (size, hop_limit):
+            self._of = (size, hop_limit)
+            protocol = _ICMP_OF[len(self._ends[0])]
+            self._head = _header(*self._ends, protocol, size, hop_limit)
+            self._pseudo = icmp_pseudo(*self._ends, size)
+        kind, identifier = self._kind, self._identifier
+        message = _ECHO.pack(kind, 0, 0, identifier, sequence) + data
+        check = checksum(self._pseudo + message)
+        return self._head + _ECHO.pack(kind, 0, check, identifier, sequence) + data
 
 
 def sent_request(request: Echo, sequence: int) -> bytes:
@@ -113,7 +136,8 @@ def sent_request(request: Echo, sequence: int) -> bytes:
 def sent_datagram(source: str, destination: str, ports: tuple[int, int]) -> bytes:
     """The same of a UDP datagram from and to these ``ports``."""
     ours, theirs = address_bytes(source), address_bytes(destination)
-    return _packet(ours, theirs, UDP, _UDP_HEADER.pack(*ports, _UDP_HEADER.size, 0), 1)
+    head = _header(ours, theirs, UDP, _UDP_HEADER.size, 1)
+    return head + _UDP_HEADER.pack(*ports, _UDP_HEADER.size, 0)
 
 
 def error_packet(
@@ -170,20 +194,20 @@ def _is_error(family: int, kind: int) -> bool:
 def _icmp_packet(source: str, destination: str, message: bytes, hop_limit: int) -> bytes:
     """A packet around a message whose checksum is still 0."""
     ours, theirs = address_bytes(source), address_bytes(destination)
-    check = checksum(_pseudo(ours, theirs, len(message)) + message)
+    check = checksum(icmp_pseudo(ours, theirs, len(message)) + message)
     message = message[:2] + check.to_bytes(2, "big") + message[4:]
-    return _packet(ours, theirs, ICMP if len(ours) == 4 else ICMPV6, message, hop_limit)
+    return _header(ours, theirs, _ICMP_OF[len(ours)], len(message), hop_limit) + message
 
 
-def _packet(source: bytes, destination: bytes, protocol: int, body: bytes, ttl: int) -> bytes:
-    """A packet that routers may fragment (IPv4), as what hosts answer with is."""
+def _header(source: bytes, destination: bytes, protocol: int, size: int, ttl: int) -> bytes:
+    """That of a packet that routers may fragment (IPv4), as what hosts answer with is."""
     if len(source) == 16:
-        return _V6.pack(6 << 28, len(body), protocol, ttl, source, destination) + body
-    head = _V4.pack(0x45, 0, 20 + len(body), 0, 0, ttl, protocol, 0, source, destination)
-    return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + body
+        return _V6.pack(6 << 28, size, protocol, ttl, source, destination)
+    head = _V4.pack(0x45, 0, 20 + size, 0, 0, ttl, protocol, 0, source, destination)
+    return head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
 
 
-def _pseudo(source: bytes, destination: bytes, size: int) -> bytes:
+def icmp_pseudo(source: bytes, destination: bytes, size: int) -> bytes:
     """What the checksum of ICMPv6 covers besides the message (RFC 8200 section 8.1)."""
     if len(source) == 4:
         return b""

@@ -10,14 +10,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from gateway.flow import Endpoint
-from gateway.kernel.reactor import Reactor
+from gateway.kernel.reactor import FlowLoop
 from gateway.kernel.sockets import endpoint
 
 T = TypeVar("T")
@@ -66,8 +65,8 @@ class Plane:
     """What a test of the data plane runs on; all that it opened it closes."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.reactor = Reactor(self.loop)
+        self.loop = FlowLoop()
+        self.reactor = self.loop.reactor
         self._opened: list[socket.socket] = []
 
     def run(self, scenario: Coroutine[Any, Any, T]) -> T:
@@ -155,8 +154,6 @@ class Plane:
 
     def close(self) -> None:
         """Close everything, and let what was forgotten be found."""
-        with suppress(ValueError):  # the test stopped it
-            self.reactor.stop()
         for sock in self._opened:
             sock.close()
         self.loop.close()

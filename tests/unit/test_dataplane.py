@@ -15,6 +15,7 @@ from gateway.dataplane import PAGE, DataPlane
 from gateway.errors import UpstreamFailure
 from gateway.facts import HERE
 from gateway.flow import Endpoint
+from gateway.kernel import reactor
 from gateway.kernel.sockets import accept, local_endpoint, open_listener
 from gateway.outbound import reject
 from gateway.policy.engine import Policy
@@ -78,7 +79,7 @@ def test_an_outbound_is_closed_when_it_is_replaced_or_gone_and_at_the_end(
         plane.close()
         assert sorted(closed) == ["home", "otherwise"]
 
-    asyncio.run(scenario())
+    reactor.run(scenario())
 
 
 def test_flows_come_in_pages_the_latest_that_ended_first() -> None:
@@ -106,7 +107,7 @@ def test_flows_come_in_pages_the_latest_that_ended_first() -> None:
         streams._relaying.clear()
         plane.close()
 
-    asyncio.run(scenario())
+    reactor.run(scenario())
 
 
 def test_a_bug_in_one_time_out_stops_no_other(
@@ -133,5 +134,5 @@ def test_a_bug_in_one_time_out_stops_no_other(
         timing.cancel()
         plane.close()
 
-    asyncio.run(scenario())
+    reactor.run(scenario())
     assert [record.getMessage()[:4] for record in caplog.records] == ["bug:"]

@@ -18,6 +18,7 @@ from gateway.icmp.errors import MOST_PER_DEVICE, ErrorWriter
 from gateway.icmp.flow import EchoFlow
 from gateway.icmp.limits import EchoSettings, Rate
 from gateway.icmp.others import OtherProtocols
+from gateway.kernel.ping_sockets import PingSocket
 from gateway.outbound.base import EchoRefusal
 from gateway.policy.engine import Policy
 from gateway.policy.rule import CompiledRule
@@ -25,7 +26,7 @@ from gateway.routing import FlowTimeouts, OwnTraffic, Routing
 from gateway.sniffing import SniffLimits
 from gateway.wire.icmp_error import IcmpError, checksum
 from gateway.wire.icmp_packet import NoEcho
-from gateway.wire.ip import ICMP, ICMPV6, IpPacket, Vnet, ip_packet, read_ip
+from gateway.wire.ip import ICMP, ICMPV6, VNET_BYTES, IpPacket, Vnet, ip_packet, read_ip
 
 CLIENT = {4: "192.168.10.2", 6: "2001:db8:10::2"}
 FAR = {4: "203.0.113.5", 6: "2001:db8:113::5"}
@@ -216,3 +217,137 @@ def test_other_protocols_are_refused_by_their_number(family: int) -> None:
         others.take(ip, Vnet(), memoryview(packet))
     assert len(rig.written) <= 2 * MOST_PER_DEVICE
     assert rig.counters["icmp_errors_unsent"] > 0
+
+
+class Socket:
+    """Takes what is sent; fails once where it is told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.failure: OSError | None = None
+
+    def send(self, message: bytes) -> None:
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        self.sent.append(bytes(message))
+
+
+class Pinging(PingSocket):
+    """A ping socket on nothing."""
+
+    def __init__(self) -> None:
+        self.sock: Any = Socket()
+        self.identifier = 4711
+
+    def send(self, message: bytes, hop_limit: int, *, whole: bool) -> None:
+        del hop_limit, whole
+        self.send_alike(message)
+
+    def path_mtu(self) -> int:
+        return 1280
+
+
+class Repeating(Rig):
+    """Echoes that go onward by sockets on nothing; packets come in a TUN's frames."""
+
+    def __init__(self, settings: EchoSettings = SETTINGS) -> None:
+        super().__init__(settings=settings)
+        self.sockets: list[Pinging] = []
+        outbound = SimpleNamespace(ping=self._ping)
+        reactor: Any = SimpleNamespace(watch=lambda *_: None, close=lambda _: None)
+        self.echoes.routing.outbounds["way"] = outbound  # type: ignore[index]
+        self.echoes._reactor = reactor
+
+    def _ping(self, host: str) -> Pinging:
+        del host
+        made = Pinging()
+        made.sock.fileno = lambda: 9
+        self.sockets.append(made)
+        return made
+
+    def repeat(self, packet: bytes, undone: bytes = bytes(VNET_BYTES)) -> bool:
+        frame = bytearray(undone + packet + b"what an earlier packet has left")
+        return self.echoes.repeat(frame, VNET_BYTES + len(packet))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_requests_like_the_first_are_sent_on_without_being_parsed(family: int) -> None:
+    rig = Repeating()
+    assert not rig.repeat(ping(family, CLIENT[family])), "nobody knows it yet"
+    assert rig.take(ping(family, CLIENT[family], sequence=1)) is None
+    (way,) = rig.sockets
+    for sequence in (2, 3, 65_535):
+        packet = ping(family, CLIENT[family], sequence=sequence)
+        assert rig.repeat(packet)
+        message = packet[48 if family == 6 else 28 :]
+        assert way.sock.sent[-1][8:] == message
+        assert int.from_bytes(way.sock.sent[-1][6:8], "big") == sequence
+    assert rig.echoes.counters["icmp_echo_requests"] == 4
+    (flow,) = rig.echoes.live
+    assert flow.bytes_up == 4 * len(b"payload")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_requests_unlike_the_last_are_parsed(family: int) -> None:
+    rig = Repeating()
+    first = ping(family, CLIENT[family])
+    rig.take(first)
+    other = {4: "192.168.10.3", 6: "2001:db8:10::3"}[family]
+    changed = bytearray(first)
+    changed[-1] ^= 1
+    for packet in (
+        ping(family, other),
+        ping(family, CLIENT[family], identifier=8),
+        ping(family, CLIENT[family], ttl=63),
+        bytes(changed),
+        first[:-1],
+        first + b"!",
+        first[: 30 if family == 6 else 24],
+        b"",
+    ):
+        assert not rig.repeat(packet)
+    assert not rig.repeat(first, bytes([1]) + bytes(VNET_BYTES - 1)), "its checksum is not made"
+    assert rig.take(ping(family, CLIENT[family], ttl=63)) is None
+    assert rig.repeat(ping(family, CLIENT[family], ttl=63))
+    assert not rig.repeat(first), "hops are counted by what the socket was last told"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_nothing_is_repeated_once_a_flow_or_its_configuration_is_over(family: int) -> None:
+    rig = Repeating()
+    packet = ping(family, CLIENT[family])
+    rig.take(packet)
+    rig.echoes.adopt(rig.echoes.routing, SETTINGS, rig.echoes.own)
+    assert not rig.repeat(packet)
+    rig.take(packet)
+    assert rig.repeat(packet)
+    rig.echoes.close()
+    assert not rig.repeat(packet)
+    rig.take(ping(family, SELF[family]))
+    assert not rig.repeat(ping(family, SELF[family])), "what this machine sends is looked at"
+
+
+def test_what_is_repeated_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.icmp.echoes.time.monotonic", lambda: 1000.0)
+    rig = Repeating(SETTINGS._replace(rate_per_device=3))
+    packet = ping(4, CLIENT[4])
+    rig.take(packet)
+    assert [rig.repeat(packet) for _ in range(4)] == [True, True, False, False]
+    assert rig.take(packet) == "icmp_rate"
+    assert len(rig.sockets[0].sock.sent) == 3
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_error_about_what_was_repeated_quotes_that(family: int) -> None:
+    rig = Repeating()
+    rig.take(ping(family, CLIENT[family], sequence=1))
+    rig.sockets[0].sock.failure = OSError(errno.EMSGSIZE, "too long")
+    assert rig.repeat(ping(family, CLIENT[family], sequence=2))
+    (told,) = rig.written
+    ip = read_ip(told)
+    assert isinstance(ip, IpPacket)
+    assert told[ip.transport :][:2] == bytes(IcmpError.TOO_BIG.value[family == 6])
+    quoted = told[ip.transport + 8 + (40 if family == 6 else 20) :]
+    assert int.from_bytes(quoted[6:8], "big") == 2
+    assert len(rig.sockets[0].sock.sent) == 1

@@ -24,7 +24,7 @@ table inet test {
 SCRIPT = """
 import asyncio, socket
 from gateway.inbound.tcp import open_listeners
-from gateway.kernel.reactor import Reactor
+from gateway.kernel.reactor import run, running_reactor
 
 class Printer:
     def accepted(self, client, source, destination):
@@ -34,8 +34,7 @@ class Printer:
         print(reason, flush=True)
 
 async def main():
-    loop = asyncio.get_running_loop()
-    listeners = open_listeners(Reactor(loop), "redirect", 7895, Printer(), ipv6=True)
+    listeners = open_listeners(running_reactor(), "redirect", 7895, Printer(), ipv6=True)
     for host, port in (
         ("10.91.0.1", 80), ("fd91::1", 80),
         ("127.0.0.1", 7895), ("::1", 7895), ("10.91.0.1", 7895), ("fd91::1", 7895),
@@ -48,7 +47,7 @@ async def main():
                 pass  # it may come before connect(2) has returned
         await asyncio.to_thread(dial)
 
-asyncio.run(main())
+run(main())
 """
 
 

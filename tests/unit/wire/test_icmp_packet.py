@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gateway.wire.icmp_error import IcmpError, checksum
 from gateway.wire.icmp_packet import (
     Echo,
+    EchoReplies,
     NoEcho,
-    echo_reply,
     error_packet,
     next_header_at,
     raw_error_packet,
@@ -60,7 +60,9 @@ def test_a_request_is_read_and_answered(
     echo = read_echo(packed(packet), packet)
     assert echo == Echo(*ends, identifier, sequence, 17, True, data)
     assert isinstance(echo, Echo)
-    answer = echo_reply(echo, sequence, data, 51)
+    replies = EchoReplies(echo)
+    replies.packet(sequence, data + b"!", 51)
+    answer = replies.packet(sequence, data, 51)
     ip = packed(answer)
     message = answer[ip.transport : ip.end]
     assert (ip.source, ip.destination) == tuple(ip_address(e).packed for e in reversed(ends))
