@@ -23,7 +23,7 @@ PRIORITY_VALIDATE = 8800
 PRIORITY_DIVERT = 8801
 PRIORITY_DIVERT_OWN = 8802
 #: What is marked for the TUN: by the interface it came in on, so that reverse-path validation
-#: never meets the rule.
+#: never meets the rule. And what this machine sends from the device's own address.
 PRIORITY_TUN = 8804
 PRIORITY_NOP = 8809
 
@@ -47,7 +47,12 @@ PRIORITY_NEAR = 8830
 PRIORITY_CAPTURE = 8831
 
 TABLE_TPROXY = 8801
+#: Everything, for what is led into the TUN by its mark or its source.
 TABLE_TUN = 8802
+#: What the TUN takes by routing, whoever sends it.
+TABLE_CAPTURE = 8803
+#: Those that lead to ourselves: no packet of ours may meet them, nor a rule of anybody else's.
+DIVERTING_TABLES = frozenset({TABLE_TPROXY, TABLE_TUN, TABLE_CAPTURE})
 #: The first of the uplinks' tables, for ``route: source``; one for each uplink that is so used.
 TABLE_UPLINKS = 8810
 #: For ``PRIORITY_UNROUTED``; one for each device.

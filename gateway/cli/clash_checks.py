@@ -7,15 +7,11 @@ from collections.abc import Iterable, Iterator
 from gateway.cli.examination import Check, Examined, fail, ok, warn
 from gateway.kernel.readings import ForeignDrop, ForeignRule
 from gateway.marks import (
+    DIVERTING_TABLES,
     PRIORITY_FIRST,
     PRIORITY_LAST,
-    TABLE_TPROXY,
-    TABLE_TUN,
     Mark,
 )
-
-#: The routing tables that we use.
-OUR_TABLES = frozenset({TABLE_TPROXY, TABLE_TUN})
 
 
 def priorities(seen: Examined) -> Iterator[Check]:
@@ -55,8 +51,8 @@ def _overlap(theirs: Mark, ours: Mark) -> bool:
 
 
 def tables(seen: Examined) -> Iterator[Check]:
-    """Our routing tables hold a route that makes everything local: nobody else may look there."""
-    rules = [rule for rule in seen.readings.rules if rule.table in OUR_TABLES]
+    """Our routing tables lead all that looks there to ourselves: nobody else may."""
+    rules = [rule for rule in seen.readings.rules if rule.table in DIVERTING_TABLES]
     for rule in rules:
         yield fail(
             "routing tables",
@@ -70,7 +66,8 @@ def tables(seen: Examined) -> Iterator[Check]:
             f"ip route del {route.destination} table {route.table}",
         )
     if not rules and not seen.readings.routes:
-        yield ok("routing tables", "nobody else uses tables 8801 and 8802")
+        ours = ", ".join(map(str, sorted(DIVERTING_TABLES)))
+        yield ok("routing tables", f"nobody else uses tables {ours}")
 
 
 def _describe(rule: ForeignRule) -> str:

@@ -21,7 +21,7 @@ from gateway.errors import GatewayError
 from gateway.kernel import readings
 from gateway.kernel.guard import Finding
 from gateway.kernel.probe import probe_host
-from gateway.marks import DEFAULT_TCP_PORT
+from gateway.marks import DEFAULT_TCP_PORT, DIVERTING_TABLES
 from gateway.plan.lookups import Lookup
 
 _COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
@@ -67,7 +67,7 @@ def examine(path: Path, run_dir: Path) -> Examined:
     port = config.inbound.port if config else DEFAULT_TCP_PORT
     return Examined(
         facts=facts,
-        readings=readings.read(facts.interfaces, clash_checks.OUR_TABLES, port),
+        readings=readings.read(facts.interfaces, DIVERTING_TABLES, port),
         config=config,
         config_error=config_error,
         paths=paths,

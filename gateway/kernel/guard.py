@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from gateway.kernel.lookup import Answer, look_up
-from gateway.marks import TABLE_TPROXY, TABLE_TUN
+from gateway.marks import DIVERTING_TABLES
 from gateway.plan.egress import Egress
 
 
@@ -130,7 +130,7 @@ def _of_strategy(egress: Egress, answer: Answer, own_diverted: bool) -> _Verdict
 
 
 def _of_route(egress: Egress, answer: Answer) -> _Verdict | None:
-    if answer.table in (TABLE_TPROXY, TABLE_TUN) or (answer.local and not answer.own):
+    if answer.table in DIVERTING_TABLES or (answer.local and not answer.own):
         return _Verdict(
             Outcome.LOOP,
             "the kernel would hand these packets to our own listener",

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from gateway.kernel import accounts, netns, routes
-from gateway.marks import ROUTE_PROTOCOL, TABLE_TPROXY, TABLE_TUN, TABLES_UNROUTED, Mark
+from gateway.marks import DIVERTING_TABLES, ROUTE_PROTOCOL, TABLES_UNROUTED, Mark
 from gateway.plan.egress import Egress, Entry
 
 # <linux/rtnetlink.h>. LOOKUP_TABLE: name the table that answered; without it the kernel
@@ -183,7 +183,7 @@ class _View:
         for rule in self.netlink.get_rules(family=family):
             table = rule.get_attr("FRA_TABLE")
             if (
-                table in (TABLE_TPROXY, TABLE_TUN)
+                table in DIVERTING_TABLES
                 and rule.get_attr("FRA_PROTOCOL") != ROUTE_PROTOCOL
                 and (rule.get_attr("FRA_PRIORITY") or 0) < _PRIORITY_MAIN
                 and rule.get_attr("FRA_IIFNAME") in (None, "lo")

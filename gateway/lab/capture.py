@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from gateway.kernel.netns import entered
 from gateway.lab.machine import Machine
-from gateway.marks import TABLE_TUN, Marks
+from gateway.marks import TABLE_CAPTURE, Marks
 from gateway.plan.addresses import EVERYTHING, Family
 from gateway.plan.capture import Capture, capture_routes, capture_rules
 from gateway.plan.render_ip import route_line, rule_line
@@ -107,7 +107,7 @@ def captured(router: Machine, kind: Literal["suppress", "split_default"]) -> Ite
     lines += [route_line(route, "add") for route in capture_routes(everything, Family)]
     lines += [rule_line(rule, "add") for rule in capture_rules(everything, Family, Marks())]
     for line in lines:
-        router.run(_TAG.sub("", line).replace(f" {TABLE_TUN}", f" {_TABLE}").split())
+        router.run(_TAG.sub("", line).replace(f" {TABLE_CAPTURE}", f" {_TABLE}").split())
     try:
         yield tun
     finally:

@@ -22,9 +22,9 @@ from gateway.marks import (
     PRIORITY_BYPASS_UID,
     PRIORITY_CAPTURE,
     PRIORITY_NEAR,
+    TABLE_CAPTURE,
     TABLE_DEFAULT,
     TABLE_MAIN,
-    TABLE_TUN,
     Marks,
 )
 from gateway.plan.addresses import EVERYTHING, Family, Network
@@ -81,17 +81,21 @@ def capture_rules(
             rules += [IpRule(PRIORITY_BYPASS_END - down, family, "unreachable", uid=uid)]
         rules += [
             IpRule(PRIORITY_NEAR - down, family, "lookup", table=main, suppress_prefixlen=0),
-            IpRule(PRIORITY_CAPTURE - down, family, "lookup", table=TABLE_TUN),
+            IpRule(PRIORITY_CAPTURE - down, family, "lookup", table=TABLE_CAPTURE),
         ]
     return tuple(rules)
 
 
-def capture_routes(capture: Capture, families: Iterable[Family]) -> tuple[Route, ...]:
-    """The routes into the device, and those that refuse what it took once it is gone."""
+def capture_routes(
+    capture: Capture, families: Iterable[Family], table: int = TABLE_CAPTURE
+) -> tuple[Route, ...]:
+    """The routes into the device, and those that refuse what it took once it is gone.
+
+    ``table``: where they stand, unless they have to be in the main one.
+    """
     routes: list[Route] = []
     for family in families:
         taken = [p for p in capture.prefixes if p.version == EVERYTHING[family].version]
-        table = TABLE_TUN
         if capture.by == "split_default":
             table = TABLE_MAIN
             taken = [half for prefix in taken for half in prefix.subnets()]
@@ -109,7 +113,7 @@ def neighbour_routes(capture: Capture, families: Iterable[Family]) -> tuple[Rout
     if capture.by == "split_default":
         return ()
     return tuple(
-        Route(family, "throw", prefix, "lo", TABLE_TUN)
+        Route(family, "throw", prefix, "lo", TABLE_CAPTURE)
         for family in families
         if EVERYTHING[family] in capture.prefixes
         for prefix in _TO_NEIGHBOURS[family]

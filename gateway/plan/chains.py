@@ -126,7 +126,8 @@ def output(shape: Shape) -> list[Chain]:
         carried = SetMark(shape.marks.divert, "connection")
         rules.insert(0, NftRule("answer", carried, (_UDP, MarkIs(shape.marks.bypass))))
     if shape.captures and shape.tun is not None:
-        return [hooked("output", "output", "mangle", past(shape.tun, shape.marks))]
+        rules = [_routed(shape), *past(shape.tun, shape.marks)]
+        return [hooked("output", "output", "mangle", rules)]
     if not shape.own:
         return [hooked("output", "output", "mangle", rules)] if shape.udp else []
     rules += [NftRule(f"program-{n}", Accept(), (who,)) for n, who in enumerate(shape.programs)]
@@ -245,7 +246,7 @@ def _routed(shape: Shape) -> NftRule:
     Of such a flow every packet but the first leaves here, both ways, on whatever interface;
     as it has to cost what forwarding costs, this rule is the first.
     """
-    verdict = Goto(_ROUTED) if shape.owner_marks else Return()
+    verdict = Goto(_ROUTED) if shape.owner_marks or shape.captures else Return()
     return NftRule("direct", verdict, (MarkIs(shape.marks.direct, "connection"),))
 
 
@@ -272,16 +273,17 @@ def _left_alone(shape: Shape, mark: Mark) -> list[NftRule]:
 def _routed_marks(shape: Shape) -> list[Chain]:
     """Each packet of a direct flow gets the mark that the owner asked for when it was decided.
 
-    Not what runs the other way: by such a mark it would be routed out again.
+    Not what runs the other way: by such a mark it would be routed out again. Beside a TUN that
+    takes by routes, the packets of a flow that was decided before it did are led past it.
     """
-    if not shape.owner_marks:
-        return []
-    marks = (
+    rules = [NftRule("past", SetMark(shape.marks.bypass))] if shape.captures else []
+    if shape.owner_marks:
+        rules.append(NftRule("reply", Return(), (ReplyDirection(),)))
+    rules += [
         NftRule(direct_chain(mark), SetMark(mark), (MarkIs(mark, "connection"),))
         for mark in shape.owner_marks
-    )
-    reply = NftRule("reply", Return(), (ReplyDirection(),))
-    return [Chain(_ROUTED, "mangle", (reply, *marks))]
+    ]
+    return [Chain(_ROUTED, "mangle", tuple(rules))] if rules else []
 
 
 def _direct(shape: Shape, mark: Mark | None) -> Chain:

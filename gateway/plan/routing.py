@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from gateway.config.schema import Lan
@@ -17,7 +18,7 @@ from gateway.marks import (
     TABLE_TPROXY,
     TABLE_TUN,
 )
-from gateway.plan.addresses import EVERYTHING
+from gateway.plan.addresses import EVERYTHING, Family
 from gateway.plan.capture import Capture, capture_routes
 from gateway.plan.host import HostFacts
 from gateway.plan.model import IpRule, Route, Sysctl
@@ -55,14 +56,17 @@ def _tun_rules(shape: Shape, priority: int) -> Iterator[IpRule]:
 
     Packets that come out of the device carry the mark too, and reverse-path validation looks
     up clients with it where another program sets ``src_valid_mark``: neither may end in there.
+    Own flows that a route has led into the device have its address. Once it leads them there
+    no more, nobody would answer them elsewhere.
     """
     if shape.tun is None:
         return
-    for name in (*shape.lan, *(("lo",) if shape.own else ())):
+    into = IpRule(priority, Family.V4, "lookup", table=TABLE_TUN)
+    for name in shape.tun.senders:
         for family in shape.families:
-            yield IpRule(
-                priority, family, "lookup", table=TABLE_TUN, mark=shape.marks.tun, iif=name
-            )
+            yield replace(into, family=family, mark=shape.marks.tun, iif=name)
+    for family in shape.families:
+        yield replace(into, family=family, iif="lo", source=shape.tun.addresses[family])
 
 
 def shift(host: HostFacts) -> int:
@@ -79,11 +83,11 @@ def routes(shape: Shape) -> tuple[Route, ...]:
     And in the TUN's table, everything is behind the device, or nowhere.
     """
     tun: tuple[Route, ...] = ()
-    if shape.tun is not None and (shape.lan or shape.own):
+    if shape.tun is not None:
         # Who fails open is not marked once we are dead; who has the mark must not get past.
         closed = not shape.fail_open or bool(shape.otherwise)
         everything = Capture(shape.tun.device, tuple(EVERYTHING.values()), closed=closed)
-        tun = capture_routes(everything, shape.families)
+        tun = capture_routes(everything, shape.families, TABLE_TUN)
     if not _needs_local_table(shape):
         return tun
     local = tuple(Route(f, "local", EVERYTHING[f], "lo", TABLE_TPROXY) for f in shape.families)

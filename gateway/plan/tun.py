@@ -1,12 +1,14 @@
 """What a TUN asks of the kernel, where it takes packets of the LAN by their mark.
 
 The mark takes the place of TPROXY's: whoever decides a packet is the same, and so is what the
-kernel decides alone. A flow's connmark keeps it on its way whatever the rules say later.
+kernel decides alone. A flow's connmark keeps it on its way whatever the rules say later, or
+what the TUN takes by routing then.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Final, Literal
 
 from gateway.config.schema import Config
@@ -23,11 +25,16 @@ _FROM_TUN: Final = "from_tun"
 
 @dataclass(frozen=True, slots=True)
 class TunShape:
-    """The device that takes ``protocols``; ``networks`` are those of its own addresses."""
+    """The device that takes ``protocols``; ``networks`` are those of its own ``addresses``.
+
+    ``senders``: the interfaces that packets with its mark come in by.
+    """
 
     device: str
     protocols: tuple[Protocol, ...]
     networks: dict[Family, Network]
+    addresses: dict[Family, Network]
+    senders: tuple[str, ...]
 
     @property
     def taken(self) -> Transport:
@@ -40,11 +47,16 @@ def tun_shape(config: Config, families: tuple[Family, ...]) -> TunShape | None:
     protocols = config.inbound.tunnelled
     if not protocols:
         return None
-    networks: dict[Family, Network] = {
-        Family.V4: config.tun.ipv4.network,
-        Family.V6: config.tun.ipv6.network,
-    }
-    return TunShape(config.tun.name, protocols, {f: networks[f] for f in families})
+    both = {Family.V4: config.tun.ipv4, Family.V6: config.tun.ipv6}
+    its = {family: both[family] for family in families}
+    own = config.lan.this_machine and not config.tun.by_routing
+    return TunShape(
+        config.tun.name,
+        protocols,
+        {family: interface.network for family, interface in its.items()},
+        {family: ip_network(interface.ip) for family, interface in its.items()},
+        (*config.lan.interfaces, *(("lo",) if own else ())),
+    )
 
 
 def arrivals(tun: TunShape, marks: Marks) -> tuple[list[NftRule], list[Chain]]:
@@ -97,12 +109,9 @@ def past(tun: TunShape, marks: Marks) -> list[NftRule]:
     """Beside a TUN that takes by routes: answers to what came from outside leave as it came.
 
     By themselves they would follow the routes into the device. What the device has answered is
-    no such thing, be it a reply or not.
+    no such thing, be it a reply or not, and stays there where the routes have changed.
     """
-    return [
-        NftRule("tunnelled", Return(), (tun.taken, MarkIs(marks.tun, "connection"))),
-        NftRule("past", SetMark(marks.bypass), (ReplyDirection(),)),
-    ]
+    return [*kept(tun, marks), NftRule("past", SetMark(marks.bypass), (ReplyDirection(),))]
 
 
 def enter(tun: TunShape, marks: Marks) -> list[NftRule]:

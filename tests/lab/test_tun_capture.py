@@ -28,7 +28,7 @@ from gateway.lab.lab import Lab
 from gateway.lab.own_tun import FAKE, OwnTun, accepted, tun_config
 from gateway.lab.process import wait_until
 from gateway.lab.written_back import written_back
-from gateway.marks import TABLE_TUN
+from gateway.marks import TABLE_CAPTURE
 
 BOTH = {"default-route", "default-route, LAN"}
 OWN = {"default-route"}
@@ -125,7 +125,8 @@ def answered(sock: socket.socket) -> bool:
 
 def captures(lab: Lab) -> bool:
     """Whether both families are routed into the device: until then, nothing is routed at all."""
-    asked = (["ip", family, "route", "show", "table", str(TABLE_TUN)] for family in ("-4", "-6"))
+    shown = ("route", "show", "table", str(TABLE_CAPTURE))
+    asked = (["ip", family, *shown] for family in ("-4", "-6"))
     return all("dev gateway0" in lab.router.run(each, check=False).stdout for each in asked)
 
 

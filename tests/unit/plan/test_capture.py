@@ -35,20 +35,20 @@ def test_the_ladder_ends_in_unreachable_before_it_leads_into_the_tun() -> None:
         f"8023 {BYPASS} unreachable",
         "8023 uidrange 4242-4242 protocol 0x67 unreachable",
         "8030 protocol 0x67 lookup 254 suppress_prefixlength 0",
-        "8031 protocol 0x67 lookup 8802",
+        "8031 protocol 0x67 lookup 8803",
     ]
 
 
 def test_everything_but_what_goes_to_neighbours() -> None:
     assert routes(EVERYBODY) == [
-        "unicast 0.0.0.0/0 dev tun0 table 8802 proto 0x67",
-        "unreachable 0.0.0.0/0 table 8802 proto 0x67 metric 8888",
+        "unicast 0.0.0.0/0 dev tun0 table 8803 proto 0x67",
+        "unreachable 0.0.0.0/0 table 8803 proto 0x67 metric 8888",
     ]
     thrown = [route_line(route, "add") for route in neighbour_routes(EVERYBODY, Family)]
     assert thrown == [
-        "ip -4 route add throw 224.0.0.0/4 table 8802 proto 0x67",
-        "ip -4 route add throw 255.255.255.255/32 table 8802 proto 0x67",
-        "ip -6 route add throw ff00::/8 table 8802 proto 0x67",
+        "ip -4 route add throw 224.0.0.0/4 table 8803 proto 0x67",
+        "ip -4 route add throw 255.255.255.255/32 table 8803 proto 0x67",
+        "ip -6 route add throw ff00::/8 table 8803 proto 0x67",
     ]
     assert neighbour_routes(replace(EVERYBODY, by="split_default"), Family) == ()
 
@@ -65,7 +65,7 @@ def test_halves_need_no_ladder() -> None:
 def test_some_prefixes_of_each_family() -> None:
     some = Capture("tun0", (ip_network("198.18.0.0/15"), ip_network("fd12::/64")))
     assert routes(some) == [
-        "unicast 198.18.0.0/15 dev tun0 table 8802 proto 0x67",
-        "unreachable 198.18.0.0/15 table 8802 proto 0x67 metric 8888",
+        "unicast 198.18.0.0/15 dev tun0 table 8803 proto 0x67",
+        "unreachable 198.18.0.0/15 table 8803 proto 0x67 metric 8888",
     ]
     assert len(routes(some, Family.V6)) == 2
