@@ -75,6 +75,7 @@ class Tunnel:
             numbers_of(queue.number, queue.queues),
             writer,
             self._counted,
+            refused=tunnelled.refuse,
             idle_s=IDLE_S,
         )
         if socks:

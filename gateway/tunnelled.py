@@ -20,8 +20,9 @@ from gateway.routing import Routing
 from gateway.udp.dispatcher import Datagrams
 from gateway.udp.face import Face
 from gateway.wire.fragments import split
+from gateway.wire.icmp_error import IcmpError
 from gateway.wire.icmp_packet import address_text
-from gateway.wire.ip import ICMP, ICMPV6, UDP
+from gateway.wire.ip import ICMP, ICMPV6, UDP, Buffer
 
 
 class Tunnelled:
@@ -81,6 +82,10 @@ class Tunnelled:
         self._udp.tells_dscp = routing.policy.needs.dscp
         self.echoes.adopt(routing, plan.echo, plan.own)
         self._errors.own = plan.own.addresses
+
+    def refuse(self, packet: Buffer) -> None:
+        """Tell the sender of a packet that it may not go on."""
+        self._errors.tell(packet, IcmpError.PROHIBITED)
 
     def _is_own(self, packed: bytes) -> bool:
         return address_text(packed) in self._errors.own

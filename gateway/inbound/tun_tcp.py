@@ -2,12 +2,15 @@
 
 A packet costs two system calls and two slices, however long it is: super-packets pass whole,
 with what the kernel has left undone. See ``gateway.inbound.tun_nat`` for what is rewritten.
+What has options or came in fragments takes a slower way, and loses its options there: they
+are for hosts that a connection which ends here never comes to.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Callable
 from ipaddress import IPv4Interface, IPv6Interface
 from socket import SocketType
 from time import monotonic
@@ -17,6 +20,7 @@ from gateway.flow import Endpoint
 from gateway.inbound.tcp import Ends
 from gateway.inbound.tun import TunWriter
 from gateway.inbound.tun_nat import NatTable
+from gateway.wire.bare import bare
 from gateway.wire.ip import (
     ACK,
     FIN,
@@ -27,6 +31,7 @@ from gateway.wire.ip import (
     V4_HEADER,
     V6_HEADER,
     VNET_BYTES,
+    Buffer,
     IpPacket,
     Malformed,
     Vnet,
@@ -64,13 +69,16 @@ class TunTcp:
         writer: TunWriter,
         counters: Counter[str],
         *,
+        refused: Callable[[Buffer], object],
         idle_s: float,
     ) -> None:
         """``interfaces`` are the device's, ``ports`` the listeners' there, of both families.
 
         ``numbers`` are those of flows; ``idle_s``: longer than they may be quiet (seconds).
+        ``refused``: tells the sender of a packet that it is not taken with these options.
         """
         self._writer = writer
+        self._refused = refused
         self._counters = counters
         owns = [interface.ip for interface in interfaces]
         self._own = {packed for own in owns for packed in (own.packed, (own + 1).packed)}
@@ -126,12 +134,24 @@ class TunTcp:
 
     def take(self, ip: IpPacket, vnet: Vnet, packet: memoryview) -> str | None:
         """Begin a flow, or answer what belongs to none. See ``PacketHandler``."""
+        options = ip.transport - (V4_HEADER if ip.family == 4 else V6_HEADER)
+        if options:
+            plain = bare(ip, packet)
+            if plain is None:
+                self._refused(packet)
+                return "options"
+            self._counters["tun_options_removed"] += 1
+            packet, vnet = memoryview(plain), _moved(vnet, options)
+            ip = ip._replace(transport=ip.transport - options, end=len(plain))
         tcp = read_tcp(packet, ip)
         if isinstance(tcp, Malformed):
             return tcp
+        frame = bytearray(vnet.pack()) + packet[: ip.end]
+        # Of a flow that is known: it had options, or was in fragments.
+        if self.rewrite(frame, len(frame)):
+            self._writer.write(frame[VNET_BYTES:], vnet.pack())
+            return None
         table = self._tables[ip.family]
-        if ip.transport != (V4_HEADER if ip.family == 4 else V6_HEADER):
-            return "options"
         ours, inwards = ip.source in self._own, ip.destination in self._own
         if inwards and not ours:
             return "own_address"
@@ -146,7 +166,6 @@ class TunTcp:
         if table.open(ends, monotonic()) is None:
             return "no_number"
         self._counters["tun_tcp_flows"] += 1
-        frame = bytearray(vnet.pack()) + packet[: ip.end]
         self.rewrite(frame, len(frame))
         self._writer.write(frame[VNET_BYTES:], vnet.pack())
         return None
@@ -164,3 +183,12 @@ class TunTcp:
         del client
         table = self._by_peer.get(source.host)
         return None if table is None else table.accept(source.port)
+
+
+def _moved(vnet: Vnet, back: int) -> Vnet:
+    """What is left undone of a packet whose headers have become shorter by so many bytes."""
+    if vnet.gso_type:
+        vnet = vnet._replace(header=max(0, vnet.header - back))
+    if vnet.flags & NEEDS_CSUM:
+        vnet = vnet._replace(csum_start=max(0, vnet.csum_start - back))
+    return vnet

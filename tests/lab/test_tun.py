@@ -178,7 +178,7 @@ ODD: dict[str, tuple[bytes, ...]] = {
     "length": (ip_packet(V4, TO_V4, TCP, bytes(20))[:-8], ip_packet(V6, TO_V6, TCP, b"12")[:-1]),
     "extensions": (ip_packet(V6, TO_V6, 0, bytes((TCP, 9)) + bytes(6)),),
     "transport": (ip_packet(V4, TO_V4, TCP, bytes(20)), ip_packet(V6, TO_V6, TCP, bytes(19))),
-    "options": (ip_packet(V6, TO_V6, 60, bytes((TCP, 0)) + bytes(6) + SYN_SEGMENT),),
+    "options": (ip_packet(V6, TO_V6, 60, bytes((TCP, 0)) + b"\xc2\4\0\1\0\0" + SYN_SEGMENT),),
     "martian_source": (
         ip_packet(ip_address("127.0.0.1").packed, TO_V4, TCP, SYN_SEGMENT),
         ip_packet(ip_address("::1").packed, TO_V6, TCP, SYN_SEGMENT),

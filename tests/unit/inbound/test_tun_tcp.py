@@ -21,6 +21,7 @@ from gateway.wire.ip import (
     FIN,
     GSO_TCPV4,
     NEEDS_CSUM,
+    NO_OFFLOAD,
     PSH,
     RST,
     SYN,
@@ -29,10 +30,12 @@ from gateway.wire.ip import (
     IpPacket,
     TcpHeader,
     Vnet,
+    checksum,
     fold,
     ip_packet,
     read_ip,
     read_tcp,
+    read_vnet,
     transport_checksum,
     words,
 )
@@ -50,10 +53,18 @@ class Written(TunWriter):
     def __init__(self) -> None:
         super().__init__(cast("TunDevice", None), Counter())
         self.packets: list[bytes] = []
+        self.vnets: list[Vnet] = []
+        self.refused: list[bytes] = []
 
-    def write(self, packet: bytes, vnet: bytes = b"") -> bool:  # noqa: ARG002
+    def write(self, packet: bytes, vnet: bytes = NO_OFFLOAD) -> bool:
         self.packets.append(bytes(packet))
+        self.vnets.append(read_vnet(vnet))
         return True
+
+    def translated(self) -> TunTcp:
+        """What writes here."""
+        refused = self.refused.append
+        return TunTcp(OWN, (PORT, PORT), NUMBERS, self, Counter(), refused=refused, idle_s=7200)
 
 
 @pytest.fixture
@@ -63,7 +74,7 @@ def written() -> Written:
 
 @pytest.fixture
 def tcp(written: Written) -> TunTcp:
-    return TunTcp(OWN, (PORT, PORT), NUMBERS, written, Counter(), idle_s=7200)
+    return written.translated()
 
 
 def packet(
@@ -85,8 +96,14 @@ def parsed(data: bytes) -> tuple[IpPacket, TcpHeader]:
 
 def ends_of(data: bytes) -> tuple[str, int, str, int]:
     """The ends of a packet whose checksums are well."""
-    ip, tcp = parsed(data)
+    ip, _ = parsed(data)
     assert transport_checksum(ip.source, ip.destination, TCP, data[ip.transport :]) == 0
+    return ends_of_any(data)
+
+
+def ends_of_any(data: bytes) -> tuple[str, int, str, int]:
+    """The same, of a packet whose checksum the kernel is to make."""
+    ip, tcp = parsed(data)
     source, destination = ip_address(ip.source), ip_address(ip.destination)
     return str(source), tcp.source, str(destination), tcp.destination
 
@@ -190,12 +207,72 @@ def test_other_packets_with_the_same_ends_are_not_a_flow_s(tcp: TunTcp, written:
     assert rewritten(tcp, data[:39]) is None  # cut off
 
 
-def test_options_are_refused(tcp: TunTcp) -> None:
-    ends = ip_address(V6[0]).packed, ip_address(V6[1]).packed
-    segment = packet(V6[0], V6[1], (50000, 443), SYN)[40:]
-    data = ip_packet(*ends, 60, bytes((TCP, 0)) + bytes(6) + segment)
+def optioned(data: bytes, *, refused: bool = False) -> bytes:
+    """The packet with eight bytes of options: of padding, or such as nobody here may take."""
+    if data[0] >> 4 == 6:
+        options = bytes((TCP, 0)) + (b"\xc2\4\0\1\0\0" if refused else bytes(6))
+        return ip_packet(data[8:24], data[24:40], 60, options + data[40:])
+    head = b"\x47\0" + (len(data) + 8).to_bytes(2, "big") + data[4:10] + b"\0\0" + data[12:20]
+    head += b"\x83\7\4" + bytes(5) if refused else b"\x94\4" + bytes(6)
+    return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + data[20:]
+
+
+@FAMILIES
+def test_a_flow_of_packets_with_options(
+    tcp: TunTcp, written: Written, client: str, remote: str, own: str, peer: str
+) -> None:
+    """Its listener sees none of them."""
+    begun = optioned(packet(client, remote, (50000, 443), SYN))
+    assert rewritten(tcp, begun) is None
+    assert given_to(tcp, begun) is None
+    source, number, destination, port = ends_of(written.packets.pop())
+    assert (source, destination, port) == (peer, own, PORT)
+
+    data = optioned(packet(client, remote, (50000, 443), ACK | PSH, b"odd"))
+    assert given_to(tcp, data) is None
+    assert ends_of(written.packets[-1]) == (peer, number, own, PORT)
+    assert parsed(written.packets.pop())[0].transport == (40 if ":" in client else 20)
+    plain = rewritten(tcp, packet(client, remote, (50000, 443), ACK | FIN))
+    assert plain is not None
+    assert ends_of(plain) == (peer, number, own, PORT)
+
+
+@FAMILIES
+def test_of_a_super_packet_with_options_the_headers_end_earlier(
+    tcp: TunTcp, written: Written, client: str, remote: str, own: str, peer: str
+) -> None:
+    begin(tcp, written, client, remote)
+    data = optioned(packet(client, remote, (50000, 443), ACK, bytes(4000)))
     ip, _ = parsed(data)
-    assert tcp.take(ip, Vnet(), memoryview(data)) == "options"
+    undone = Vnet(NEEDS_CSUM, GSO_TCPV4, ip.transport + 20, 1448, ip.transport, 16)
+    assert tcp.take(ip, undone, memoryview(data)) is None
+    assert written.vnets.pop() == undone._replace(
+        header=ip.transport + 12, csum_start=ip.transport - 8
+    )
+    source, _, destination, port = ends_of_any(written.packets.pop())
+    assert (source, destination, port) == (peer, own, PORT)
+
+
+@FAMILIES
+def test_what_came_in_fragments_belongs_to_its_flow(
+    tcp: TunTcp, written: Written, client: str, remote: str, own: str, peer: str
+) -> None:
+    """Put together, it is offered to nobody but us."""
+    number = begin(tcp, written, client, remote)
+    assert given_to(tcp, packet(client, remote, (50000, 443), ACK | PSH, bytes(3000))) is None
+    assert ends_of(written.packets.pop()) == (peer, number, own, PORT)
+
+
+@FAMILIES
+def test_options_that_lead_elsewhere_are_refused(
+    tcp: TunTcp, written: Written, client: str, remote: str, own: str, peer: str
+) -> None:
+    """And whoever sent them is told."""
+    del own, peer
+    data = optioned(packet(client, remote, (50000, 443), SYN), refused=True)
+    assert given_to(tcp, data) == "options"
+    assert written.refused == [data]
+    assert not written.packets
 
 
 def test_a_flow_that_is_over_begins_anew(tcp: TunTcp, written: Written) -> None:
@@ -209,5 +286,5 @@ def test_a_flow_that_is_over_begins_anew(tcp: TunTcp, written: Written) -> None:
 
 @given(st.binary(max_size=90), st.sampled_from([b"\x45", b"\x60", b""]))
 def test_any_frame_is_rewritten_or_left(data: bytes, start: bytes) -> None:
-    tcp = TunTcp(OWN, (PORT, PORT), NUMBERS, Written(), Counter(), idle_s=7200)
+    tcp = Written().translated()
     assert rewritten(tcp, start + data) is None
