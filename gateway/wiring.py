@@ -182,14 +182,15 @@ def _capabilities(assembly: Assembly) -> frozenset[Capability]:
 
     Besides, where the configuration asks for it: queues beyond the system's limits, packet
     queues, congestion control that not everybody may use, and sockets of another network
-    namespace.
+    namespace. Who reads a TUN keeps what all but the last of these take, for a reload: no other
+    process could go on with the flows in there.
     """
     config = assembly.config
     needed = {Capability.NET_RAW, Capability.NET_BIND_SERVICE}
     free = assembly.host.sysctls.get("net.ipv4.tcp_allowed_congestion_control", "").split()
     privileged = set(congestion_controls(config)) - set(free)
     inbound = config.inbound
-    if inbound.udp != "off" or inbound.classify == "nfqueue" or privileged:
+    if inbound.udp != "off" or inbound.tunnelled or inbound.classify == "nfqueue" or privileged:
         needed.add(Capability.NET_ADMIN)
     if any(way.netns is not None for way in assembly.ways):
         needed.add(Capability.SYS_ADMIN)

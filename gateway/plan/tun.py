@@ -47,14 +47,15 @@ def tun_shape(config: Config, families: tuple[Family, ...]) -> TunShape | None:
     protocols = config.inbound.tunnelled
     if not protocols:
         return None
-    both = {Family.V4: config.tun.ipv4, Family.V6: config.tun.ipv6}
-    its = {family: both[family] for family in families}
+    v4, v6 = config.tun.ipv4, config.tun.ipv6
+    networks: dict[Family, Network] = {Family.V4: v4.network, Family.V6: v6.network}
+    addresses = {Family.V4: ip_network(v4.ip), Family.V6: ip_network(v6.ip)}
     own = config.lan.this_machine and not config.tun.by_routing
     return TunShape(
         config.tun.name,
         protocols,
-        {family: interface.network for family, interface in its.items()},
-        {family: ip_network(interface.ip) for family, interface in its.items()},
+        {family: networks[family] for family in families},
+        {family: addresses[family] for family in families},
         (*config.lan.interfaces, *(("lo",) if own else ())),
     )
 
