@@ -60,6 +60,14 @@ _XT_TPROXY = (
         protocol="tcp",
     ),
 )
+_XT_HOPS: Final = {
+    family: XtRule(
+        tag=f"{TAG_PREFIX}probe",
+        target=XtExtension("RETURN"),
+        matches=(XtExtension(name, (XtOption(f"{name}-eq", ("1",)),)),),
+    )
+    for family, name in ((Family.V4, "ttl"), (Family.V6, "hl"))
+}
 _XT_QUEUE = (
     XtRule(
         tag=f"{TAG_PREFIX}probe",
@@ -243,12 +251,16 @@ def _iptables(ipv6: bool, *, nfqueue: bool) -> dict[str, Feature]:
     if not has(Capability.SYS_ADMIN):
         # No namespace to try rules in; loading the library is all that can be tried.
         loaded = _tried([Request(family, "read") for family in families])
-        return dict.fromkeys(("iptables", "iptables-tproxy", "iptables-nfqueue"), loaded)
-    everything = _tried([_scratch(family, _XT_PLAIN + _XT_TPROXY) for family in families])
-    plain = everything
-    if not everything.available:
+        names = ("iptables", "iptables-tproxy", "iptables-hops", "iptables-nfqueue")
+        return dict.fromkeys(names, loaded)
+    usual = _XT_PLAIN + _XT_TPROXY
+    # One attempt where the kernel has everything, as most have.
+    plain = tproxy = hops = _tried([_scratch(f, (*usual, _XT_HOPS[f])) for f in families])
+    if not hops.available:
+        plain = tproxy = _tried([_scratch(family, usual) for family in families])
+    if not tproxy.available:
         plain = _tried([_scratch(family, _XT_PLAIN) for family in families])
-    features = {"iptables": plain, "iptables-tproxy": everything}
+    features = {"iptables": plain, "iptables-tproxy": tproxy, "iptables-hops": hops}
     if nfqueue:
         features["iptables-nfqueue"] = _tried([_scratch(family, _XT_QUEUE) for family in families])
     return features

@@ -51,6 +51,8 @@ def build_plan(
     ways = egresses(config, host, upstream_addresses)
     needed = entries(ways)
     shape = _shape(config, policy, host, upstream_addresses, _programs(ways, host))
+    if backend is Backend.IPTABLES:
+        shape = replace(shape, hops=host.has("iptables-hops"))
     if config.inbound.classify == "nfqueue":
         shape = replace(shape, queue=_queue(config, workers))
     capture, down = planned_capture(config, ways), routing.shift(host)

@@ -29,6 +29,7 @@ from gateway.plan.matches import (
     DestinationType,
     InInterface,
     InSet,
+    LastHop,
     MarkIs,
     Match,
     Ports,
@@ -197,6 +198,7 @@ def _lan(shape: Shape, sets: AddressSets) -> Chain:
         DestinationType(("local",)),  # a route lookup: after what is cheap
     )
     rules = [
+        *_last_hop(shape),
         *_answered(shape),
         NftRule("to-listener", Count(), dialled),
         *_left_alone(shape, shape.marks.divert),
@@ -205,6 +207,17 @@ def _lan(shape: Shape, sets: AddressSets) -> Chain:
         match = sets.match("source", prefixes)
         rules.append(NftRule(f"upstream-{family}", Return(), match, family))
     return Chain("lan", "mangle", (*rules, NftRule("decide", Goto("decide"))))
+
+
+def _last_hop(shape: Shape) -> list[NftRule]:
+    """What looks for the hops of a path (traceroute): the kernel tells it that here is one.
+
+    To a listener it would be delivered, however few hops it has left, and the far end's answer
+    would come as if from here. It cannot leak: nobody forwards it.
+    """
+    if shape.listened is None or not shape.hops:
+        return []
+    return [NftRule(f"last-hop-{f}", Return(), (LastHop(),), f) for f in shape.families]
 
 
 def _answered(shape: Shape) -> list[NftRule]:

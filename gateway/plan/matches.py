@@ -64,6 +64,15 @@ class WithDscp:
 
 
 @dataclass(frozen=True, slots=True)
+class LastHop:
+    """Its TTL, or hop limit, is 1; only in a rule of one family.
+
+    No router may forward such a packet. The kernel tells its sender instead (RFC 1812 section
+    5.3.1, RFC 8200 section 3).
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class OwnedBy:
     """Sent by a socket of one of these users or groups (output chains only)."""
 
@@ -138,6 +147,7 @@ Match = (
     | Ports
     | FromMac
     | WithDscp
+    | LastHop
     | OwnedBy
     | MarkIs
     | DestinationType

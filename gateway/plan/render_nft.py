@@ -15,6 +15,7 @@ from gateway.plan.matches import (
     InControlGroup,
     InInterface,
     InSet,
+    LastHop,
     MarkIs,
     Match,
     OfRealm,
@@ -144,6 +145,8 @@ def _match(match: Match, family: Family | None) -> str:  # noqa: C901 - a case a
             return f"ether saddr {_any_of(addresses)}"
         case WithDscp(values):
             return f"{_keyword(family)} dscp {_any_of(map(str, values))}"
+        case LastHop():
+            return "ip6 hoplimit 1" if family is Family.V6 else "ip ttl 1"
         case OwnedBy(kind, ids):
             return f"meta sk{kind} {_any_of(map(str, ids))}"
         case MarkIs(mark, of, negate):

@@ -27,7 +27,8 @@ class Shape:
     rules put on the packets of direct flows. ``marking``: packets carry a mark on their way
     through the rules, which ends where they are decided.
     ``otherwise``: sources in the LAN that do not follow ``fail_open`` but the contrary.
-    ``tun``: the device that takes some protocols instead of the listener.
+    ``tun``: the device that takes some protocols instead of the listener. ``hops``: packets can
+    be told that may not be forwarded.
     """
 
     marks: Marks
@@ -47,6 +48,7 @@ class Shape:
     otherwise: dict[Family, tuple[Network, ...]] = field(default_factory=dict)
     tun: TunShape | None = None
     captures: bool = False
+    hops: bool = True
 
     @property
     def shortcut(self) -> bool:

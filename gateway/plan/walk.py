@@ -23,6 +23,7 @@ from gateway.plan.matches import (
     InControlGroup,
     InInterface,
     InSet,
+    LastHop,
     MarkIs,
     Match,
     OfRealm,
@@ -213,6 +214,8 @@ class _Walker:
                 return self.destination_type in types
             case ReplyDirection() | TransparentSocket():
                 return False  # of an established flow
+            case LastHop():
+                return False  # of one that looks for the way
             case Untracked():
                 return False  # of neighbour discovery, which is no flow
             case _:

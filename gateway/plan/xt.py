@@ -23,6 +23,7 @@ from gateway.plan.matches import (
     InControlGroup,
     InInterface,
     InSet,
+    LastHop,
     MarkIs,
     Match,
     OfRealm,
@@ -220,6 +221,9 @@ def _alternatives(match: Match, family: Family) -> list[_Part]:  # noqa: C901 - 
             return [_extension("mac", "mac-source", address) for address in addresses]
         case WithDscp(values):
             return [_extension("dscp", "dscp", f"{value:#04x}") for value in values]
+        case LastHop():
+            name = "hl" if family is Family.V6 else "ttl"
+            return [_extension(name, f"{name}-eq", "1")]
         case OwnedBy(kind, ids):
             return [_extension("owner", f"{kind}-owner", str(number)) for number in ids]
         case MarkIs(mark, of, negate):

@@ -25,7 +25,7 @@ ROUTER = HostFacts(
         DefaultRoute("ipv4", "wan0", "203.0.113.1"),
         DefaultRoute("ipv6", "wan0", "fe80::1", from_ra=True),
     ),
-    features={"ipv6": Feature(True, "")},
+    features={"ipv6": Feature(True, ""), "iptables-hops": Feature(True, "")},
 )
 ROUTER_V4 = HostFacts(ROUTER.interfaces, ROUTER.default_routes[:1], {"ipv6": Feature(False, "")})
 #: One interface: its clients use it as their router, and so does its own router.

@@ -16,6 +16,7 @@ from gateway.plan.matches import (
     DestinationType,
     InInterface,
     InSet,
+    LastHop,
     MarkIs,
     Match,
     OfRealm,
@@ -141,6 +142,8 @@ def _lines(matches: tuple[Match, ...], verdict: Verdict, family: Family) -> list
                 "-o lte0 -m realm --realm 0x67 -j ACCEPT",
             ],
         ),
+        ((LastHop(),), Return(), V4, ["-m ttl --ttl-eq 1 -j RETURN"]),
+        ((LastHop(),), Return(), V6, ["-m hl --hl-eq 1 -j RETURN"]),
         ((Untracked(),), Accept(), V6, ["-m conntrack --ctstate UNTRACKED -j ACCEPT"]),
         (
             (TCP, Ports("source", ((1, 1),)), Ports("destination", ((80, 80), (90, 99)))),
