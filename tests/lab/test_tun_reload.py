@@ -28,7 +28,7 @@ def some(lab: Lab) -> dict[str, Any]:
     return {"capture": "prefixes", "prefixes": targets(lab, "blocked")}
 
 
-def captured(lab: Lab, tun: dict[str, Any]) -> dict[str, Any]:
+def captured(lab: Lab, tun: dict[str, Any], backend: str = "auto") -> dict[str, Any]:
     """``mirror`` by SOCKS, its datagrams by an interface; all else direct."""
     mirror = targets(lab, "mirror")
     found = tun_config(
@@ -36,6 +36,7 @@ def captured(lab: Lab, tun: dict[str, Any]) -> dict[str, Any]:
         {"destination": mirror, "protocol": "udp", "to": "device"},
         {"destination": mirror, "to": "home"},
     )
+    found["inbound"]["backend"] = backend
     found["outbounds"]["device"] = {"type": "direct", "interface": "wan0"}
     return found | {"tun": tun}
 
@@ -88,9 +89,9 @@ def flows(lab: Lab) -> Iterator[Open]:
             found.close()
 
 
-def change(lab: Lab, gateway: GatewayProcess, tun: dict[str, Any]) -> None:
+def change(gateway: GatewayProcess, config: dict[str, Any]) -> None:
     """The kernel is then just as it is wanted."""
-    gateway.reload(captured(lab, tun))
+    gateway.reload(config)
     assert gateway.control.get("/plan")["difference"] == ""
 
 
@@ -109,29 +110,29 @@ def test_flows_stay_whatever_is_taken(module_lab: Lab, backend: str) -> None:
     """In the device, or past it; those of this machine, too. New ones go as it is written now."""
     lab, desk, own = module_lab, module_lab.client("desk"), module_lab.router
     both, none = set(FAMILIES), set[int]()
-    with running(lab, captured(lab, LAN), backend=backend) as gateway, flows(lab) as open_:
+    with running(lab, captured(lab, LAN, backend)) as gateway, flows(lab) as open_:
         open_.begin(desk, "mirror")
         open_.call(desk, "mirror")
         open_.begin(desk, "web")  # the kernel alone
         assert len(gateway.flows(0)) == 2 * len(FAMILIES)
 
-        change(lab, gateway, some(lab))
+        change(gateway, captured(lab, some(lab), backend))
         open_.go_on()
         assert taken(lab, gateway, desk, "mirror") == none
         open_.begin(desk, "blocked")
         open_.begin(own, "blocked")
 
-        change(lab, gateway, EVERYTHING)
+        change(gateway, captured(lab, EVERYTHING, backend))
         open_.go_on()
         assert taken(lab, gateway, desk, "mirror") == both
         open_.begin(own, "mirror")
         open_.call(own, "web")
 
-        change(lab, gateway, FAKE)
+        change(gateway, captured(lab, FAKE, backend))
         open_.go_on()
         assert taken(lab, gateway, own, "mirror") == none
 
-        change(lab, gateway, LAN)
+        change(gateway, captured(lab, LAN, backend))
         open_.go_on()
         assert taken(lab, gateway, desk, "mirror") == both
         assert taken(lab, gateway, own, "mirror") == none
@@ -151,8 +152,7 @@ def test_halves_of_the_main_table_come_and_go(module_lab: Lab) -> None:
     with running(lab, everything("suppress")) as gateway, flows(lab) as open_:
         open_.begin(desk, "mirror")
         for strategy in ("split_default", "suppress"):
-            gateway.reload(everything(strategy))
-            assert gateway.control.get("/plan")["difference"] == ""
+            change(gateway, everything(strategy))
             open_.go_on()
             assert taken(lab, gateway, desk, "mirror") == set(FAMILIES)
 
