@@ -108,7 +108,10 @@ class Untracked:
 
 @dataclass(frozen=True, slots=True)
 class TransparentSocket:
-    """A transparent socket takes this packet (TCP), other than a wildcard listener."""
+    """A transparent socket takes this packet (TCP), or has sent what this ICMP error is about.
+
+    Other than a wildcard listener.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,8 +85,9 @@ def arrivals(tun: TunShape, marks: Marks) -> tuple[list[NftRule], list[Chain]]:
 
 
 def kept(tun: TunShape, marks: Marks) -> list[NftRule]:
-    """Flows that are in the TUN stay there, be it a reply or not."""
-    match = (tun.taken, MarkIs(marks.tun, "connection"))
+    """Flows that are in the TUN stay there, be it a reply or not; so do ICMP errors about them."""
+    taken = Transport(tuple(p for p in Protocol if p in (*tun.protocols, Protocol.ICMP)))
+    match = (taken, MarkIs(marks.tun, "connection"))
     return [
         NftRule("tunnelled", SetMark(marks.tun), match),
         NftRule("keep-tunnelled", Return(), match),

@@ -1,0 +1,85 @@
+"""Whoever takes less than others is sent less: a host of the LAN behind a link of MTU 1280."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from attic import MTU, add_attic
+from datagrams import ECHO, echo, served, talking
+from test_tun import download
+from traffic import Family, dial, read, running, target
+
+from gateway.lab import http_server, serve
+from gateway.lab.gateway_process import GatewayProcess
+from gateway.lab.lab import Lab
+from gateway.lab.machine import Machine
+from gateway.lab.process import wait_until
+
+SIZE = 1_000_000
+#: More than the link takes, and less than all others do.
+DATAGRAM = bytes(1400)
+
+
+@pytest.fixture(scope="module")
+def attic(module_lab: Lab) -> Machine:
+    return add_attic(module_lab)
+
+
+@pytest.fixture(scope="module", params=["tproxy", "redirect", "tun"])
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def gateway(module_lab: Lab, attic: Machine, way: str, backend: str) -> Iterator[GatewayProcess]:
+    """UDP by TPROXY beside REDIRECT; a TUN has to be told what its hosts take."""
+    lab = module_lab
+    wan = {"wan": {"type": "direct", "interface": "wan0"}}
+    config: dict[str, Any] = lab.config({"to": "wan"}, outbounds=wan)
+    config["inbound"] = {"tcp": way, "udp": "tun" if way == "tun" else "tproxy"}
+    if way == "tun":
+        config["tun"] = {"mtu": MTU}
+    with served() as servers, running(lab, config, backend=backend) as gateway:
+        for host in lab.topology.targets["web"]:
+            servers.add(lab.internet, host, ECHO, echo)
+        yield gateway
+
+
+def test_a_connection(
+    module_lab: Lab, attic: Machine, gateway: GatewayProcess, family: Family
+) -> None:
+    """Its host has said that it takes more: by an ICMP error alone can it be known."""
+    host = target(module_lab, family)
+    with dial(attic, host, serve.HTTP_PORT) as sock:
+        assert download(sock, SIZE) == http_server.digest(SIZE)
+    data = bytes(range(256)) * 400
+    with dial(attic, host, serve.ECHO_PORT) as sock:
+        sock.sendall(data)
+        assert hashlib.sha256(read(sock, len(data))).digest() == hashlib.sha256(data).digest()
+
+
+def test_datagrams(
+    module_lab: Lab, attic: Machine, gateway: GatewayProcess, family: Family
+) -> None:
+    """What comes for it is cut, once it is known that it must be."""
+    with talking(attic, target(module_lab, family)) as sock:
+        sock.settimeout(0.3)
+
+        def answered() -> bool:
+            sock.send(DATAGRAM)
+            try:
+                return sock.recv(2000) == DATAGRAM
+            except TimeoutError:
+                return False
+
+        wait_until(answered, "an answer as long as the question")
+
+
+def test_pings(module_lab: Lab, attic: Machine, gateway: GatewayProcess, family: Family) -> None:
+    """Routed past the gateway."""
+    host = target(module_lab, family)
+    command = ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "3", "-s", str(len(DATAGRAM)), host]
+    assert " 0 received" not in attic.run(command, check=False).stdout
