@@ -6,8 +6,9 @@ import re
 from functools import partial
 from typing import Any
 
-from test_icmp import ping, received, rise
-from traffic import FAMILIES, running, target
+from datagrams import talking
+from test_icmp import passed, ping, received, rise
+from traffic import FAMILIES, attempt, running, target
 
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
@@ -41,6 +42,25 @@ def test_this_machines_own_pings(lab: Lab) -> None:
             assert told[1] == HOPS[family]
         assert gateway.counters()["icmp_echo_replies"] == 4
         assert "tun_dropped_icmp_loop" not in gateway.counters()
+
+
+def test_what_is_for_the_device_itself_ends_there(lab: Lab) -> None:
+    """Its network has nobody else in it: each packet goes round once at most."""
+    found = config(lab) | {"rules": [{"to": "out"}]}
+    found["inbound"] |= {"tcp": "tun", "udp": "tun"}
+    with running(lab, found) as gateway:
+        before = passed(lab)
+        for host in HOPS.values():
+            assert received(ping(lab.router, host, "-W", "1", count=5)) == 0
+            for _ in range(5):
+                _, end = attempt(lab.router, host, 53)
+                assert isinstance(end, ConnectionError)
+                with talking(lab.router, host) as sock:
+                    sock.send(b"hello")
+        read, written = (now - then for now, then in zip(passed(lab), before, strict=True))
+        assert 2 * 15 <= read <= 2 * 2 * 15
+        assert written <= read
+        assert gateway.counters().get("flows_accepted", 0) == 0
 
 
 def test_what_goes_round_ends(lab: Lab) -> None:

@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from test_icmp import passed
 from traffic import (
     TIMEOUT_S,
     Family,
@@ -31,7 +32,7 @@ from traffic import (
 from gateway.lab import http_server, serve
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
-from gateway.wire.ip import ICMPV6, SYN, TCP, UDP, ip_packet
+from gateway.wire.ip import ICMP, ICMPV6, SYN, TCP, UDP, checksum, ip_packet
 
 DEVICE = "gateway0"
 OWN = {4: "172.29.88.1", 6: "fd67:6174:6577:6179::1"}
@@ -193,24 +194,57 @@ ODD: dict[str, tuple[bytes, ...]] = {
         ip_packet(V6, ip_address(PEER[6]).packed, TCP, SYN_SEGMENT),
     ),
     "protocol": (ip_packet(V4, TO_V4, 2, bytes(8)), ip_packet(V6, TO_V6, 47, bytes(8))),
+    "icmp_error": (
+        ip_packet(V4, TO_V4, ICMP, b"\3\3" + bytes(34)),
+        ip_packet(V6, TO_V6, ICMPV6, b"\1\4" + bytes(54)),
+    ),
+    "icmp_other": (
+        ip_packet(V4, TO_V4, ICMP, b"\x0d\0" + bytes(18)),
+        ip_packet(V6, TO_V6, ICMPV6, b"\x8b\0" + bytes(18)),
+    ),
+    "icmp_checksum": (
+        ip_packet(V4, TO_V4, ICMP, b"\x08\0" + bytes(6)),
+        ip_packet(V6, TO_V6, ICMPV6, b"\x80\0" + bytes(6)),
+    ),
+    "udp_checksum": (ip_packet(V6, TO_V6, UDP, b"\0\5\0\7\0\x09\0\0x"),),
 }
 
 
-def test_packets_that_are_none_of_ours_are_counted_and_never_answered(
+def first_half(packet: bytes) -> bytes:
+    """Of which the rest never comes."""
+    head = packet[:6] + b"\x20\0" + packet[8:10] + b"\0\0" + packet[12:20]
+    return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + packet[20:]
+
+
+#: Nobody hears of them until they are forgotten.
+HALVES = (
+    first_half(ip_packet(V4, TO_V4, UDP, bytes(16))),
+    ip_packet(V6, TO_V6, 44, bytes((UDP, 0, 0, 1, 0, 0, 0, 7)) + bytes(16)),
+)
+#: So often each.
+STORM = 20
+
+
+def test_packets_that_are_none_of_ours_are_counted(
     module_lab: Lab, gateway: GatewayProcess
 ) -> None:
-    """Each as often as it came; and nothing is written that comes back (a storm)."""
+    """Each as often as it came; none has more than one answer, and none comes back (a storm)."""
     lab = module_lab
-    before = gateway.counters()
+    before, moved = gateway.counters(), passed(lab)
+    sent = [packet for packets in (*ODD.values(), HALVES) for packet in packets] * STORM
     with within(lab.router, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)) as sock:
-        for packets in ODD.values():
-            for packet in packets:
-                sock.sendto(packet, (DEVICE, 0x86DD if packet[0] >> 4 == 6 else 0x0800))
-    wait_counter(gateway, "tun_dropped_protocol", before.get("tun_dropped_protocol", 0) + 2)
+        for packet in sent:
+            sock.sendto(packet, (DEVICE, 0x86DD if packet[0] >> 4 == 6 else 0x0800))
+    last = STORM * len(ODD["udp_checksum"])
+    wait_counter(gateway, "tun_dropped_udp_checksum", last)
     after = gateway.counters()
     counted = {
         name: after.get(f"tun_dropped_{name}", 0) - before.get(f"tun_dropped_{name}", 0)
         for name in ODD
     }
-    assert counted == {name: len(packets) for name, packets in ODD.items()}
+    assert counted == {name: STORM * len(packets) for name, packets in ODD.items()}
+    read, written = (now - then for now, then in zip(passed(lab), moved, strict=True))
+    told = after.get("icmp_errors_sent", 0) - before.get("icmp_errors_sent", 0)
+    assert len(sent) <= read <= len(sent) + STORM
+    assert written == told
     assert peer_seen(lab.client("desk"), target(lab, 4)) in upstream(lab, "home")
