@@ -62,9 +62,12 @@ def _tun_rules(shape: Shape, priority: int) -> Iterator[IpRule]:
     if shape.tun is None:
         return
     into = IpRule(priority, Family.V4, "lookup", table=TABLE_TUN)
-    for name in shape.tun.senders:
+    senders = [(name, shape.marks.tun) for name in shape.tun.lan]
+    if shape.tun.own:
+        senders.append(("lo", shape.marks.tun_own))
+    for name, mark in senders:
         for family in shape.families:
-            yield replace(into, family=family, mark=shape.marks.tun, iif=name)
+            yield replace(into, family=family, mark=mark, iif=name)
     for family in shape.families:
         yield replace(into, family=family, iif="lo", source=shape.tun.addresses[family])
 
