@@ -122,6 +122,24 @@ def test_iperf3(module_lab: Lab, gateway: GatewayProcess, family: Family) -> Non
         server.stop()
 
 
+#: Of a socket: options for each packet that it sends. Two no-operations and an end; padding.
+OPTIONS: dict[Family, tuple[int, int, bytes]] = {
+    4: (socket.IPPROTO_IP, socket.IP_OPTIONS, b"\1\1\0\0"),
+    6: (socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, b"\0\0\1\4\0\0\0\0"),
+}
+
+
+def test_options_are_left_behind(module_lab: Lab, gateway: GatewayProcess, family: Family) -> None:
+    """Every packet of the client has them, and none that the far end sees."""
+    before = gateway.counters().get("tun_options_removed", 0)
+    host = target(module_lab, family)
+    with new_socket(module_lab.client("desk"), host) as sock:
+        sock.setsockopt(*OPTIONS[family])
+        sock.connect((host, serve.HTTP_PORT))
+        assert download(sock, 300_000) == http_server.digest(300_000)
+    assert gateway.counters()["tun_options_removed"] >= before + 3
+
+
 def test_a_refused_flow_is_reset(module_lab: Lab, gateway: GatewayProcess, family: Family) -> None:
     """Nobody listens there: the client is told, at once."""
     del gateway
