@@ -103,6 +103,7 @@ def prerouting(shape: Shape, sets: AddressSets) -> list[Chain]:
     if shape.shortcut:
         # On every interface: replies to a socket with its client's address come from the WAN.
         rules.append(NftRule("established", Goto("established"), (_TCP, TransparentSocket())))
+    if shape.shortcut or (shape.lan and shape.by_tproxy is not None):
         # ICMP errors about what such a socket has sent come to the far end's address. Without the
         # one that says what a path takes, its flow would stand still.
         rules.append(NftRule("told", Goto("established"), (_ICMP, TransparentSocket())))

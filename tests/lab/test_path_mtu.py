@@ -10,7 +10,7 @@ import pytest
 from attic import MTU, add_attic
 from datagrams import ECHO, echo, served, talking
 from test_tun import download
-from traffic import Family, dial, read, running, target
+from traffic import FAMILIES, Family, dial, read, running, target
 
 from gateway.lab import http_server, serve
 from gateway.lab.gateway_process import GatewayProcess
@@ -28,15 +28,26 @@ def attic(module_lab: Lab) -> Machine:
     return add_attic(module_lab)
 
 
-@pytest.fixture(scope="module", params=["tproxy", "redirect", "tun"])
-def way(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("tproxy", "nftables"),
+        ("tproxy", "iptables"),
+        ("redirect", "nftables"),
+        ("tun", "nftables"),
+    ],
+    ids="-".join,
+)
+def ways(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """How TCP is taken, and by which firewall."""
+    found: tuple[str, str] = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def gateway(module_lab: Lab, attic: Machine, way: str, backend: str) -> Iterator[GatewayProcess]:
+def gateway(module_lab: Lab, attic: Machine, ways: tuple[str, str]) -> Iterator[GatewayProcess]:
     """UDP by TPROXY beside REDIRECT; a TUN has to be told what its hosts take."""
-    lab = module_lab
+    lab, (way, backend) = module_lab, ways
     wan = {"wan": {"type": "direct", "interface": "wan0"}}
     config: dict[str, Any] = lab.config({"to": "wan"}, outbounds=wan)
     config["inbound"] = {"tcp": way, "udp": "tun" if way == "tun" else "tproxy"}
@@ -46,6 +57,13 @@ def gateway(module_lab: Lab, attic: Machine, way: str, backend: str) -> Iterator
         for host in lab.topology.targets["web"]:
             servers.add(lab.internet, host, ECHO, echo)
         yield gateway
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known(module_lab: Lab) -> None:
+    """What one flow has learnt of a path, the kernel knows for all."""
+    for family in FAMILIES:
+        module_lab.router.run(["ip", f"-{family}", "route", "flush", "cache"])
 
 
 def test_a_connection(

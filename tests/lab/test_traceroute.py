@@ -29,14 +29,25 @@ def far_lab(module_lab: Lab) -> Lab:
     return module_lab
 
 
-@pytest.fixture(scope="module", params=["tun", "tproxy"])
-def way(request: pytest.FixtureRequest) -> str:
-    """How UDP is taken; ICMP by the TUN, or not at all."""
-    return str(request.param)
+@pytest.fixture(
+    scope="module",
+    params=[("tun", "nftables"), ("tproxy", "nftables"), ("tproxy", "iptables")],
+    ids="-".join,
+)
+def ways(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """How UDP is taken (ICMP by the TUN, or not at all), and by which firewall."""
+    found: tuple[str, str] = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def gateway(far_lab: Lab, way: str, backend: str) -> Iterator[GatewayProcess]:
+def way(ways: tuple[str, str]) -> str:
+    return ways[0]
+
+
+@pytest.fixture(scope="module")
+def gateway(far_lab: Lab, ways: tuple[str, str]) -> Iterator[GatewayProcess]:
+    way, backend = ways
     rules = [{"port": int(ROUTED), "to": "direct"}, {"to": "wan"}]
     config = far_lab.config(*rules, outbounds={"wan": {"type": "direct", "interface": "wan0"}})
     config["inbound"] = {"udp": way, "icmp": "tun" if way == "tun" else "direct"}
