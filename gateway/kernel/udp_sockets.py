@@ -35,6 +35,8 @@ IPV6_RECVORIGDSTADDR = IPV6_ORIGDSTADDR = 74
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 SO_ATTACH_FILTER = 26
+IP_MTU_DISCOVER = 10
+IP_PMTUDISC_DONT = 0
 
 #: What a socket may queue (bytes): a burst must outlast a busy moment of ours.
 LISTENER_QUEUE = 8 << 20
@@ -245,6 +247,11 @@ class UdpSockets:
         sock = self._factory.open(family, kind, SocketOptions(), protocol)
         try:
             set_transparent(sock, family)
+            if family == socket.AF_INET:
+                # Routers may fragment it. Whom we speak as cannot be told that a path takes less,
+                # and what the kernel is told it does not note for an address that is not ours
+                # (``__ipv4_sk_update_pmtu`` of net/ipv4/route.c); that of IPv6 does.
+                sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
             if kind == socket.SOCK_RAW:
                 sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, _NOTHING)
             else:
