@@ -85,7 +85,7 @@ def _believed(finding: Finding) -> Finding:
 def _own_addresses(assembly: Assembly) -> frozenset[str]:
     """Those of this machine, with those of a device that is made when the gateway starts."""
     tun = assembly.config.tun
-    made = (str(tun.ipv4.ip), str(tun.ipv6.ip)) if tun.by_routing else ()
+    made = (str(tun.ipv4.ip), str(tun.ipv6.ip)) if assembly.config.inbound.tunnelled else ()
     return assembly.host.addresses | {*made}
 
 

@@ -207,7 +207,8 @@ def _read(netlink: IPRoute) -> Installed:
 
 def _rule(message: Any) -> IpRule:
     action: Any = _ACTION_NAMES.get(message["action"], "lookup")
-    value = message.get_attr("FRA_FWMARK")
+    # The kernel tells no part that is 0, so that a mark of 0 is known by its mask alone.
+    value, mask = message.get_attr("FRA_FWMARK"), message.get_attr("FRA_FWMASK")
     uids = message.get_attr("FRA_UID_RANGE")
     suppressed = message.get_attr("FRA_SUPPRESS_PREFIXLEN")
     return IpRule(
@@ -216,7 +217,7 @@ def _rule(message: Any) -> IpRule:
         action=action,
         table=message.get_attr("FRA_TABLE") if action == "lookup" else None,
         goto=message.get_attr("FRA_GOTO"),
-        mark=None if value is None else Mark(value, message.get_attr("FRA_FWMASK") or 0xFFFF_FFFF),
+        mark=Mark(value or 0, mask or 0xFFFF_FFFF) if value or mask else None,
         iif=message.get_attr("FRA_IIFNAME"),
         oif=message.get_attr("FRA_OIFNAME"),
         realm=message.get_attr("FRA_FLOW") or None,

@@ -92,7 +92,7 @@ def prerouting(shape: Shape, sets: AddressSets) -> list[Chain]:
         guard, chains = arrivals(shape.tun, marks)
         rules += guard
         if shape.captures:
-            rules += past(shape.tun, marks)
+            rules += past(shape.tun, marks, own=False)
     if shape.own and shape.by_tproxy:
         own: tuple[Match, ...] = (InInterface(("lo",)), MarkIs(marks.divert_own))
         if not shape.tproxy:
@@ -131,7 +131,7 @@ def output(shape: Shape) -> list[Chain]:
         carried = SetMark(shape.marks.divert, "connection")
         rules.insert(0, NftRule("answer", carried, (_UDP, MarkIs(shape.marks.bypass))))
     if shape.captures and shape.tun is not None:
-        rules = [_routed(shape), *past(shape.tun, shape.marks)]
+        rules = [_routed(shape), *past(shape.tun, shape.marks, own=True)]
         return [hooked("output", "output", "mangle", rules)]
     if not shape.own:
         return [hooked("output", "output", "mangle", rules)] if shape.udp else []

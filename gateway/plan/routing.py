@@ -17,6 +17,7 @@ from gateway.marks import (
     PRIORITY_VALIDATE,
     TABLE_TPROXY,
     TABLE_TUN,
+    Mark,
 )
 from gateway.plan.addresses import EVERYTHING, Family
 from gateway.plan.capture import Capture, capture_routes
@@ -57,7 +58,8 @@ def _tun_rules(shape: Shape, priority: int) -> Iterator[IpRule]:
     Packets that come out of the device carry the mark too, and reverse-path validation looks
     up clients with it where another program sets ``src_valid_mark``: neither may end in there.
     Own flows that a route has led into the device have its address. Once it leads them there
-    no more, nobody would answer them elsewhere.
+    no more, nobody would answer them elsewhere; what has another mark, though, has been led
+    past it.
     """
     if shape.tun is None:
         return
@@ -69,7 +71,8 @@ def _tun_rules(shape: Shape, priority: int) -> Iterator[IpRule]:
         for family in shape.families:
             yield replace(into, family=family, mark=mark, iif=name)
     for family in shape.families:
-        yield replace(into, family=family, iif="lo", source=shape.tun.addresses[family])
+        source, unmarked = shape.tun.addresses[family], Mark(0, shape.marks.mask)
+        yield replace(into, family=family, mark=unmarked, iif="lo", source=source)
 
 
 def shift(host: HostFacts) -> int:

@@ -112,16 +112,16 @@ def unknown(tun: TunShape, mark: Mark) -> list[NftRule]:
     ]
 
 
-def past(tun: TunShape, marks: Marks) -> list[NftRule]:
+def past(tun: TunShape, marks: Marks, *, own: bool) -> list[NftRule]:
     """Beside a TUN that takes by routes: answers to what came from outside leave as it came.
 
     By themselves they would follow the routes into the device. What the device has answered is
-    no such thing, be it a reply or not, and stays there where the routes have changed.
+    no such thing, be it a reply or not, and stays there where the routes have changed: what is
+    not this machine's ``own``, by its mark.
     """
-    return [
-        *kept(tun, marks, marks.tun),
-        NftRule("past", SetMark(marks.bypass), (ReplyDirection(),)),
-    ]
+    stay = kept(tun, marks, marks.tun)
+    leave = NftRule("past", SetMark(marks.bypass), (ReplyDirection(),))
+    return [*(stay[-1:] if own else stay), leave]
 
 
 def enter(tun: TunShape, marks: Marks, mark: Mark) -> list[NftRule]:
