@@ -138,8 +138,9 @@ def _of_route(egress: Egress, answer: Answer) -> _Verdict | None:
             " choose other bits with marks.base",
         )
     if answer.captured:
+        # Its flows are refused; a reload is not, which may be what ends this.
         return _Verdict(
-            Outcome.LOOP,
+            Outcome.REFUSED,
             f"the kernel would send these packets into our own TUN, {answer.device}",
             "give this outbound another `route:`: host_route, device or source",
         )

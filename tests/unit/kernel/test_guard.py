@@ -58,7 +58,7 @@ OF_PROGRAM = replace(MARKED, strategy="uid", destination="127.0.0.1", uid=4242)
             Outcome.CLEAR,
         ),
         # A TUN of ours; one of others is their business.
-        (MARKED, Answer(table=254, device="tun0", captured=True), Outcome.LOOP),
+        (MARKED, Answer(table=254, device="tun0", captured=True), Outcome.REFUSED),
         (MARKED, Answer(table=254, device="tun0"), Outcome.CLEAR),
         # An uplink that is not the one that was meant.
         (BY_SOURCE, DEFAULT, Outcome.CLEAR),
