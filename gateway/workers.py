@@ -2,9 +2,10 @@
 
 With several (SO_REUSEPORT, socket(7)), the parent moves no byte: it holds the kernel
 state and the control socket, hands every change to all workers, sums what they count,
-and starts a worker anew that has died. Its flows are lost then, and counted; those of
-the others go on. Where a change takes a capability that the workers have given up, others
-take their place, and they stay for as long as they have flows.
+and starts a worker anew that has died, or had to be ended because it hung. Its flows are
+lost then, and counted; those of the others go on. Where a change takes a capability that
+the workers have given up, others take their place, and they stay for as long as they have
+flows.
 """
 
 from __future__ import annotations
