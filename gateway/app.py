@@ -18,6 +18,7 @@ from gateway.assembly import (
     Assembly,
     assemble,
     findings,
+    programs_moved,
     reassemble,
     require_apart,
     require_loop_free,
@@ -60,10 +61,9 @@ log = logging.getLogger(__name__)
 
 #: The dead-man set's elements live five times as long as this (seconds).
 REFRESH_S: Final = 1.0
-#: How often all is looked at without an event (seconds): legacy iptables has none, and names of
-#: upstreams may come to mean other addresses.
+#: How often all is looked at without an event (seconds): iptables has none, nor have names.
 RECONCILE_S: Final = 300.0
-PROGRAMS_S: Final = 5.0  # how often a program here that is refused is looked for
+PROGRAMS_S: Final = 5.0  # how often programs of this machine are looked at
 #: After a change of the network that could not be adopted (seconds); twice as long each time.
 FIRST_RETRY_S: Final = 1.0
 #: How often the lists of rule sets are looked at, and whether one should be fetched (seconds).
@@ -233,12 +233,12 @@ class Gateway:
             return
         self._unable = unable
         if unable - self._assembly.unable:
-            names = ", ".join(sorted(unable))
-            log.warning("no UDP by this way: it is refused", extra=logs.fields(outbounds=names))
+            said = logs.fields(outbounds=", ".join(sorted(unable)))
+            log.warning("no UDP by this way: it is refused", extra=said)
         await self._adopt()
 
     async def _watch_programs(self) -> None:
-        if any(each.unannounced for each in self._found):
+        if await asyncio.to_thread(programs_moved, self._assembly, self._found):
             await self._adopt()
 
     async def _network_changed(self) -> None:

@@ -222,7 +222,7 @@ def _assembly(
     host = replace(
         host,
         users=accounts.users(o.uid for o in socks.values() if isinstance(o.uid, str)),
-        cgroups=accounts.control_groups(o.cgroup for o in socks.values() if o.cgroup),
+        cgroups=_control_groups(config),
     )
     plan = build_plan(
         config,
@@ -240,6 +240,22 @@ def resolved(servers: Iterable[str]) -> dict[str, tuple[str, ...]]:
     names = tuple(dict.fromkeys(servers))
     with ThreadPoolExecutor(LOOKUPS_AT_ONCE, "resolving") as asking:
         return dict(zip(names, asking.map(resolve, names), strict=True))
+
+
+def _control_groups(config: Config) -> dict[str, int]:
+    """Those that proxy programs on this machine are told by, by path."""
+    socks = (o for o in config.outbounds.values() if isinstance(o, Socks5Outbound))
+    return accounts.control_groups(o.cgroup for o in socks if o.cgroup)
+
+
+def programs_moved(assembly: Assembly, found: Iterable[Finding]) -> bool:
+    """Whether programs on this machine may be others than they were, of which no event tells.
+
+    One that was refused may have been started as whom it is said to run; a control group goes
+    with its service, and is another one when that is started again.
+    """
+    unannounced = any(each.unannounced for each in found)
+    return unannounced or _control_groups(assembly.config) != assembly.host.cgroups
 
 
 def _without_udp(config: Config) -> frozenset[str]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from gateway.lab.cells import SOCKS_PORT, Cell, cell, socks
 from gateway.lab.gateway_process import GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
-from gateway.lab.process import wait_until
+from gateway.lab.process import happens, wait_until
 from gateway.lab.storm import NAIVE
 from gateway.lab.topology import FAMILIES, FamilyNumber
 from gateway.lab.trials import Asking, Outcome, Seen, settle, try_all
@@ -106,11 +106,17 @@ class Programs:
                 yield from self._cells(technique, "as another", Outcome.REFUSED, gateway, words)
         with self._program(technique, "known", exempt):
             yield from self._cells(technique, "diverted", Outcome.DIRECT, gateway)
-            if "TUN" in technique:
+            if technique == "uid, TUN":
                 self._uplink.lose_default()
                 yield from self._cells(technique, "default lost", Outcome.REFUSED, gateway)
                 self._uplink.default()
                 yield from self._cells(technique, "default back", Outcome.DIRECT, gateway)
+        if technique == "cgroup":
+            before = _repairs(gateway)
+            self._group.renew()
+            happens(lambda: _repairs(gateway) > before)
+            with self._program(technique, "again", exempt):
+                yield from self._cells(technique, "made again", Outcome.DIRECT, gateway)
         gateway.stop()
 
     def _gateway(self, config: dict[str, Any], command: Sequence[str]) -> GatewayProcess:
@@ -160,6 +166,10 @@ class Programs:
         return {"": seen}
 
 
+def _repairs(gateway: GatewayProcess) -> int:
+    return sum(" repaired " in line for line in gateway.log)
+
+
 class _ControlGroup:
     """A control group (v2), and how processes of a lab's machine see it.
 
@@ -189,6 +199,12 @@ class _ControlGroup:
             yield
         finally:
             wait_until(self._is_removed, f"{self._path} to be left by all")
+
+    def renew(self) -> None:
+        """As when a service is started again: another one has its name."""
+        assert self._path is not None
+        wait_until(self._is_removed, f"{self._path} to be left by all")
+        self._path.mkdir()
 
     def _is_removed(self) -> bool:
         assert self._path is not None
