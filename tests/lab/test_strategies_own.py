@@ -31,6 +31,7 @@ def test_a_proxy_program_on_this_machine(lab: Lab, backend: str) -> None:
         "diverted": techniques,
         "default lost": {"uid, TUN"},
         "default back": {"uid, TUN"},
+        **({"made again": {"cgroup"}} if programs.has_groups else {}),
     }
 
 
