@@ -43,7 +43,7 @@ class Way1:
     by_name = False
     carries_udp = True
 
-    def carrier(self, _: object) -> Way1:
+    def carrier(self, *_: object) -> Way1:
         return self
 
     def associate(self, *_: object) -> Leg:
