@@ -213,9 +213,9 @@ class Forwarder:
 
 
 @pytest.fixture
-def name_server(module_lab: Lab) -> Iterator[str]:
+def name_server(module_lab: Lab, family: Family) -> Iterator[str]:
     """One on the internet, that knows the proxy."""
-    host = module_lab.topology.targets["mirror"].ipv4
+    host = target(module_lab, family, "mirror")
     with served() as servers:
         known = module_lab.topology.upstreams["home"].addresses.ipv4
         servers.add(module_lab.internet, host, 53, answer(known))
@@ -260,14 +260,15 @@ def test_a_name_that_its_own_server_is_to_find_refuses_the_start(
         assert "udp_closed_loop" not in gateway.counters()
 
 
-@pytest.mark.parametrize("over", ["udp", "tcp"])
+@pytest.mark.parametrize(("family", "over"), [(4, "udp"), (4, "tcp"), (6, "udp")])
 def test_a_name_server_here_that_asks_by_the_server(
-    module_lab: Lab, name_server: str, tmp_path: Path, over: str
+    module_lab: Lab, name_server: str, tmp_path: Path, family: Family, over: str
 ) -> None:
     """Whom it asks is not known before: it is warned of, caught in the act, and harmless."""
     lab, desk, host = module_lab, module_lab.client("desk"), target(module_lab, 4)
-    program = asking(tmp_path / "resolv.conf", "127.0.0.1")
-    forwarder = Forwarder(lab, "127.0.0.1", name_server, over)
+    here = "127.0.0.1" if family == 4 else "::1"
+    program = asking(tmp_path / "resolv.conf", here)
+    forwarder = Forwarder(lab, here, name_server, over)
     try:
         with running(lab, by_name(lab), program=program) as gateway:
             assert any("USER_OF_THE_NAME_SERVER" in line for line in gateway.log)

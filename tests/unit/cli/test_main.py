@@ -167,3 +167,18 @@ def test_every_command_module_is_in_the_table() -> None:
         if re.search(r"^@click\.(command|group)\((\)|context)", path.read_text(), re.MULTILINE)
     }
     assert modules == with_commands
+
+
+def test_the_matrix_of_loops_ends_with_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 where all is as it should be, 1 where it is not; names and options are passed on."""
+    asked: list[object] = []
+
+    def show(names: tuple[str, ...], *, as_json: bool, details: bool) -> bool:
+        asked.append((names, as_json, details))
+        return "halves" in names
+
+    monkeypatch.setattr("gateway.lab.loops_table.show", show)
+    run = CliRunner().invoke
+    assert run(cli, ["lab", "loops", "halves", "--details"]).exit_code == 0
+    assert run(cli, ["lab", "loops", "--json"]).exit_code == 1
+    assert asked == [(("halves",), False, True), ((), True, False)]
