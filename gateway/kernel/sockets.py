@@ -115,10 +115,19 @@ class SocketFactory:
         if self.opened.wanted:
             self.opened.note(sock, local_endpoint(sock), remote)
 
-    def open(self, family: int, kind: int, options: SocketOptions, protocol: int = 0) -> SocketType:
+    def open(
+        self,
+        family: int,
+        kind: int,
+        options: SocketOptions,
+        protocol: int = 0,
+        *,
+        brief: bool = False,
+    ) -> SocketType:
         """A non-blocking socket that leaves as ``options`` say. Raises ``OSError``.
 
-        EMFILE also where only descriptors are left that flows must not have (``limits``).
+        EMFILE also where only descriptors are left that flows must not have (``limits``), unless
+        it is a ``brief`` one, which is closed at once.
         """
         kind |= socket.SOCK_NONBLOCK
         if options.netns is None:
@@ -127,7 +136,8 @@ class SocketFactory:
             with netns.entered(options.netns):
                 sock = SocketType(family, kind, protocol)
         try:
-            require_for_flow(sock.fileno())
+            if not brief:
+                require_for_flow(sock.fileno())
             self._prepare(sock, family, options)
         except BaseException:
             sock.close()

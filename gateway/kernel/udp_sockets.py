@@ -235,16 +235,18 @@ class UdpSockets:
     def open_icmp(self, source: str) -> SocketType:
         """A raw socket that sends ICMP as ``source``, an address of another machine.
 
-        Raises ``OSError`` without CAP_NET_RAW.
+        To be closed at once. Raises ``OSError`` without CAP_NET_RAW.
         """
         six = family_of(source) == socket.AF_INET6
         protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
-        return self._open_as(Endpoint(source, 0), socket.SOCK_RAW, protocol)
+        return self._open_as(Endpoint(source, 0), socket.SOCK_RAW, protocol, brief=True)
 
-    def _open_as(self, source: Endpoint, kind: int, protocol: int = 0) -> SocketType:
+    def _open_as(
+        self, source: Endpoint, kind: int, protocol: int = 0, *, brief: bool = False
+    ) -> SocketType:
         """A socket for sending alone, bound to an address of another machine."""
         family = family_of(source.host)
-        sock = self._factory.open(family, kind, SocketOptions(), protocol)
+        sock = self._factory.open(family, kind, SocketOptions(), protocol, brief=brief)
         try:
             set_transparent(sock, family)
             if family == socket.AF_INET:

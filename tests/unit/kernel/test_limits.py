@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from gateway.flow import Endpoint
 from gateway.kernel import libnftables, limits
 from gateway.kernel.sockets import SocketFactory, SocketOptions
 from gateway.kernel.splice import PipePool
+from gateway.kernel.udp_sockets import UdpSockets
 
 
 def open_descriptors() -> int:
@@ -71,6 +73,16 @@ def test_a_socket_of_a_flow_is_not_among_the_last(for_flows):
     assert caught.value.errno == errno.EMFILE
     assert open_descriptors() == before
     os.close(os.open(os.devnull, os.O_RDONLY))  # others go on
+
+
+@pytest.mark.usefixtures("root")
+def test_a_client_is_told_all_the_same(for_flows):
+    """That its datagrams are refused for want of descriptors, with one that is soon free again."""
+    for_flows(0)
+    sockets = UdpSockets(SocketFactory(None))
+    with pytest.raises(OSError, match="Too many"):
+        sockets.open(socket.AF_INET, SocketOptions())
+    sockets.open_icmp("127.0.0.1").close()
 
 
 @pytest.mark.parametrize("room", [0, 1])
