@@ -64,3 +64,11 @@ def set_name(family: Family, prefixes: Collection[Network]) -> str:
 def of_family(networks: Iterable[Network], family: Family) -> tuple[Network, ...]:
     """The members of one family, in order."""
     return tuple(network for network in networks if network.version == family.version)
+
+
+def by_family(
+    networks: Iterable[Network], families: Iterable[Family]
+) -> dict[Family, tuple[Network, ...]]:
+    """The members of each family that has some."""
+    its = tuple(networks)
+    return {f: members for f in families if (members := of_family(its, f))}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.config.outbounds import DirectOutbound, Socks5Outbound
 from gateway.config.schema import Config
 from gateway.flow import Protocol
-from gateway.marks import Marks
+from gateway.marks import Mark, Marks
 from gateway.plan import chains, filters, routing
-from gateway.plan.address_sets import AddressSets, of_family
+from gateway.plan.address_sets import AddressSets, by_family
 from gateway.plan.addresses import Family, Network
 from gateway.plan.capture import capture_routes, capture_rules, neighbour_routes
 from gateway.plan.capture_plan import planned_capture
@@ -21,7 +21,7 @@ from gateway.plan.conditions import Packets
 from gateway.plan.egress import Egress, Entry, entries
 from gateway.plan.host import HostFacts
 from gateway.plan.matches import InControlGroup, InSet, OwnedBy
-from gateway.plan.model import AddressSet, Backend, Chain, IpRule, Plan, Route
+from gateway.plan.model import AddressSet, Backend, Chain, IpRule, Plan, Route, RulePlacement
 from gateway.plan.placement import all_taken, placements
 from gateway.plan.policy_rules import Answers, PolicyChains, policy_chains
 from gateway.plan.shape import Shape
@@ -45,55 +45,25 @@ def build_plan(
     """The plan for one machine; the same arguments always give an equal plan.
 
     ``upstream_addresses``: what the names of SOCKS servers resolve to, by outbound; servers
-    given by address need no entry. ``workers``: processes that carry
-    flows. IPv6 is planned only where the host has it.
+    given by address need no entry. ``workers``: processes that carry flows. IPv6 is planned only
+    where the host has it.
     """
     ways = egresses(config, host, upstream_addresses)
     needed = entries(ways)
-    shape = _shape(config, policy, host, upstream_addresses, _programs(ways, host))
-    if backend is Backend.IPTABLES:
-        shape = replace(shape, hops=host.has("iptables-hops"))
-    if config.inbound.classify == "nfqueue":
-        shape = replace(shape, queue=_queue(config, workers))
     capture, down = planned_capture(config, ways), routing.shift(host)
-    families = shape.families
+    shape = replace(
+        _shape(config, policy, host, upstream_addresses, _programs(ways, host)),
+        hops=backend is Backend.NFTABLES or host.has("iptables-hops"),
+        queue=_queue(config, workers),
+    )
     if capture is not None:
         shape = replace(shape, lan=(), own=False, captures=True)
-    sets = AddressSets()
-    written = _policies(config, policy, shape, sets)
-    policies = [chain for each in written for chain in each.chains]
-    shape = replace(shape, marking=any(each.marking for each in written))
-    handed_over = frozenset[str]().union(*(each.handed_over for each in written))
-    used = {r.verdict.chain for c in policies for r in c.rules if isinstance(r.verdict, Goto)}
-    if chains.ASK in used:
-        used |= chains.ANSWERED
-    else:
-        shape = replace(shape, queue=None)
-    answers = ((chains.DIVERT, shape.marks.divert), (chains.DIVERT_OWN, shape.marks.divert_own))
-    diverted = tuple(mark for name, mark in answers if name in used)
-    # What is carried already stays so, whatever the rules say now.
-    used |= chains.carrying(shape)
-    allowed = config.inbound.host_firewall == "allow"
-    through = (shape.marks.tun,) if allowed and shape.tun is not None else ()
-    accept = (*diverted, *through) if allowed else ()
-    planned = [
-        *chains.prerouting(shape, sets),
-        *chains.output(shape),
-        *policies,
-        *chains.answers(shape, used, sets),
-        *chains.redirects(shape),
-        *filters.refusals(
-            shape,
-            used | filters.REFUSED if shape.queue else used,
-            through if backend is Backend.IPTABLES else (),
-        ),
-        *filters.unrouted(shape, _bound_to(needed)),
-        *(filters.accepted_input(accept) if backend is Backend.IPTABLES else ()),
-    ]
+    written = _netfilter(config, policy, shape, backend, _bound_to(needed))
+    shape, families = written.shape, shape.families
     return Plan(
         backend=backend,
-        chains=tuple(_for_families(chain, shape.families) for chain in planned),
-        sets=_referred(planned, (*chains.alive_sets(shape), *sets.all)),
+        chains=tuple(_for_families(chain, families) for chain in written.chains),
+        sets=written.sets,
         ip_rules=(
             *routing.ip_rules(shape, host),
             *(capture_rules(capture, families, shape.marks, down) if capture else ()),
@@ -110,20 +80,71 @@ def build_plan(
             *(routing.ping_sysctls(host) if config.inbound.icmp != "direct" else ()),
             *(routing.loose_sysctls(host) if capture else ()),
         ),
-        accept_input=accept,
-        accept_forward=through,
-        placements=tuple(
-            all_taken(policy, config.tun.name)
-            if capture
-            else placements(
-                policy,
-                config,
-                Packets(not shape.lan, shape.families),
-                shape.carried,
-                handed_over,
-            )
-        ),
+        accept_input=written.accept_input,
+        accept_forward=written.accept_forward,
+        placements=tuple(_placements(config, policy, written)),
     )
+
+
+class _Netfilter(NamedTuple):
+    """What of a plan netfilter carries.
+
+    ``shape``: with what the rules have turned out to need. ``handed_over``: as of
+    ``PolicyChains``.
+    """
+
+    shape: Shape
+    chains: tuple[Chain, ...]
+    sets: tuple[AddressSet, ...]
+    accept_input: tuple[Mark, ...]
+    accept_forward: tuple[Mark, ...]
+    handed_over: frozenset[str]
+
+
+def _netfilter(
+    config: Config, policy: Policy, shape: Shape, backend: Backend, devices: Sequence[str]
+) -> _Netfilter:
+    """``devices``: as of ``filters.unrouted``."""
+    sets = AddressSets()
+    written = _policies(config, policy, shape, sets)
+    policies = [chain for each in written for chain in each.chains]
+    shape = replace(shape, marking=any(each.marking for each in written))
+    used = {r.verdict.chain for c in policies for r in c.rules if isinstance(r.verdict, Goto)}
+    if chains.ASK in used:
+        used |= chains.ANSWERED
+    else:
+        shape = replace(shape, queue=None)
+    answers = ((chains.DIVERT, shape.marks.divert), (chains.DIVERT_OWN, shape.marks.divert_own))
+    diverted = tuple(mark for name, mark in answers if name in used)
+    # What is carried already stays so, whatever the rules say now.
+    used |= chains.carrying(shape)
+    allowed = config.inbound.host_firewall == "allow"
+    through = (shape.marks.tun,) if allowed and shape.tun is not None else ()
+    accept = (*diverted, *through) if allowed else ()
+    refused = used | filters.REFUSED if shape.queue else used
+    # With nftables, other programs' chains are changed themselves (``kernel.host_firewall``).
+    in_our_tables = backend is Backend.IPTABLES
+    planned = (
+        *chains.prerouting(shape, sets),
+        *chains.output(shape),
+        *policies,
+        *chains.answers(shape, used, sets),
+        *chains.redirects(shape),
+        *filters.refusals(shape, refused, through if in_our_tables else ()),
+        *filters.unrouted(shape, devices),
+        *(filters.accepted_input(accept) if in_our_tables else ()),
+    )
+    known = (*chains.alive_sets(shape), *sets.all)
+    handed_over = frozenset[str]().union(*(each.handed_over for each in written))
+    return _Netfilter(shape, planned, _referred(planned, known), accept, through, handed_over)
+
+
+def _placements(config: Config, policy: Policy, written: _Netfilter) -> Iterator[RulePlacement]:
+    shape = written.shape
+    if shape.captures:
+        return all_taken(policy, config.tun.name)
+    packets = Packets(not shape.lan, shape.families)
+    return placements(policy, config, packets, shape.carried, written.handed_over)
 
 
 def _bound_to(needed: Iterable[Entry]) -> list[str]:
@@ -162,7 +183,7 @@ def _shape(
         lan=config.lan.interfaces,
         own=config.lan.this_machine,
         families=families,
-        upstreams={f: members for f in families if (members := of_family(upstreams, f))},
+        upstreams=by_family(upstreams, families),
         udp=config.inbound.udp == "tproxy",
         owner_marks=tuple(dict.fromkeys(rule.mark for rule in rules if rule.mark is not None)),
         preserve_source=any(isinstance(o, DirectOutbound) and o.preserve_source for o in outbounds),
@@ -172,7 +193,9 @@ def _shape(
     )
 
 
-def _queue(config: Config, workers: int) -> Queue:
+def _queue(config: Config, workers: int) -> Queue | None:
+    if config.inbound.classify != "nfqueue":
+        return None
     first = config.inbound.queue
     return Queue(first, first + workers - 1, bypass=config.inbound.on_failure == "open")
 
@@ -186,7 +209,7 @@ def _otherwise(config: Config, families: tuple[Family, ...]) -> dict[Family, tup
         if wanted != inbound.on_failure
         for network in config.lan.subnets[name]
     ]
-    return {f: members for f in families if (members := of_family(networks, f))}
+    return by_family(networks, families)
 
 
 def _policies(
