@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ import pytest
 
 from gateway.errors import GatewayError, UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts
-from gateway.kernel.reactor import Reactor
+from gateway.kernel.reactor import Reactor, run
 from gateway.outbound.base import Requester
 from gateway.outbound.leg import open_leg
 
@@ -25,7 +24,8 @@ class Way:
         self.cancelled = False
         self.asked_by: Requester | None = None
 
-    def __call__(self, _: Reactor) -> Way:
+    def __call__(self, reactor: Reactor) -> Way:
+        self.reactor = reactor
         return self
 
     def open(self, _: FlowFacts, requester: Requester) -> Way:
@@ -49,8 +49,13 @@ def nothing(_: Requester) -> None:
 def test_what_is_connected_is_handed_over_to_whoever_blocks() -> None:
     with socket.socket() as ours:
         ours.setblocking(False)
-        way = Way(lambda asker: asker.connected(ours, b""))
-        sock = asyncio.run(open_leg(way, TARGET, 5))
+
+        def connected(asker: Requester) -> None:
+            way.reactor.watch(ours.fileno(), way)
+            asker.connected(ours, b"")
+
+        way = Way(connected)
+        sock = run(open_leg(way, TARGET, 5))
         assert (sock.gettimeout(), way.cancelled) == (5, False)
         sock.close()
 
@@ -66,7 +71,7 @@ def test_what_is_connected_is_handed_over_to_whoever_blocks() -> None:
 def test_what_cannot_be_had_is_said(say: Callable[[Requester], None], why: str) -> None:
     way = Way(say)
     with pytest.raises(GatewayError, match=why):
-        asyncio.run(open_leg(way, TARGET, 0.01))
+        run(open_leg(way, TARGET, 0.01))
     assert way.cancelled == (say is nothing)
 
 
@@ -85,5 +90,5 @@ def test_an_answer_in_the_moment_of_giving_up_is_too_late(late: str) -> None:
         opening = open_leg(way, TARGET, 0.01)
         way._say = lambda asker: say(asker) if way.cancelled else None
         with pytest.raises(GatewayError, match="no connection"):
-            asyncio.run(opening)
+            run(opening)
         assert way.cancelled
