@@ -9,7 +9,6 @@ from traffic import address, peer_seen, running, serve_http_on, target, targets,
 
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
-from gateway.lab.own_tun import tun_config
 
 PRESERVED_PORT = 8001
 
@@ -62,18 +61,3 @@ def test_flows_pass(
         assert peer_seen(machine, web, timeout_s=3) in upstream(lab, "home")
         assert peer_seen(machine, mirror, timeout_s=3) == address(machine, 4)
     assert peer_seen(desk, web, PRESERVED_PORT, timeout_s=3) == address(desk, 4)
-
-
-@pytest.mark.parametrize("capture", ["lan", "default-route"])
-def test_flows_pass_through_the_tun(
-    module_lab: Lab, capture: str, rp_filter: None, src_valid_mark: None
-) -> None:
-    """Of a LAN host and of the router: proxied and direct."""
-    lab, desk = module_lab, module_lab.client("desk")
-    config = tun_config(lab, {"destination": targets(lab, "web"), "to": "home"}, capture=capture)
-    config["lan"]["this_machine"] = capture == "lan"
-    with running(lab, config) as gateway:
-        for machine in (desk, lab.router):
-            assert peer_seen(machine, target(lab, 4), timeout_s=3) in upstream(lab, "home")
-            peer_seen(machine, target(lab, 4, "mirror"), timeout_s=3)
-        assert gateway.counters()["tun_tcp_flows"] >= 2

@@ -23,6 +23,7 @@ from traffic import (
     read,
     running,
     target,
+    targets,
     upstream,
     wait_counter,
     worker_pids,
@@ -31,6 +32,7 @@ from traffic import (
 from gateway.errors import GatewayError
 from gateway.lab import http_server, serve
 from gateway.lab.lab import Lab
+from gateway.lab.own_tun import tun_config
 from gateway.lab.process import LabError, wait_until
 
 _STRICT = """
@@ -87,6 +89,27 @@ def test_a_firewall_that_drops_what_it_does_not_know(module_lab: Lab) -> None:
                 assert isinstance(end, TimeoutError)
     finally:
         lab.router.run(["nft", "delete", "table", "inet", "strict"])
+
+
+@pytest.mark.parametrize("capture", ["lan", "default-route"])
+def test_strict_checks_of_sources_by_mark(module_lab: Lab, capture: str) -> None:
+    """As beside mesh VPNs: neither the LAN's mark nor that of own packets leads a check astray."""
+    lab, router = module_lab, module_lab.router
+    keys = ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.all.src_valid_mark")
+    before = [router.sysctl(key) for key in keys]
+    found = tun_config(lab, {"destination": targets(lab, "web"), "to": "home"}, capture=capture)
+    found["lan"]["this_machine"] = capture == "lan"
+    try:
+        for key in keys:
+            router.sysctl(key, "1")
+        with running(lab, found) as gateway:
+            for machine in (lab.client("desk"), router):
+                assert peer_seen(machine, target(lab, 4), timeout_s=3) in upstream(lab, "home")
+                peer_seen(machine, target(lab, 4, "mirror"), timeout_s=3)
+            assert gateway.counters()["tun_tcp_flows"] >= 2
+    finally:
+        for key, value in zip(keys, before, strict=True):
+            router.sysctl(key, value)
 
 
 @pytest.mark.parametrize("rp_filter", ["0", "1", "2"])
