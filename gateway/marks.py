@@ -128,7 +128,7 @@ class Marks:
 
     @property
     def tun(self) -> Mark:
-        """Packets that go to the TUN, and the connmark of their flows."""
+        """Packets that go to the TUN."""
         return self._mark(4)
 
     @property
@@ -139,11 +139,6 @@ class Marks:
         match the divert mark (see ``PRIORITY_VALIDATE``).
         """
         return self._mark(5)
-
-    @property
-    def tun_own(self) -> Mark:
-        """Packets of this machine that go to the TUN; apart as ``divert_own`` is."""
-        return self._mark(10)
 
     @property
     def refuse(self) -> Mark:

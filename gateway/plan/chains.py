@@ -278,7 +278,7 @@ def _left_alone(shape: Shape, mark: Mark) -> list[NftRule]:
         divert = DIVERT if mark == shape.marks.divert else DIVERT_OWN
         rules = [not_forwarded, NftRule("carried", Goto(divert), carried), reply]
     if shape.tun is not None:
-        rules = [*kept(shape.tun, shape.marks, _into_tun(shape, mark)), *rules]
+        rules = [*kept(shape.tun, shape.marks), *rules]
     if shape.redirect:
         # Nor can one that is redirected be let go; the shortcut does this for TPROXY.
         redirected = (MarkIs(mark, "connection"),)
@@ -330,7 +330,7 @@ def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
     """Mark for the listener; protocols that are not carried leave at the end."""
     rules = [*_clear(shape), *_dead(shape)]
     if shape.tun is not None:
-        rules += enter(shape.tun, shape.marks, _into_tun(shape, mark))
+        rules += enter(shape.tun, shape.marks)
     # The mark stands before tproxy: without a listener nft goes on with the next rule, and an
     # unmarked packet would be routed on to its destination, past the proxy.
     if shape.listened is not None:
@@ -347,14 +347,8 @@ def _divert(shape: Shape, name: str, mark: Mark) -> Chain:
         else:
             rules.append(NftRule("no-listener", Drop(), (shape.by_tproxy,)))
     if shape.tun is not None:
-        rules += unknown(shape.tun, _into_tun(shape, mark))
+        rules += unknown(shape.tun, shape.marks)
     return Chain(name, "mangle", tuple(rules))
-
-
-def _into_tun(shape: Shape, mark: Mark) -> Mark:
-    """For packets that would get ``mark`` for a listener."""
-    own = mark == shape.marks.divert_own
-    return shape.marks.tun_own if own else shape.marks.tun
 
 
 def _clear(shape: Shape) -> list[NftRule]:

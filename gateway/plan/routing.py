@@ -64,12 +64,9 @@ def _tun_rules(shape: Shape, priority: int) -> Iterator[IpRule]:
     if shape.tun is None:
         return
     into = IpRule(priority, Family.V4, "lookup", table=TABLE_TUN)
-    senders = [(name, shape.marks.tun) for name in shape.tun.lan]
-    if shape.tun.own:
-        senders.append(("lo", shape.marks.tun_own))
-    for name, mark in senders:
+    for name in shape.tun.senders:
         for family in shape.families:
-            yield replace(into, family=family, mark=mark, iif=name)
+            yield replace(into, family=family, mark=shape.marks.tun, iif=name)
     for family in shape.families:
         source, unmarked = shape.tun.addresses[family], Mark(0, shape.marks.mask)
         yield replace(into, family=family, mark=unmarked, iif="lo", source=source)

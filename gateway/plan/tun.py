@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from gateway.config.schema import Config
 from gateway.flow import Protocol
-from gateway.marks import Mark, Marks
+from gateway.marks import Marks
 from gateway.plan.addresses import Family, Network
 from gateway.plan.matches import Addresses, InInterface, MarkIs, ReplyDirection, Transport
 from gateway.plan.model import Chain, NftRule
@@ -27,16 +27,14 @@ _FROM_TUN: Final = "from_tun"
 class TunShape:
     """The device that takes ``protocols``; ``networks`` are those of its own ``addresses``.
 
-    ``lan``: the interfaces that packets with its mark come in by; ``own``: this machine sends
-    some, with another mark.
+    ``senders``: the interfaces that packets with its mark come in by.
     """
 
     device: str
     protocols: tuple[Protocol, ...]
     networks: dict[Family, Network]
     addresses: dict[Family, Network]
-    lan: tuple[str, ...]
-    own: bool
+    senders: tuple[str, ...]
 
     @property
     def taken(self) -> Transport:
@@ -52,13 +50,13 @@ def tun_shape(config: Config, families: tuple[Family, ...]) -> TunShape | None:
     v4, v6 = config.tun.ipv4, config.tun.ipv6
     networks: dict[Family, Network] = {Family.V4: v4.network, Family.V6: v6.network}
     addresses = {Family.V4: ip_network(v4.ip), Family.V6: ip_network(v6.ip)}
+    own = config.lan.this_machine and not config.tun.by_routing
     return TunShape(
         config.tun.name,
         protocols,
         {family: networks[family] for family in families},
         {family: addresses[family] for family in families},
-        config.lan.interfaces,
-        config.lan.this_machine and not config.tun.by_routing,
+        (*config.lan.interfaces, *(("lo",) if own else ())),
     )
 
 
@@ -86,20 +84,17 @@ def arrivals(tun: TunShape, marks: Marks) -> tuple[list[NftRule], list[Chain]]:
     ]
 
 
-def kept(tun: TunShape, marks: Marks, mark: Mark) -> list[NftRule]:
-    """Flows that are in the TUN stay there, be it a reply or not; so do ICMP errors about them.
-
-    ``mark`` is for their packets.
-    """
+def kept(tun: TunShape, marks: Marks) -> list[NftRule]:
+    """Flows that are in the TUN stay there, be it a reply or not; so do ICMP errors about them."""
     taken = Transport(tuple(p for p in Protocol if p in (*tun.protocols, Protocol.ICMP)))
     match = (taken, MarkIs(marks.tun, "connection"))
     return [
-        NftRule("tunnelled", SetMark(mark), match),
+        NftRule("tunnelled", SetMark(marks.tun), match),
         NftRule("keep-tunnelled", Return(), match),
     ]
 
 
-def unknown(tun: TunShape, mark: Mark) -> list[NftRule]:
+def unknown(tun: TunShape, marks: Marks) -> list[NftRule]:
     """Where ICMP is taken, so are protocols that no outbound carries: the TUN refuses them.
 
     Else they would be routed on to their destinations, past the proxy.
@@ -108,7 +103,7 @@ def unknown(tun: TunShape, mark: Mark) -> list[NftRule]:
         return []
     return [
         NftRule("known", Return(), (Transport(tuple(Protocol)),)),
-        NftRule("unknown", SetMark(mark)),
+        NftRule("unknown", SetMark(marks.tun)),
     ]
 
 
@@ -119,14 +114,14 @@ def past(tun: TunShape, marks: Marks, *, own: bool) -> list[NftRule]:
     no such thing, be it a reply or not, and stays there where the routes have changed: what is
     not this machine's ``own``, by its mark.
     """
-    stay = kept(tun, marks, marks.tun)
+    stay = kept(tun, marks)
     leave = NftRule("past", SetMark(marks.bypass), (ReplyDirection(),))
     return [*(stay[-1:] if own else stay), leave]
 
 
-def enter(tun: TunShape, marks: Marks, mark: Mark) -> list[NftRule]:
-    """Mark a packet for the device by ``mark``, and its flow."""
+def enter(tun: TunShape, marks: Marks) -> list[NftRule]:
+    """Mark a packet for the device, and its flow."""
     return [
-        NftRule("tun", SetMark(mark), (tun.taken,)),
+        NftRule("tun", SetMark(marks.tun), (tun.taken,)),
         NftRule("keep-tun", SetMark(marks.tun, "connection"), (tun.taken,)),
     ]

@@ -129,8 +129,7 @@ class _Walker:
             for chain in self._hooked(*way):
                 if self.end is None:
                     self._chain(chain)
-            taken = (marks.divert, marks.divert_own, marks.tun, marks.tun_own)
-            if any(map(self._carries, taken)):
+            if any(map(self._carries, (marks.divert, marks.divert_own, marks.tun))):
                 self.end = self.end or Fate.DIVERTED
         fate = self.end
         if fate is None and self.connmark & marks.mask == marks.direct.value:

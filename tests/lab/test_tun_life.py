@@ -93,7 +93,7 @@ def test_a_firewall_that_drops_what_it_does_not_know(module_lab: Lab) -> None:
 
 @pytest.mark.parametrize("capture", ["lan", "default-route"])
 def test_strict_checks_of_sources_by_mark(module_lab: Lab, capture: str) -> None:
-    """As beside mesh VPNs: neither the LAN's mark nor that of own packets leads a check astray."""
+    """As beside mesh VPNs: no mark of ours leads a check astray."""
     lab, router = module_lab, module_lab.router
     keys = ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.all.src_valid_mark")
     before = [router.sysctl(key) for key in keys]
