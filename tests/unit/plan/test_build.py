@@ -11,7 +11,7 @@ from gateway.config.schema import Config
 from gateway.marks import Mark, Marks
 from gateway.plan.addresses import Family
 from gateway.plan.build import build_plan
-from gateway.plan.host import DefaultRoute, HostFacts
+from gateway.plan.host import DefaultRoute, Feature, HostFacts
 from gateway.plan.matches import Addresses, InSet, MarkIs
 from gateway.plan.model import Backend, Chain, NftRule, Plan
 from gateway.plan.routing import ping_sysctls, sysctls
@@ -271,3 +271,23 @@ def test_ping_sockets_are_for_our_group_beside_those_who_have_them(
     if wanted:
         again = ping_sysctls(HostFacts(sysctls={"net.ipv4.ping_group_range": wanted}, group=7))
         assert again == found
+
+
+@pytest.mark.parametrize("backend", Backend)
+def test_a_kernel_that_cannot_look_at_hops_is_not_asked_to(backend: Backend) -> None:
+    """iptables has a module for it; nftables reads any byte of a packet."""
+    scenario = SCENARIOS["lan"]
+    without = {**scenario.host.features, "iptables-hops": Feature(False, "no xt_hl")}
+    plan = replace(scenario, host=replace(scenario.host, features=without)).plan(backend)
+    names = {rule.name for rule in _chain(plan, "lan").rules}
+    assert ("last-hop-ipv4" in names) is (backend is Backend.NFTABLES)
+
+
+def test_what_is_in_the_tun_stays_in_a_table_of_its_own() -> None:
+    """Whatever it takes by routing: by its mark, and for this machine by the device's address."""
+    plan = _plan("default_route_tun")
+    assert {rule.priority: rule.table for rule in plan.ip_rules if rule.table in (8802, 8803)} == {
+        8804: 8802,
+        8831: 8803,
+    }
+    assert {route.destination.prefixlen for route in plan.routes if route.table == 8802} == {0}
