@@ -30,12 +30,7 @@ from gateway.changes import changes
 from gateway.control.api import ControlServer
 from gateway.control.health import outbounds_health, summary, warn_of_lookups, warn_of_refused
 from gateway.control.lock import run_lock
-from gateway.control.running import (
-    FlowRecord,
-    Health,
-    PlanReport,
-    ReloadReport,
-)
+from gateway.control.running import FlowRecord, Health, PlanReport, ReloadReport
 from gateway.dataplane import require_free
 from gateway.errands import connector
 from gateway.errors import GatewayError
