@@ -492,7 +492,7 @@ def test_urgent_data_neither_stalls_nor_vanishes(plane, rig, before):
 @pytest.mark.usefixtures("root")
 def test_a_busy_flow_lets_others_through(plane, rig):
     """All its data waits when it starts; the other's message comes through before its last."""
-    waiting = 4 * BUDGET * PIPE_BYTES
+    waiting = 8 * BUDGET * PIPE_BYTES
     busy, calm = rig(buffer=2 * waiting), rig().start()
 
     async def scenario():
