@@ -133,7 +133,7 @@ class Echoes:
             self.errors.expired(packet)
             return "icmp_expired"
         key = _Key(source, request.destination, request.identifier)
-        flow = self._flows.get(key) or self._begin(key)
+        flow = self._flows.get(key) or self._begin(key, ip.traffic_class >> 2)
         if isinstance(flow.way, EchoRefusal):
             self._refuse(flow.way, request, packet)
         flow.ask(request, hop_limit)
@@ -175,7 +175,7 @@ class Echoes:
         alike.flow.ask_alike(message, now)
         return True
 
-    def _begin(self, key: _Key) -> EchoFlow:
+    def _begin(self, key: _Key, dscp: int) -> EchoFlow:
         settings, source = self.settings, key.source
         device = self._of_device[source]
         if len(device) >= settings.flows_per_device:
@@ -183,7 +183,7 @@ class Echoes:
         if len(self._flows) >= settings.flows:
             next(iter(self._flows.values())).close(CloseReason.EVICTED)
         policy, finder = self.routing.policy, self.routing.finder
-        facts = finder.of_datagram(Endpoint(source, 0), Endpoint(key.destination, 0), 0)
+        facts = finder.of_datagram(Endpoint(source, 0), Endpoint(key.destination, 0), 0, dscp)
         facts = facts._replace(protocol=Protocol.ICMP)
         decision = policy.settle(facts, finder.now())
         outbound = self.routing.outbounds[decision.way]

@@ -14,7 +14,8 @@ import errno
 import os
 import socket
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from socket import SocketType
@@ -201,8 +202,7 @@ def open_listener(
     Raises ``CapabilityError`` where the port is taken or the privilege is missing.
     """
     family = family_of(host)
-    sock = SocketType(family, _STREAM)
-    try:
+    with new_listener(_STREAM, host, port) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -221,14 +221,28 @@ def open_listener(
             set_transparent(sock, family)
         sock.bind((host, port))
         sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise listener_error(host, port, error) from error
     return sock
 
 
-def listener_error(host: str, port: int, error: OSError) -> CapabilityError:
-    """What bind(2) of a listener was refused for, and the cure."""
+@contextmanager
+def new_listener(kind: int, host: str, port: int) -> Iterator[SocketType]:
+    """A socket that is being made to listen there; where that fails, it is closed.
+
+    Raises ``CapabilityError`` then, which names the cure.
+    """
+    try:
+        sock = SocketType(family_of(host), kind)
+    except OSError as error:
+        raise _listener_error(host, port, error) from error
+    try:
+        yield sock
+    except OSError as error:
+        sock.close()
+        raise _listener_error(host, port, error) from error
+
+
+def _listener_error(host: str, port: int, error: OSError) -> CapabilityError:
+    """What a listener was refused for, and the cure."""
     where = Endpoint(host, port)
     if error.errno == errno.EADDRINUSE:
         return CapabilityError(
@@ -240,7 +254,9 @@ def listener_error(host: str, port: int, error: OSError) -> CapabilityError:
             f"cannot listen on {where}: {error.strerror}",
             "run as root, or with CAP_NET_ADMIN or CAP_NET_RAW",
         )
-    return CapabilityError(f"cannot listen on {where}: {error.strerror}")
+    full = error.errno in (errno.EMFILE, errno.ENFILE)
+    cure = "raise the limit of open files (LimitNOFILE= of systemd, ulimit -n)" if full else ""
+    return CapabilityError(f"cannot listen on {where}: {error.strerror}", cure)
 
 
 def _set_stream_options(sock: SocketType) -> None:

@@ -24,7 +24,7 @@ from gateway.kernel.sockets import (
     SocketFactory,
     SocketOptions,
     family_of,
-    listener_error,
+    new_listener,
     set_transparent,
 )
 
@@ -97,8 +97,7 @@ def open_udp_listener(host: str, port: int, *, shared: bool = True) -> SocketTyp
     ``CapabilityError`` where the port is taken or the privilege is missing.
     """
     family = family_of(host)
-    sock = SocketType(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
+    with new_listener(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, host, port) as sock:
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
@@ -111,9 +110,6 @@ def open_udp_listener(host: str, port: int, *, shared: bool = True) -> SocketTyp
         _set_queues(sock, LISTENER_QUEUE)
         set_transparent(sock, family)
         sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise listener_error(host, port, error) from error
     return sock
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections import Counter
+from dataclasses import replace
 from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any
@@ -326,6 +327,25 @@ def test_nothing_is_repeated_once_a_flow_or_its_configuration_is_over(family: in
     assert not rig.repeat(packet)
     rig.take(ping(family, SELF[family]))
     assert not rig.repeat(ping(family, SELF[family])), "what this machine sends is looked at"
+
+
+def test_rules_with_dscp_hold_for_pings() -> None:
+    """Each flow by its first request; those of another class are another's, or parsed again."""
+    rig = Repeating()
+    rules = [
+        CompiledRule(0, "rules[0] -> fast", "fast", dscps=(46,)),
+        CompiledRule(1, "rules[1] -> way", "way"),
+    ]
+    policy = Policy(rules)
+    routing = replace(rig.echoes.routing, policy=policy, finder=FactFinder(policy.needs))
+    outbounds: Any = routing.outbounds
+    outbounds["fast"] = outbounds["way"]
+    rig.echoes.adopt(routing, SETTINGS, rig.echoes.own)
+    for identifier, dscp in enumerate((46, 0)):
+        packet = bytearray(ping(6, CLIENT[6], identifier=identifier))
+        packet[:2] = (6 << 12 | dscp << 6).to_bytes(2, "big")
+        assert rig.take(bytes(packet)) is None
+    assert [flow.decision.way for flow in rig.echoes.live] == ["fast", "way"]
 
 
 def test_what_is_repeated_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:

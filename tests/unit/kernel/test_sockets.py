@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from gateway.kernel.sockets import (
     open_listener,
     pending_error,
 )
+from gateway.kernel.udp_sockets import open_udp_listener
 from gateway.marks import Marks
 
 HOSTS = ["127.0.0.1", "::1"]
@@ -185,6 +187,14 @@ def test_a_taken_port_is_named_with_its_cure(plane):
         open_listener("127.0.0.1", port, transparent=False, shared=False)
     assert f"sport = :{port}" in caught.value.hint
     assert "inbound.port" in caught.value.hint
+
+
+def test_a_listener_for_which_no_descriptor_is_left(plane, descriptors):
+    descriptors(0)
+    for listen in (partial(open_listener, transparent=False), open_udp_listener):
+        with pytest.raises(CapabilityError, match="7895: Too many open files") as caught:
+            listen("127.0.0.1", 7895)
+        assert "LimitNOFILE" in caught.value.hint
 
 
 def test_an_address_that_is_not_ours_is_named():
