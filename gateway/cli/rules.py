@@ -295,6 +295,7 @@ def update_(ctx: click.Context, names: tuple[str, ...], config: Path, as_json: b
     """
     from gateway.assembly import assemble, findings
     from gateway.errands import connector
+    from gateway.kernel.reactor import run
     from gateway.wiring import blueprint
 
     assembly = assemble(config)
@@ -324,7 +325,7 @@ def update_(ctx: click.Context, names: tuple[str, ...], config: Path, as_json: b
         with _progress() as progress:
             await asyncio.gather(*(fetch_one(name, progress) for name in names or known))
 
-    asyncio.run(fetch_all())
+    run(fetch_all())
     if as_json:
         print_json({"results": results})
     else:

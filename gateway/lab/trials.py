@@ -163,13 +163,7 @@ class Sending:
             return Seen(Outcome.DIRECT, str(self._server.recvfrom(64)[1][0]))
         except BlockingIOError:
             pass
-        try:
-            self._sock.recv(64)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            return Seen(Outcome.REFUSED, error.strerror or "")
-        return None
+        return _refusal(self._sock)
 
     def close(self) -> None:
         """End both."""
@@ -227,17 +221,22 @@ class Unknown:
 
     def step(self) -> Seen | None:
         """Whether an ICMP error has come."""
-        try:
-            self._sock.recv(64)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            return Seen(Outcome.REFUSED, error.strerror or "")
-        return None
+        return _refusal(self._sock)
 
     def close(self) -> None:
         """End it."""
         self._sock.close()
+
+
+def _refusal(sock: socket.socket) -> Seen | None:
+    """The ICMP error that has come."""
+    try:
+        sock.recv(64)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        return Seen(Outcome.REFUSED, error.strerror or "")
+    return None
 
 
 def _socket(machine: Machine, host: str, kind: int, protocol: int = 0) -> socket.socket:

@@ -204,16 +204,13 @@ def peer_seen(machine: Machine, host: str, port: int = 80, timeout_s: float = TI
 
 
 def flow_of(gateway: GatewayProcess, port: int) -> dict[str, Any]:
-    """The record of the closed flow whose client had this port."""
+    """The record of the flow whose client has had this port last, once it is closed."""
     found: list[dict[str, Any]] = []
 
     def closed() -> bool:
-        found[:] = [
-            flow
-            for flow in gateway.flows()
-            if flow["client"].endswith(f":{port}") and flow["state"] == "closed"
-        ]
-        return bool(found)
+        its = [flow for flow in gateway.flows() if flow["client"].endswith(f":{port}")]
+        found[:] = sorted(its, key=lambda flow: float(flow["started"]))[-1:]
+        return bool(found) and found[0]["state"] == "closed"
 
     wait_until(closed, f"the flow from port {port} to be recorded")
     return found[0]
