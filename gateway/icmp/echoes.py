@@ -22,7 +22,7 @@ from gateway.outbound.base import EchoRefusal
 from gateway.routing import RECENT, OwnTraffic, Routing
 from gateway.wire.echo_alike import Parts, common_parts
 from gateway.wire.icmp_error import IcmpError, checksum
-from gateway.wire.icmp_packet import Echo, EchoReplies, NoEcho, icmp_pseudo, read_echo
+from gateway.wire.icmp_packet import ECHO_HEADER, Echo, EchoReplies, NoEcho, icmp_pseudo, read_echo
 from gateway.wire.ip import VNET_BYTES, IpPacket, Vnet
 
 #: What a client is told of a refusal; of others nothing.
@@ -44,9 +44,13 @@ class _Key(NamedTuple):
 
 
 class _Alike(NamedTuple):
-    """Whose request it is, how long its packet is (bytes), and what its checksum covers besides."""
+    """Whose request it is, how long its packet is (bytes), and what its checksum covers besides.
+
+    ``send``: of the flow's socket, which fills in identifier and checksum.
+    """
 
     flow: EchoFlow
+    send: Callable[[bytearray], int]
     source: str
     size: int
     pseudo: bytes
@@ -151,12 +155,13 @@ class Echoes:
             self._alike.pop(flow.parts, None)
         flow.parts = parts
         pseudo = icmp_pseudo(ip.source, ip.destination, ip.end - start)
-        self._alike[parts] = _Alike(flow, flow.facts.source.host, ip.end, pseudo)
+        send = flow.way.sock.send
+        self._alike[parts] = _Alike(flow, send, flow.facts.source.host, ip.end, pseudo)
 
     def repeat(self, frame: bytearray, size: int) -> bool:
         """Send on a request like an earlier one. See ``gateway.inbound.tun.Repeater``.
 
-        What is wrong with a request is found, and counted, where it is parsed.
+        What is wrong with a request, or with its way, is found where it is parsed.
         """
         found = common_parts(frame, VNET_BYTES)
         if found is None:
@@ -171,8 +176,14 @@ class Echoes:
         settings, now = self.settings, time.monotonic()
         if not self._rate.allows(alike.source, settings.rate, settings.rate_per_device, now):
             return False
+        try:
+            alike.send(message)
+        except OSError:
+            return False
+        flow = alike.flow
+        flow.quiet_since = now
+        flow.bytes_up += len(message) - ECHO_HEADER
         self.counters["icmp_echo_requests"] += 1
-        alike.flow.ask_alike(message, now)
         return True
 
     def _begin(self, key: _Key, dscp: int) -> EchoFlow:

@@ -84,23 +84,6 @@ class EchoFlow:
             return
         self.bytes_up += len(request.data)
 
-    def ask_alike(self, message: bytearray, now: float) -> None:
-        """Send on a request like the last one, but for its number and data.
-
-        ``message``: from its ICMP header on. ``now``: ``time.monotonic``.
-        """
-        socket, request = self._socket, self._request
-        if socket is None or request is None:
-            return
-        self.quiet_since = now
-        try:
-            socket.send_alike(message)
-        except OSError as error:
-            sequence, data = int.from_bytes(message[6:8], "big"), bytes(message[8:])
-            self._unsent(socket, request._replace(sequence=sequence, data=data), error)
-            return
-        self.bytes_up += len(message) - 8
-
     def _unsent(self, socket: PingSocket, request: Echo, error: OSError) -> None:
         about = sent_request(request, request.sequence)
         if error.errno == errno.EMSGSIZE:

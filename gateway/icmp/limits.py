@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Final, NamedTuple
 
 
@@ -31,15 +30,16 @@ class Rate:
     def __init__(self) -> None:
         self._second = 0
         self._all = 0
-        self._of: Counter[str] = Counter()
+        self._of: dict[str, int] = {}
 
     def allows(self, device: str, most: int, most_per_device: int, now: float) -> bool:
         """Whether one more may pass; it is counted then. ``now``: any steady clock."""
         if int(now) != self._second:
             self._second, self._all = int(now), 0
             self._of.clear()
-        if self._all >= most or self._of[device] >= most_per_device:
+        sent = self._of.get(device, 0)
+        if self._all >= most or sent >= most_per_device:
             return False
         self._all += 1
-        self._of[device] += 1
+        self._of[device] = sent + 1
         return True

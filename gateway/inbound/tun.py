@@ -23,7 +23,11 @@ from gateway.kernel.reactor import Reactor
 from gateway.kernel.tun import FRAME_BYTES, USO4, TunDevice
 from gateway.wire.fragments import Reassembler
 from gateway.wire.ip import (
+    ICMP,
+    ICMPV6,
     NO_OFFLOAD,
+    PLAIN_V4,
+    TCP,
     VNET_BYTES,
     Buffer,
     IpPacket,
@@ -36,6 +40,9 @@ from gateway.wire.martian import martian
 
 #: Packets for one call of the reactor; others get their turn in between.
 BUDGET: Final = 64
+_V4_PROTOCOL: Final = VNET_BYTES + 9
+_V6_NEXT_HEADER: Final = VNET_BYTES + 6
+_ECHOED: Final = (ICMP, ICMPV6)
 #: At the end, so many times as many at most.
 LAST_ROUNDS: Final = 1024
 
@@ -147,7 +154,15 @@ class TunReader:
         self._frame = bytearray(FRAME_BYTES)
         self._buffers = (self._frame,)
         self._view = memoryview(self._frame)
-        self._tools = (self._frame, self._buffers, self._view, rewriter.rewrite, repeat)
+        self._tools = (
+            self._frame,
+            self._buffers,
+            self._view,
+            rewriter.rewrite,
+            repeat,
+            os.readv,
+            os.write,
+        )
         reactor.watch(writer.device.fileno(), self)
 
     def replace(self, device: TunDevice) -> None:
@@ -164,8 +179,7 @@ class TunReader:
 
     def _drain(self, fd: int) -> bool:
         """False: more may wait."""
-        frame, buffers, view, rewrite, repeat = self._tools
-        read, write = os.readv, os.write
+        frame, buffers, view, rewrite, repeat, read, write = self._tools
         for _ in range(BUDGET):
             try:
                 size = read(fd, buffers)
@@ -179,12 +193,15 @@ class TunReader:
                 self._counters[f"tun_read_{words}"] += 1
                 self._served()
                 return True
-            if rewrite(frame, size):
+            # Whose it may be: with options, or a header between, it is for him who parses it.
+            plain = frame[VNET_BYTES] == PLAIN_V4
+            protocol = frame[_V4_PROTOCOL if plain else _V6_NEXT_HEADER]
+            if protocol == TCP and rewrite(frame, size):
                 try:
                     write(fd, view[:size])
                 except OSError as error:
                     self._writer.refused(error)
-            elif repeat(frame, size):
+            elif protocol in _ECHOED and repeat(frame, size):
                 # It may be answered already: what else there is can wait for that.
                 return False
             else:

@@ -25,6 +25,7 @@ from gateway.wire.ip import (
     ACK,
     FIN,
     NEEDS_CSUM,
+    PLAIN_V4,
     RST,
     SYN,
     TCP,
@@ -94,7 +95,7 @@ class TunTcp:
         """See ``gateway.inbound.tun.Rewriter``."""
         if size < _LEAST:
             return False
-        if frame[VNET_BYTES] == 0x45:
+        if frame[VNET_BYTES] == PLAIN_V4:
             undone, _, part, protocol, check, ends, flags, tcp_check = _V4.unpack_from(frame)
             if protocol != TCP or part & _FRAGMENT:
                 return False

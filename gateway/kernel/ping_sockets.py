@@ -34,16 +34,9 @@ _ERRORS: Final = 8
 _CONTROL: Final = socket.CMSG_SPACE(4)
 
 
-Buffer = bytes | bytearray | memoryview
-
-
-class EchoReply(NamedTuple):
-    """Who answered which request, and how many hops its answer could still have gone."""
-
-    host: str
-    sequence: int
-    hop_limit: int
-    data: bytes
+#: Who answered, the number of which request, how many hops its answer could still have gone,
+#: and its data. Not named: that takes a tenth of the time between a reply and its client.
+EchoReply = tuple[str, int, int, bytes]
 
 
 class EchoError(NamedTuple):
@@ -103,17 +96,13 @@ class PingSocket:
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, wanted)
             else:
                 sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, wanted)
-        self.send_alike(message)
-
-    def send_alike(self, message: Buffer) -> None:
-        """Send another one with as many hops to go, and as whole, as the last."""
         try:
-            self.sock.send(message)
+            sock.send(message)
         except OSError as error:
             # What an earlier request met is told now too; this one was not sent (udp(7)).
             if error.errno in (errno.EMSGSIZE, errno.EAGAIN, errno.ENOBUFS):
                 raise
-            self.sock.send(message)
+            sock.send(message)
 
     def path_mtu(self) -> int:
         """What the path takes at once, as far as is known (bytes)."""
@@ -139,7 +128,7 @@ class PingSocket:
             if "%" in host:
                 host = host.partition("%")[0]
             sequence = int.from_bytes(_BUFFER[6:_HEADER], "big")
-            return EchoReply(host, sequence, hop_limit, bytes(_BUFFER[_HEADER:size]))
+            return host, sequence, hop_limit, bytes(_BUFFER[_HEADER:size])
         return None
 
     def errors(self) -> Iterator[EchoError]:

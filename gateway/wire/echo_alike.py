@@ -9,12 +9,11 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from gateway.wire.ip import ICMP, ICMPV6, V4_HEADER, V6_HEADER, Buffer
+from gateway.wire.ip import ICMP, ICMPV6, PLAIN_V4, V4_HEADER, V6_HEADER, Buffer
 
 #: Parts of a packet, in its order.
 Parts = tuple[bytes, ...]
 
-_PLAIN_V4: Final = 0x45  # version 4, and a header of 20 bytes
 _V4_PROTOCOL: Final = 9
 _V6_NEXT_HEADER: Final = 6
 _MESSAGE: Final = 8
@@ -31,7 +30,7 @@ def common_parts(packet: Buffer, at: int = 0) -> tuple[int, Parts] | None:
     room = len(packet) - at
     if room < V4_HEADER + _MESSAGE:
         return None
-    if packet[at] == _PLAIN_V4:
+    if packet[at] == PLAIN_V4:
         if packet[at + _V4_PROTOCOL] != ICMP:
             return None
         return at + V4_HEADER, _V4.unpack_from(packet, at)

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from typing import Final, NamedTuple
 
 from gateway.wire.icmp_error import IcmpError, checksum
-from gateway.wire.ip import ICMP, ICMPV6, UDP, Buffer, IpPacket, read_ip
+from gateway.wire.ip import ICMP, ICMPV6, PLAIN_V4, UDP, Buffer, IpPacket, read_ip
 
 #: Type of an echo request and of its reply, by address family.
 _REQUEST: Final = {4: 8, 6: 128}
@@ -18,6 +18,7 @@ _REPLY: Final = {4: 0, 6: 129}
 _V4_ERRORS: Final = frozenset({3, 4, 5, 11, 12})
 _V6_INFORMATION: Final = 128
 _ECHO: Final = struct.Struct("!BBHHH")
+ECHO_HEADER: Final = _ECHO.size
 _V4: Final = struct.Struct("!BBHHHBBH4s4s")
 _V6: Final = struct.Struct("!IHBB16s16s")
 _UDP_HEADER: Final = struct.Struct("!HHHH")
@@ -203,7 +204,7 @@ def _header(source: bytes, destination: bytes, protocol: int, size: int, ttl: in
     """That of a packet that routers may fragment (IPv4), as what hosts answer with is."""
     if len(source) == 16:
         return _V6.pack(6 << 28, size, protocol, ttl, source, destination)
-    head = _V4.pack(0x45, 0, 20 + size, 0, 0, ttl, protocol, 0, source, destination)
+    head = _V4.pack(PLAIN_V4, 0, 20 + size, 0, 0, ttl, protocol, 0, source, destination)
     return head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
 
 

@@ -27,6 +27,8 @@ NEEDS_CSUM: Final = 1
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 0, 1, 4, 5
 
 V4_HEADER: Final = 20
+#: The first byte of a packet with such a header.
+PLAIN_V4: Final = 0x45
 V6_HEADER: Final = 40
 _FRAGMENT: Final = 44
 _NO_NEXT: Final = 59
@@ -263,7 +265,7 @@ def ip_packet(
     if len(source) == 16:
         return _V6.pack(6 << 28, len(payload), protocol, ttl, source, destination) + payload
     header = _V4.pack(
-        0x45, 0, V4_HEADER + len(payload), 0, 0x4000, ttl, protocol, 0, source, destination
+        PLAIN_V4, 0, V4_HEADER + len(payload), 0, 0x4000, ttl, protocol, 0, source, destination
     )
     return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + payload
 
