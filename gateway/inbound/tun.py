@@ -180,19 +180,20 @@ class TunReader:
     def _drain(self, fd: int) -> bool:
         """False: more may wait."""
         frame, buffers, view, rewrite, repeat, read, write = self._tools
+        drained = False
         for _ in range(BUDGET):
             try:
                 size = read(fd, buffers)
             except BlockingIOError:
-                self._served()
-                return True
+                drained = True
+                break
             except OSError as error:
                 # EIO: it was taken down, the next event tells that it is up again. EBADFD:
                 # somebody has removed it, ``replace`` is what comes next.
                 words = errno.errorcode.get(error.errno or 0, "unknown").lower()
                 self._counters[f"tun_read_{words}"] += 1
-                self._served()
-                return True
+                drained = True
+                break
             # Whose it may be: with options, or a header between, it is for him who parses it.
             plain = frame[VNET_BYTES] == PLAIN_V4
             protocol = frame[_V4_PROTOCOL if plain else _V6_NEXT_HEADER]
@@ -202,12 +203,13 @@ class TunReader:
                 except OSError as error:
                     self._writer.refused(error)
             elif protocol in _ECHOED and repeat(frame, size):
-                # It may be answered already: what else there is can wait for that.
+                # It may be answered already: what else there is, and what waits to be served
+                # by now, comes after that.
                 return False
             else:
                 self._take(size)
         self._served()
-        return False
+        return drained
 
     def abort(self) -> None:
         """Go on: what failed was one packet's fault, and the device must outlive it."""
