@@ -123,6 +123,6 @@ def test_half_close(module_lab: Lab, gateway: GatewayProcess, family: Family) ->
         data = read_all(client)
     assert len(data) == HALF_CLOSE_BYTES
     assert hashlib.sha256(data).hexdigest() == http_server.digest(HALF_CLOSE_BYTES)
-    flow = flow_of(gateway, port)
+    flow = flow_of(gateway, port, serve.HALF_CLOSE_PORT)
     assert (flow["bytes_up"], flow["bytes_down"]) == (3, HALF_CLOSE_BYTES)
     assert flow["close_reason"] == "done"
