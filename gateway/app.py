@@ -48,6 +48,7 @@ from gateway.pauses import shorten_pauses
 from gateway.plan.diff import diff
 from gateway.plan.render import render
 from gateway.plane import Plane
+from gateway.signals import set_by
 from gateway.version import VERSION
 from gateway.wiring import blueprint
 from gateway.workers import data_plane
@@ -101,11 +102,12 @@ class Gateway:
 
     async def serve(self) -> None:
         """Come up, serve until told to stop, go down."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up.set)
-        with run_lock(self._run_dir):
+        told = {
+            signal.SIGTERM: self._stop,
+            signal.SIGINT: self._stop,
+            signal.SIGHUP: self._hang_up,
+        }
+        with set_by(told), run_lock(self._run_dir):
             self._assembly = await asyncio.to_thread(assemble, self._path)
             self._found = await asyncio.to_thread(findings, self._assembly)
             self._keeper = GroupKeeper(choices_of(self._assembly.config, self._path))
@@ -114,6 +116,8 @@ class Gateway:
             logs.configure(self._assembly.config.log.level, self._assembly.config.log.format)
             warn_of_lookups(self._assembly.lookups)
             limits.raise_descriptor_limit()
+            if self._stop.is_set():
+                return
             async with self._data_plane(), self._control(), self._kernel_state():
                 await self._serve()
 
