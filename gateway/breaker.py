@@ -1,22 +1,16 @@
-"""Breakers: end loops that run through a proxy whose own traffic we divert to it.
+"""Breakers: see loops that run through a proxy whose own traffic we divert to it.
 
 Such a proxy (in the LAN by an address that nobody wrote down, or a program on this machine)
 connects to where our flow goes, that connection is diverted to us, we ask the proxy again, and
 so on until there are no descriptors left. No address gives it away, but its shape does: one
 host opens flow after flow to one destination, each once the last is through, and none of
-them gets an answer. To reset the newest is enough: the proxy then ends the one before it,
-and so on down to the first. Of a client that merely looks like this, one flow is lost.
-
-Of datagrams, a loop carries the same one round and round, each time from another port. Clients
-repeat themselves, too (a report to whom never answers, a question to who is gone), so this is
-no more than a suspicion; but what goes round comes no more while it is held back, and again
-as soon as it is let go (``gateway/udp/loops.py``). There the flows know nothing of each other,
-so all of them end.
+them gets an answer. Of datagrams, a loop carries the same one round and round, each time from
+another port. Clients may look like this, too: it is a suspicion, and ``gateway/trial.py`` tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Hashable
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from gateway.flow import CloseReason, Endpoint, FlowFacts
@@ -28,10 +22,8 @@ WINDOW: Final = 32
 SHARE: Final = 24
 #: Pairs of source and destination that are kept in mind.
 PAIRS: Final = 512
-#: Datagrams that go round fill a window within this (seconds), through whatever proxy.
+#: What goes round fills a window within this (seconds), through almost every proxy.
 WITHIN_S: Final = 10.0
-#: In a loop each flow waits for the one before it; clients open theirs side by side.
-AT_ONCE: Final = 4
 
 DNS_PORT: Final = 53
 #: A query's number (RFC 1035 section 4.1.1): a name server that forwards gives it a new one.
@@ -61,9 +53,9 @@ class _Windows(Generic[_Flow]):
     """Flows that look alike, until there are enough of them to judge."""
 
     def __init__(self) -> None:
-        self._windows: dict[tuple[object, ...], list[_Flow]] = {}
+        self._windows: dict[Hashable, list[_Flow]] = {}
 
-    def unanswered(self, key: tuple[object, ...], flow: _Flow) -> list[_Flow]:
+    def unanswered(self, key: Hashable, flow: _Flow) -> list[_Flow]:
         """Those of a window that this flow has made full who wait for an answer; else nobody."""
         window = self._windows.get(key)
         if window is None:
@@ -77,20 +69,34 @@ class _Windows(Generic[_Flow]):
         return [one for one in window if one.reason is None and one.bytes_down == 0]
 
 
-class Breaker:
-    """Watches the TCP flows that one data plane accepts; costs a dictionary entry each."""
+class Ends(NamedTuple):
+    """What TCP flows of a loop have in common."""
 
-    def __init__(self) -> None:
-        self._windows: _Windows[Accepted] = _Windows()
+    source: str
+    destination: Endpoint
 
-    def trips(self, flow: Accepted, relaying: Container[int]) -> bool:
-        """Whether this newest flow is the head of a loop, and is to be reset.
 
-        ``relaying``: numbers of the flows whose second leg is up.
-        """
-        unanswered = self._windows.unanswered(_pair(flow), flow)
-        opening = sum(one.id not in relaying for one in unanswered)
-        return len(unanswered) >= SHARE and opening <= AT_ONCE
+def ends(facts: FlowFacts) -> Ends:
+    """Those of a flow, without the client's port."""
+    return Ends(facts.source.host, facts.destination)
+
+
+class StreamBreaker(Generic[_Flow]):
+    """Watches the TCP flows that one data plane opens; costs a dictionary entry each.
+
+    ``relaying``: numbers of the flows whose second leg is up. In a loop each waits for the one
+    before it; clients open theirs side by side.
+    """
+
+    def __init__(self, relaying: Container[int]) -> None:
+        self._relaying = relaying
+        self._windows: _Windows[_Flow] = _Windows()
+
+    def suspects(self, alike: Ends, flow: _Flow) -> list[_Flow]:
+        """The flows of what may be a loop, whose newest this is; mostly none."""
+        unanswered = self._windows.unanswered(alike, flow)
+        through = sum(one.id in self._relaying for one in unanswered)
+        return unanswered if through >= SHARE else []
 
 
 class Likeness(NamedTuple):
@@ -124,7 +130,7 @@ class DatagramBreaker(Generic[_Flow]):
 
 def advice(flow: Accepted, *, own: bool) -> str:
     """What was seen, and the rule that is missing. ``own``: the source is this machine."""
-    host, destination = _pair(flow)
+    host, destination = ends(flow.facts)
     seen = f"{host} opens flow after flow to {destination}, and none is answered"
     if flow.facts.protocol is Transport.UDP:
         seen = f"{host} sends {destination} the same datagram again and again, never answered"
@@ -137,7 +143,3 @@ def advice(flow: Accepted, *, own: bool) -> str:
         f"{seen}: the proxy there is diverted to itself; put {{source: {host}, to: direct}} before"
         " the rule"
     )
-
-
-def _pair(flow: Accepted) -> tuple[str, Endpoint]:
-    return flow.facts.source.host, flow.facts.destination

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from socket import MSG_PEEK, SOCK_STREAM, SocketType
 from typing import Final, Literal, NamedTuple
 
-from gateway.breaker import Breaker, advice
+from gateway.breaker import Ends, StreamBreaker, advice, ends
 from gateway.control.running import FlowRecord, FlowState
 from gateway.decision import Decision
 from gateway.errors import UpstreamFailure
@@ -30,6 +30,7 @@ from gateway.routing import (
 from gateway.sniff import stream
 from gateway.sniff.sighting import Sighting
 from gateway.sniffing import Sniffing
+from gateway.trial import Trials
 
 _CLOSED: Final = {reason: f"closed_{reason}" for reason in CloseReason}
 
@@ -238,10 +239,13 @@ class Dispatcher:
         self.recent: deque[Flow] = deque(maxlen=RECENT)
         self._on_closed = on_closed
         self._detect_loops = detect_loops
-        self._breaker = Breaker()
         self.sniffing = Sniffing(mover.reactor.call_later, self.counters, self._sniffed)
         self._connecting: dict[int, Flow] = {}  # in order of time-out
         self._relaying: dict[int, Flow] = {}
+        breaker: StreamBreaker[Flow] = StreamBreaker(self._relaying)
+        self._trials: Trials[Ends, Flow] = Trials(
+            breaker.suspects, mover.reactor.call_later, self._open
+        )
         self._next_id, self._id_step = flow_ids
 
     @property
@@ -265,9 +269,6 @@ class Dispatcher:
         self.mover.reactor.watch(client.fileno(), flow)
         if source.host in self.own.addresses and self._is_loop(source, destination):
             flow.detail = OWN_DIVERTED
-            flow.close(CloseReason.LOOP)
-        elif self._detect_loops and self._breaker.trips(flow, self._relaying):
-            flow.detail = advice(flow, own=source.host in self.own.addresses)
             flow.close(CloseReason.LOOP)
         elif decision is None:
             self.sniffing.begin(flow, routing.sniff)
@@ -358,8 +359,26 @@ class Dispatcher:
         if self.routing.is_nameless(flow.facts, decision.way):
             flow.detail = NAMELESS
             flow.close(CloseReason.FAKE_ADDRESS)
-            return
-        flow.open(self.routing.outbounds[decision.way])
+        elif not self._detect_loops or self._may_open(flow):
+            flow.open(self.routing.outbounds[decision.way])
+
+    def _may_open(self, flow: Flow) -> bool:
+        """Whether a flow does not wait, as one of what may be a loop, nor has ended as one."""
+        held, loop = self._trials.judge(ends(flow.facts), flow)
+        detail = advice(flow, own=flow.facts.source.host in self.own.addresses) if loop else ""
+        for one in loop:
+            one.detail = detail
+            one.close(CloseReason.LOOP)
+        return not held and not loop
+
+    def _open(self, flow: Flow) -> None:
+        """Go on with a flow that was held back."""
+        assert flow.decision is not None
+        outbound = self.routing.outbounds.get(flow.decision.way)
+        if outbound is None:  # a reload has taken it away meanwhile
+            flow.close(CloseReason.REJECTED)
+        else:
+            flow.open(outbound)
 
     def _is_loop(self, source: Endpoint, destination: Endpoint) -> bool:
         """Whether a flow from one of our addresses is one that an outbound opened.

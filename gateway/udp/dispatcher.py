@@ -196,7 +196,6 @@ class Datagrams:
 
     def _go_on(self, flow: UdpFlow, kept: Iterable[bytes]) -> None:
         """Open a flow that was held back."""
-        flow.leg = None
         outbound = self.routing.outbounds.get(flow.decision.way)
         if outbound is None:  # a reload has taken it away meanwhile
             self._close_refused(flow, CloseReason.REJECTED)

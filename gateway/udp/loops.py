@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from socket import SOCK_DGRAM, SocketType
 from typing import Final, NamedTuple
 
-from gateway.breaker import PAIRS, SHARE, DatagramBreaker, Likeness, advice, likeness
+from gateway.breaker import DatagramBreaker, Likeness, advice, likeness
 from gateway.flow import Endpoint
 from gateway.kernel.datagrams import Way
 from gateway.kernel.own_sockets import OwnSockets
 from gateway.routing import OwnTraffic
+from gateway.trial import Trials
 from gateway.udp.flow import UdpFlow
 
-#: Suspects are held back at least so long (seconds), and half as long as they took to come: a
-#: client that goes on by itself shows again and again within that.
-HELD_S: Final = 0.2
-#: More of them are no loop: a client that asked again may have sent some of them round.
-MOST_HELD: Final = 8
-#: Datagrams that are kept of each.
+#: Datagrams that are kept of each flow that is held back.
 KEPT: Final = 8
-#: Who is no loop is not suspected again for so long (seconds).
-CLEARED_S: Final = 60.0
 
 
 class Caught(NamedTuple):
     """Flows of a loop that are to end, and what is said of the newest."""
 
-    flows: list[UdpFlow]
+    flows: tuple[UdpFlow, ...]
     detail: str
 
 
@@ -47,20 +40,6 @@ class Held:
         return 0
 
 
-class _Trial:
-    """Whether suspects are a loop. ``wait``: how long each half of it takes (seconds)."""
-
-    def __init__(self, suspects: list[UdpFlow], wait: float) -> None:
-        self.suspects = suspects
-        self.wait = wait
-        self.held: list[tuple[UdpFlow, Held]] = []
-        self.let_go = False
-
-    def unanswered(self) -> list[UdpFlow]:
-        """The suspects that still are."""
-        return [flow for flow in self.suspects if flow.reason is None and not flow.bytes_down]
-
-
 class LoopWatch:
     """Looks at each new flow of one data plane, of which it knows the sockets.
 
@@ -72,15 +51,15 @@ class LoopWatch:
         own: OwnTraffic,
         opened: OwnSockets,
         call_later: Callable[[float, Callable[[], None]], object],
-        go_on: Callable[[UdpFlow, list[bytes]], None],
+        go_on: Callable[[UdpFlow, Iterable[bytes]], None],
     ) -> None:
         self.own = own
         self._opened = opened
-        self._call_later = call_later
         self._go_on = go_on
-        self._breaker: DatagramBreaker[UdpFlow] = DatagramBreaker()
-        self._trials: dict[Likeness, _Trial] = {}
-        self._cleared: dict[Likeness, float] = {}  # and until when (time.monotonic)
+        breaker: DatagramBreaker[UdpFlow] = DatagramBreaker()
+        self._trials: Trials[Likeness, UdpFlow] = Trials(
+            breaker.suspects, call_later, self._release
+        )
 
     def is_own(self, source: Endpoint, destination: Endpoint) -> bool:
         """Whether a datagram is one that a leg sent."""
@@ -96,59 +75,16 @@ class LoopWatch:
         if self.own.may_ask(flow.facts):
             missing = self.own.missing_rule(flow.facts, flow.decision.outbound, first)
             if missing:
-                return Caught([flow], missing)
-        alike = likeness(flow.facts, first)
-        trial = self._trials.get(alike) or self._suspected(alike, flow)
-        if trial is None:
-            return None
-        if trial.let_go:
-            del self._trials[alike]
+                return Caught((flow,), missing)
+        verdict = self._trials.judge(likeness(flow.facts, first), flow)
+        if verdict.loop:
             own = flow.facts.source.host in self.own.addresses
-            return Caught([*trial.unanswered(), flow], advice(flow, own=own))
-        if len(trial.held) == MOST_HELD:
-            self._clear(alike, trial)
-            return None
-        flow.leg = held = Held()
-        trial.held.append((flow, held))
+            return Caught(verdict.loop, advice(flow, own=own))
+        if verdict.held:
+            flow.leg = Held()
         return None
 
-    def _suspected(self, alike: Likeness, flow: UdpFlow) -> _Trial | None:
-        """The trial that begins with this flow, if one does."""
-        if self._cleared.get(alike, 0.0) > flow.started:
-            return None
-        suspects = self._breaker.suspects(alike, flow)
-        if not suspects:
-            return None
-        wait = max(HELD_S, (flow.started - suspects[0].started) / 2)
-        trial = self._trials[alike] = _Trial(suspects, wait)
-        self._call_later(wait, partial(self._let_go, alike, trial))
-        return trial
-
-    def _let_go(self, alike: Likeness, trial: _Trial) -> None:
-        """While they were held, no more than these came: if one comes back now, it goes round."""
-        if self._trials.get(alike) is not trial:
-            return
-        if len(trial.unanswered()) < SHARE:
-            self._clear(alike, trial)
-            return
-        trial.let_go = True
-        self._call_later(trial.wait, partial(self._clear, alike, trial))
-        self._release(trial)
-
-    def _clear(self, alike: Likeness, trial: _Trial) -> None:
-        """They are no loop."""
-        if self._trials.get(alike) is not trial:
-            return
-        del self._trials[alike]
-        if len(self._cleared) >= PAIRS:
-            self._cleared.clear()
-        self._cleared[alike] = trial.suspects[-1].started + CLEARED_S
-        self._release(trial)
-
-    def _release(self, trial: _Trial) -> None:
-        held, trial.held = trial.held, []
-        for flow, leg in held:
-            if flow.leg is leg:
-                if flow not in trial.suspects:
-                    trial.suspects.append(flow)
-                self._go_on(flow, leg.kept)
+    def _release(self, flow: UdpFlow) -> None:
+        held, flow.leg = flow.leg, None
+        assert isinstance(held, Held), "nobody else opens a flow that is held back"
+        self._go_on(flow, held.kept)

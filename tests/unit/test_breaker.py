@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import pytest
 
 from gateway.breaker import (
-    AT_ONCE,
     PAIRS,
     SHARE,
     WINDOW,
     WITHIN_S,
-    Breaker,
     DatagramBreaker,
+    StreamBreaker,
     advice,
+    ends,
     likeness,
 )
 from gateway.flow import CloseReason, Endpoint, FlowFacts, Protocol
@@ -35,21 +35,24 @@ def flow(number: int, host: str = "10.0.1.50", destination: Endpoint = WEB) -> F
     return Flow(number, facts)
 
 
-def tripped(flows: list[Flow], opening: int = 1) -> list[int]:
-    """Numbers of the flows that are reset; the last ``opening`` so far are not relayed yet."""
-    breaker = Breaker()
+def suspected(flows: list[Flow], opening: int = 1) -> list[int]:
+    """The newest of each suspicion; the last ``opening`` so far are not relayed yet."""
+    relaying: set[int] = set()
+    breaker: StreamBreaker[Flow] = StreamBreaker(relaying)
     found = []
     for at, one in enumerate(flows):
-        if breaker.trips(one, range(at + 1 - opening)):
+        relaying.update(range(at + 1 - opening))
+        if suspects := breaker.suspects(ends(one.facts), one):
+            assert suspects[-1] is one
             found.append(one.id)
     return found
 
 
-def test_a_loop_is_reset_at_its_head() -> None:
+def test_a_loop_is_suspected_by_its_head() -> None:
     loop = [flow(number) for number in range(2 * WINDOW)]
-    assert tripped(loop[: WINDOW - 1]) == []
-    assert tripped(loop) == [WINDOW - 1, 2 * WINDOW - 1]
-    assert tripped(loop, opening=AT_ONCE) == [WINDOW - 1, 2 * WINDOW - 1]
+    assert suspected(loop[: WINDOW - 1]) == []
+    assert suspected(loop) == [WINDOW - 1, 2 * WINDOW - 1]
+    assert suspected(loop, opening=WINDOW - SHARE) == [WINDOW - 1, 2 * WINDOW - 1]
 
 
 def test_several_loops_at_once_and_others_among_them() -> None:
@@ -60,17 +63,17 @@ def test_several_loops_at_once_and_others_among_them() -> None:
     ]
     for other in flows[::5]:
         other.bytes_down = 1
-    heads = tripped(flows)
-    reset = [one.facts for one in flows if one.id in heads]
-    assert {facts.destination.port for facts in reset} == set(ports)
-    assert "10.0.1.9" not in {facts.source.host for facts in reset}
+    heads = suspected(flows)
+    found = [one.facts for one in flows if one.id in heads]
+    assert {facts.destination.port for facts in found} == set(ports)
+    assert "10.0.1.9" not in {facts.source.host for facts in found}
 
 
 def test_what_it_keeps_in_mind_is_bounded() -> None:
     strangers = [flow(n, destination=WEB._replace(port=n + 1)) for n in range(PAIRS)]
     loop = [flow(PAIRS + n, destination=WEB._replace(port=9999)) for n in range(WINDOW)]
-    assert tripped(strangers[: PAIRS - 1] + loop) == [PAIRS + WINDOW - 1]
-    assert tripped(loop[:-1] + strangers + loop[:1]) == [], "it begins anew"
+    assert suspected(strangers[: PAIRS - 1] + loop, opening=0) == [PAIRS + WINDOW - 1]
+    assert suspected(loop[:-1] + strangers + loop[:1], opening=0) == [], "it begins anew"
 
 
 @pytest.mark.parametrize("spoilt", ["answered", "closed", "side by side", "elsewhere"])
@@ -83,7 +86,8 @@ def test_clients_are_left_alone(spoilt: str) -> None:
             one.reason = CloseReason.DONE
         elif spoilt == "elsewhere":
             one.facts = one.facts._replace(destination=WEB._replace(port=443))
-    assert tripped(flows, opening=AT_ONCE + 1 if spoilt == "side by side" else 1) == []
+    opening = WINDOW - SHARE + 1 if spoilt == "side by side" else 1
+    assert suspected(flows, opening) == []
 
 
 # --- datagrams -----------------------------------------------------------------------------------

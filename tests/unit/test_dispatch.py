@@ -11,6 +11,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from gateway.breaker import WINDOW, WITHIN_S
 from gateway.config.schema import Timeouts
 from gateway.control.running import FlowState
 from gateway.dispatch import Dispatcher, Flow
@@ -34,6 +35,7 @@ from gateway.policy.rule import CompiledRule
 from gateway.relay.tcp import Mover
 from gateway.routing import OwnTraffic, Routing
 from gateway.sniffing import SniffLimits
+from gateway.trial import HELD_S, MOST_HELD
 from gateway.wire.socks5 import encode_request
 
 GRANTED = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
@@ -649,6 +651,101 @@ def test_a_name_that_is_asked_for_by_the_server_it_names(plane, rig, source, por
         await plane.read(far, 10)
         far.send(GRANTED)
         assert await plane.read(far, len(query)) == query
+
+    plane.run(scenario())
+
+
+async def unanswered(one: Rig) -> None:
+    """A client opens so many flows that with another one they look like a loop."""
+    for count in range(1, WINDOW):
+        one.flow()
+        await one.grant(await one.plane.accept(one.socks))
+        await one.plane.until(lambda count=count: relaying(one) == count)
+
+
+async def held_back(one: Rig) -> None:
+    """And this one has to wait."""
+    await unanswered(one)
+    one.flow()
+    await one.plane.turns()
+    with pytest.raises(BlockingIOError):
+        one.socks.accept()
+
+
+def relaying(one: Rig) -> int:
+    return sum(flow.record().state is FlowState.RELAYING for flow in one.dispatcher.live)
+
+
+def test_what_comes_back_as_soon_as_it_is_let_go_goes_round(plane, rig):
+    one = rig()
+
+    async def scenario():
+        await held_back(one)
+        await one.grant(await plane.accept(one.socks))
+        assert not one.closed
+        one.flow()
+        assert [flow.reason for flow in one.closed] == [CloseReason.LOOP] * (WINDOW + 1)
+        (said,) = {flow.detail for flow in one.closed}
+        assert "{source: 127.0.0.1, to: direct}" in said
+
+    plane.run(scenario())
+
+
+def test_a_client_that_opens_many_and_says_nothing_loses_none(plane, rig):
+    """As programs do that keep connections ready."""
+    one = rig()
+
+    async def scenario():
+        await held_back(one)
+        for _ in range(MOST_HELD):
+            one.flow()
+        for _ in range(MOST_HELD + 1):
+            await one.grant(await plane.accept(one.socks))
+        await plane.until(lambda: relaying(one) == WINDOW + MOST_HELD)
+        assert not one.closed
+
+    plane.run(scenario())
+
+
+def test_a_flow_that_ends_while_it_is_held_back_is_left(plane, rig):
+    one = rig()
+
+    async def scenario():
+        await held_back(one)
+        *_, newest = one.dispatcher.live
+        newest.close(CloseReason.CLIENT_RESET)
+        await asyncio.sleep(2 * HELD_S)
+        assert [flow.reason for flow in one.closed] == [CloseReason.CLIENT_RESET]
+        with pytest.raises(BlockingIOError):
+            one.socks.accept()
+
+    plane.run(scenario())
+
+
+def test_a_way_that_a_reload_took_while_a_flow_was_held_back(plane, rig):
+    one = rig()
+
+    async def scenario():
+        await held_back(one)
+        one.dispatcher.routing = replace(one.routing, outbounds={})
+        await plane.until(lambda: one.closed)
+        assert [flow.reason for flow in one.closed] == [CloseReason.REJECTED]
+
+    plane.run(scenario())
+
+
+def test_what_took_long_to_look_like_a_loop_is_not_held_back_as_long(plane, rig):
+    """Its newest flow is ended at once: the proxy of a loop then ends the others one by one."""
+    one = rig()
+
+    async def scenario():
+        await unanswered(one)
+        for flow in one.dispatcher.live:
+            flow.started -= WITHIN_S + 1
+        client = one.flow()
+        assert [flow.reason for flow in one.closed] == [CloseReason.LOOP]
+        assert await is_reset(plane, client)
+        assert relaying(one) == WINDOW - 1
 
     plane.run(scenario())
 

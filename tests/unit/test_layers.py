@@ -22,7 +22,7 @@ LAYERS = {
     "assembly": 6, "blueprint": 6, "breaker": 6, "changes": 6, "clock": 6, "control": 6,
     "dispatch": 6, "errands": 6, "explain": 6, "facts": 6, "icmp": 6, "kernel_state": 6, "lists": 6,
     "logs": 6, "pauses": 6, "probing": 6, "routing": 6, "signals": 6, "sniffing": 6,
-    "sniffing_udp": 6, "tunnel": 6, "tunnelled": 6, "udp": 6, "wiring": 6,
+    "sniffing_udp": 6, "trial": 6, "tunnel": 6, "tunnelled": 6, "udp": 6, "wiring": 6,
     "app": 7, "cli": 7, "dataplane": 7, "keeper": 7, "lab": 7, "plane": 7, "worker": 7,
     "workers": 7, "worker_process": 7, "__main__": 7,
 }  # fmt: skip

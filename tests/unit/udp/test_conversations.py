@@ -31,10 +31,10 @@ from gateway.policy.names import NamePatterns
 from gateway.policy.rule import CompiledRule
 from gateway.routing import FlowTimeouts, OwnTraffic, Routing
 from gateway.sniffing import SniffLimits
+from gateway.trial import HELD_S, MOST_HELD
 from gateway.udp.dispatcher import MOST_KEYS, UNHEARD_S, Datagrams
 from gateway.udp.face import Face
 from gateway.udp.flow import STREAM_BYTES, UdpFlow, UdpSettings
-from gateway.udp.loops import HELD_S, MOST_HELD
 
 CLIENT = Endpoint("192.168.20.5", 40000)
 FAR = Endpoint("198.51.100.1", 9999)
