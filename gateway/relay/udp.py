@@ -135,7 +135,11 @@ class Conversation(ABC):
                 for datagram in batch.datagrams(slot):
                     self.bytes_up += leg.keep_one(self.way, bytes(datagram))
         else:
-            self.bytes_up += batch.forward(sock, first, last, prefix=prefix, to=to)
+            sent = batch.forward(sock, first, last, prefix=prefix, to=to)
+            if sent:
+                self.bytes_up += sent
+            else:
+                self.unsent(batch)
 
     def up_one(self, batch: Batch, datagram: bytes) -> None:
         """Send one datagram onward."""
@@ -145,6 +149,8 @@ class Conversation(ABC):
             self.bytes_up += self.leg.keep_one(self.way, datagram)
         elif batch.send(self.leg.sock, self.way.prefix + datagram, self.way.to):
             self.bytes_up += len(datagram)
+        else:
+            self.unsent(batch)
 
     def down(self, batch: Batch, first: int, last: int, skip: int) -> None:
         """Give the client slots ``first`` up to ``last``, without their first ``skip`` bytes."""
@@ -167,6 +173,10 @@ class Conversation(ABC):
     @abstractmethod
     def mute(self, error: OSError) -> None:
         """There is no way to speak as the far end."""
+
+    @abstractmethod
+    def unsent(self, batch: Batch) -> None:
+        """Nothing has gone onward: it was empty, or ``batch.failure`` says why."""
 
     def _lease(self) -> Speaker | None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from gateway.kernel.datagrams import Batch
 from gateway.kernel.sockaddr import Address
 from gateway.relay.udp import Conversation
 from gateway.udp.face import Face
+from gateway.wire.icmp_error import IcmpError
 
 if TYPE_CHECKING:
     from gateway.udp.mapping import Mapping
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 STREAM_BYTES: Final = 64 << 10
 DNS_PORT: Final = 53
 QUIC_PORT: Final = 443
+#: What sends say where routes end in `unreachable`, or are lost altogether (ip-route(8)).
+NO_WAY: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
 
 
 class UdpSettings(NamedTuple):
@@ -42,6 +46,9 @@ class FlowOwner(Protocol):
 
     def closed(self, flow: UdpFlow) -> None:
         """It has ended."""
+
+    def tell(self, error: IcmpError, facts: FlowFacts) -> None:
+        """Send its client an ICMP error."""
 
 
 class UdpFlow(Conversation):
@@ -76,6 +83,12 @@ class UdpFlow(Conversation):
         """The client cannot be answered."""
         self.detail = f"no socket can speak as {self.facts.destination}: {error.strerror}"
         self.close(CloseReason.NO_RESOURCES)
+
+    def unsent(self, batch: Batch) -> None:
+        """Have the client told, where there is no way at all for now."""
+        failure, batch.failure = batch.failure, 0
+        if failure in NO_WAY:
+            self._owner.tell(IcmpError.HOST_UNREACHABLE, self.facts)
 
     def close(self, reason: CloseReason) -> None:
         """End it; once."""

@@ -33,6 +33,7 @@ from gateway.lab.storm import NAIVE
 from gateway.outbound.spares import LEAST
 
 QUIC = 443
+PRESERVE = {"preserve": {"type": "direct", "preserve_source": True}}
 #: Where the relay of a test is: beside a real server.
 RELAY = Endpoint("203.0.113.7", 1081)
 
@@ -247,6 +248,42 @@ def test_quic_is_refused_where_the_outbound_carries_no_udp(
             assert not refused(target(lab, family, "mirror"), ECHO)
             assert peer_seen(desk, target(lab, family)) in upstream(lab, "home")
         assert gateway.counters()["udp_refused"] == before
+
+
+IP_RECVERR, IPV6_RECVERR = 11, 25
+
+
+def test_a_way_that_is_lost_is_told(module_lab: Lab, servers: Served, family: Family) -> None:
+    """As a router tells it; once there is a way again, the flow goes on."""
+    lab, router = module_lab, module_lab.router
+    config = lab.config({"to": "preserve"}, outbounds=PRESERVE)
+    config["inbound"]["udp"] = "tproxy"
+    route = ["ip", f"-{family}", "route"]
+    default = router.run([*route, "show", "default"]).stdout.split()
+    with (
+        running(lab, config),
+        talking(lab.client("desk"), target(lab, family), TELL) as sock,
+    ):
+        # Else only errors that are final are told to a program (ip(7)).
+        if family == 4:
+            sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+        before = ask(sock)
+        router.run([*route, "del", *default])
+        try:
+            with pytest.raises(OSError, match="No route to host"):
+                ask(sock)
+        finally:
+            router.run([*route, "add", *default])
+
+        def goes_on() -> bool:
+            try:
+                return ask(sock) == before
+            except OSError:
+                return False
+
+        wait_until(goes_on, "the flow to go on")
 
 
 # --- changes and crashes ---------------------------------------------------------------------
