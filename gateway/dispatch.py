@@ -365,10 +365,11 @@ class Dispatcher:
     def _may_open(self, flow: Flow) -> bool:
         """Whether a flow does not wait, as one of what may be a loop, nor has ended as one."""
         held, loop = self._trials.judge(ends(flow.facts), flow)
-        detail = advice(flow, own=flow.facts.source.host in self.own.addresses) if loop else ""
-        for one in loop:
-            one.detail = detail
-            one.close(CloseReason.LOOP)
+        if loop:
+            # The proxy then ends the flow before it, and so on down to the first. Of a client
+            # that merely looks like a loop, one is lost.
+            flow.detail = advice(flow, own=flow.facts.source.host in self.own.addresses)
+            flow.close(CloseReason.LOOP)
         return not held and not loop
 
     def _open(self, flow: Flow) -> None:
