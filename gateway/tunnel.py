@@ -14,6 +14,7 @@ from gateway.icmp.flow import EchoFlow
 from gateway.inbound.listening import open_all
 from gateway.inbound.tcp import TcpListener
 from gateway.inbound.tun import TunReader, TunWriter
+from gateway.inbound.tun_errors import TunErrors
 from gateway.inbound.tun_nat import numbers_of
 from gateway.inbound.tun_tcp import TunTcp
 from gateway.kernel.reactor import Reactor
@@ -22,7 +23,7 @@ from gateway.kernel.tun import TunDevice, TunSettings
 from gateway.routing import Routing
 from gateway.tunnelled import Tunnelled
 from gateway.udp.dispatcher import Datagrams
-from gateway.wire.ip import TCP
+from gateway.wire.ip import ICMP, ICMPV6, TCP
 
 #: Translations outlive the flows that they are of: a dispatcher's time-outs come first (s).
 IDLE_S = 2 * 7 * 86400.0
@@ -80,6 +81,8 @@ class Tunnel:
         )
         if socks:
             handlers[TCP] = tcp
+            errors = TunErrors(tcp, writer, self._counted, tunnelled.echoes)
+            handlers[ICMP] = handlers[ICMPV6] = errors
             self._listeners = tuple(TcpListener(reactor, sock, tcp, streams) for sock in socks)
         self._reader = TunReader(
             reactor,

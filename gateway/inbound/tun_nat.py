@@ -143,6 +143,11 @@ class NatTable:
             Endpoint(str(ip_address(ends[half:-4])), int.from_bytes(ends[-2:], "big")),
         )
 
+    def listened(self, ends: bytes) -> bytes | None:
+        """The ends of the listener's packet that has left with these; None: it is of no flow."""
+        found = self.known.get(_answering(ends))
+        return None if found is None else _answering(found.ends)
+
     def turn(self, flow: NatFlow, side: int, flags: int) -> bool:
         """Note a packet from ``side`` with FIN, SYN or RST; False: it does not belong here.
 
@@ -208,6 +213,12 @@ class NatTable:
 def _ends(source: bytes, destination: bytes) -> bytes:
     """Both ends as they stand in a packet; each is an address and a port."""
     return source[:-2] + destination[:-2] + source[-2:] + destination[-2:]
+
+
+def _answering(ends: bytes) -> bytes:
+    """Those of the packets that answer."""
+    half = (len(ends) - 4) // 2
+    return ends[half:-4] + ends[:half] + ends[-2:] + ends[-4:-2]
 
 
 def _rewrite(before: bytes, after: bytes, flow: NatFlow, side: int) -> Rewrite:

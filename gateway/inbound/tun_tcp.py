@@ -179,6 +179,10 @@ class TunTcp:
     def close(self) -> None:
         """See ``PacketHandler``. The listener's end of each flow is its own."""
 
+    def listened(self, family: int, ends: bytes) -> bytes | None:
+        """See ``NatTable.listened``."""
+        return self._tables[family].listened(ends)
+
     def ends(self, client: SocketType, source: Endpoint) -> Ends | None:
         """See ``gateway.inbound.tcp.Diversion``."""
         del client

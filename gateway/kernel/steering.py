@@ -5,7 +5,8 @@ by which queue answers came (``tun_select_queue`` of drivers/net/tun.c). Transla
 the ends, so the two directions of a flow would meet different queues. This program takes what
 goes to ``peer`` by its destination port alone: the number of the flow, which the queue that
 opened it has chosen. Of the rest, TCP is spread by its ends, and all else by its source:
-a client's datagrams have one address outside, and fragments have no ports.
+a client's datagrams have one address outside, and fragments have no ports. An error that a
+router tells of a TCP flow goes where the flow is: it quotes the ends.
 
 Sources: Documentation/bpf/standardization/instruction-set.rst, bpf(2) (BPF_PROG_LOAD),
 <linux/if_tun.h> (TUNSETSTEERINGEBPF). Packets are read as classic BPF reads them, from the IP
@@ -33,12 +34,15 @@ _ATTRIBUTES: Final = struct.Struct("=IIQQ")
 
 # Opcodes: loads from the packet into r0, arithmetic of 32 bits, and jumps.
 _BYTE, _HALF, _WORD = 0x30, 0x28, 0x20
-_MOVE, _XOR, _MULTIPLY, _SHIFT, _AND, _MODULO = 0xBC, 0xAC, 0x24, 0x74, 0x54, 0x94
+_MOVE, _XOR, _MULTIPLY, _SHIFT, _SHIFT_UP, _MODULO = 0xBC, 0xAC, 0x24, 0x74, 0x64, 0x94
 _UNLESS_EQUAL, _IF_EQUAL, _JUMP, _EXIT = 0x56, 0x16, 0x05, 0x95
 _MOVE_64: Final = 0xBF
 #: Knuth's: the golden ratio's share of 2^32.
 _MIX: Final = 0x9E37_79B1
 _TCP: Final = 6
+_ICMP, _ICMPV6 = 1, 58
+#: Types of errors: IPv4's "fragmentation needed" is one of the first (RFC 792, RFC 4443).
+_UNREACHABLE, _TOO_BIG = 3, 2
 
 #: An instruction: opcode, destination and source registers, where to jump, constant.
 _Line = tuple[int, int, int, str, int]
@@ -81,8 +85,10 @@ def program(peers: tuple[IPv4Address, IPv6Address], queues: int) -> bytes:
         (_SHIFT, 0, 0, "", 4),
         (_IF_EQUAL, 0, 0, "v6", 6),
         *_family("v4", peers[0].packed, source=12, protocol=9, ports=20),
+        *_quoted("v4", 4, source=40, protocol=37, ports=48, icmp=(_ICMP, 20, _UNREACHABLE)),
         "v6",
         *_family("v6", peers[1].packed, source=8, protocol=6, ports=40),
+        *_quoted("v6", 16, source=56, protocol=54, ports=88, icmp=(_ICMPV6, 40, _TOO_BIG)),
         "mix",
         *_stirred(16),
         *_stirred(15),
@@ -114,9 +120,33 @@ def _family(name: str, peer: bytes, *, source: int, protocol: int, ports: int) -
         (_MOVE, 7, 0, "", 0),
         *(line for at in words[1:] for line in _mixed_in(source + at)),
         _load(_BYTE, protocol),
-        (_UNLESS_EQUAL, 0, 0, "mix", _TCP),
+        (_UNLESS_EQUAL, 0, 0, f"{name} datagram", _TCP),
         *(line for at in words for line in _mixed_in(destination + at)),
         *_mixed_in(ports),
+        (_JUMP, 0, 0, "mix", 0),
+    ]
+
+
+def _quoted(
+    name: str, size: int, *, source: int, protocol: int, ports: int, icmp: tuple[int, int, int]
+) -> list[_Line | str]:
+    """An ICMP error about a TCP packet to a client: as that client's own, whose ends are these.
+
+    ``icmp``: its protocol, where its type stands, and which that is; the rest is of what is quoted.
+    """
+    number, at, kind = icmp
+    return [
+        f"{name} datagram",
+        (_UNLESS_EQUAL, 0, 0, "mix", number),
+        _load(_BYTE, at),
+        (_UNLESS_EQUAL, 0, 0, "mix", kind),
+        _load(_BYTE, protocol),
+        (_UNLESS_EQUAL, 0, 0, "mix", _TCP),
+        _load(_HALF, ports + 2),
+        (_MOVE, 7, 0, "", 0),
+        (_SHIFT_UP, 7, 0, "", 16),
+        *_mixed_in(ports, _HALF),
+        *(line for word in range(0, 2 * size, 4) for line in _mixed_in(source + word)),
         (_JUMP, 0, 0, "mix", 0),
     ]
 
@@ -138,8 +168,8 @@ def _load(size: int, at: int) -> _Line:
     return (size, 0, 0, "", at)
 
 
-def _mixed_in(at: int) -> tuple[_Line, _Line]:
-    return (_load(_WORD, at), (_XOR, 7, 0, "", 0))
+def _mixed_in(at: int, size: int = _WORD) -> tuple[_Line, _Line]:
+    return (_load(size, at), (_XOR, 7, 0, "", 0))
 
 
 def _assembled(lines: list[_Line | str]) -> bytes:

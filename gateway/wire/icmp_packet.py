@@ -17,6 +17,13 @@ _REPLY: Final = {4: 0, 6: 129}
 #: Types that tell of an error: nobody answers one with another (RFC 1122 section 3.2.2).
 _V4_ERRORS: Final = frozenset({3, 4, 5, 11, 12})
 _V6_INFORMATION: Final = 128
+_V4_TOLD: Final = frozenset({3, 11, 12})
+#: Before what an error quotes; where in that the ends stand, and how long they are.
+_ERROR_HEADER: Final = 8
+_V4_ENDS, _V4_ENDS_BYTES = 12, 12
+_V6_ENDS, _V6_ENDS_BYTES = 8, 36
+#: TCP's sequence number behind its ports, without which nobody believes an error (RFC 5927).
+_NUMBER_BYTES: Final = 4
 _ECHO: Final = struct.Struct("!BBHHH")
 ECHO_HEADER: Final = _ECHO.size
 _V4: Final = struct.Struct("!BBHHHBBH4s4s")
@@ -62,6 +69,50 @@ class Echo(NamedTuple):
     def family(self) -> int:
         """4 or 6."""
         return 6 if ":" in self.source else 4
+
+
+class QuotedError(NamedTuple):
+    """An ICMP error about a packet without options; ``message`` is all of it, from its type on.
+
+    ``ends`` are the quoted packet's, from its source address to its destination port.
+    """
+
+    protocol: int
+    ends: bytes
+    message: bytes
+
+    def about(self, ends: bytes) -> bytes:
+        """The same message about a packet with other ends; its checksum is 0.
+
+        That of the quoted header is left: it stands there for nobody to test.
+        """
+        at = _ERROR_HEADER + (_V4_ENDS if len(ends) == _V4_ENDS_BYTES else _V6_ENDS)
+        message = self.message
+        return message[:2] + bytes(2) + message[4:at] + ends + message[at + len(ends) :]
+
+
+def read_error(ip: IpPacket, packet: Buffer) -> QuotedError | None:
+    """The error that a whole ICMP packet tells; None where it is none, or quotes too little.
+
+    A redirect (RFC 792) is no error: it is about the sender's own routes.
+    """
+    message = bytes(packet[ip.transport : ip.end])
+    if ip.family == 4:
+        start, size, protocol_at = _V4_ENDS, _V4_ENDS_BYTES, 9
+    else:
+        start, size, protocol_at = _V6_ENDS, _V6_ENDS_BYTES, 6
+    at = _ERROR_HEADER + start
+    if len(message) < at + size + _NUMBER_BYTES:
+        return None
+    quoted = message[_ERROR_HEADER:]
+    if ip.family == 4:
+        later = int.from_bytes(quoted[6:8], "big") & 0x1FFF
+        known = message[0] in _V4_TOLD and quoted[0] == PLAIN_V4 and not later
+    else:
+        known = message[0] < _V6_INFORMATION and quoted[0] >> 4 == 6
+    if not known or checksum(icmp_pseudo(ip.source, ip.destination, len(message)) + message):
+        return None
+    return QuotedError(quoted[protocol_at], message[at : at + size], message)
 
 
 @lru_cache(maxsize=4096)
@@ -131,7 +182,7 @@ def sent_request(request: Echo, sequence: int) -> bytes:
     An error that the network tells quotes the packet that left, with other ends.
     """
     message = _ECHO.pack(_REQUEST[request.family], 0, 0, request.identifier, sequence)
-    return _icmp_packet(request.source, request.destination, message + request.data[:8], 1)
+    return icmp_packet(request.source, request.destination, message + request.data[:8], 1)
 
 
 def sent_datagram(source: str, destination: str, ports: tuple[int, int]) -> bytes:
@@ -160,9 +211,7 @@ def raw_error_packet(
         return None
     quoted = bytes(about[: min(ip.end, _QUOTED[ip.family])])
     message = struct.pack("!BBHI", *kind_and_code, 0, info) + quoted
-    return _icmp_packet(
-        source or address_text(ip.destination), address_text(ip.source), message, _HOP_LIMIT
-    )
+    return icmp_packet(source or address_text(ip.destination), address_text(ip.source), message)
 
 
 def next_header_at(ip: IpPacket, packet: Buffer) -> int:
@@ -192,7 +241,9 @@ def _is_error(family: int, kind: int) -> bool:
     return kind in _V4_ERRORS if family == 4 else kind < _V6_INFORMATION
 
 
-def _icmp_packet(source: str, destination: str, message: bytes, hop_limit: int) -> bytes:
+def icmp_packet(
+    source: str, destination: str, message: bytes, hop_limit: int = _HOP_LIMIT
+) -> bytes:
     """A packet around a message whose checksum is still 0."""
     ours, theirs = address_bytes(source), address_bytes(destination)
     check = checksum(icmp_pseudo(ours, theirs, len(message)) + message)

@@ -46,7 +46,7 @@ def ways(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def gateway(module_lab: Lab, attic: Machine, ways: tuple[str, str]) -> Iterator[GatewayProcess]:
-    """UDP by TPROXY beside REDIRECT; a TUN has to be told what its hosts take."""
+    """UDP by TPROXY beside REDIRECT; datagrams of a TUN have to be told what its hosts take."""
     lab, (way, backend) = module_lab, ways
     wan = {"wan": {"type": "direct", "interface": "wan0"}}
     config: dict[str, Any] = lab.config({"to": "wan"}, outbounds=wan)
@@ -77,6 +77,20 @@ def test_a_connection(
     with dial(attic, host, serve.ECHO_PORT) as sock:
         sock.sendall(data)
         assert hashlib.sha256(read(sock, len(data))).digest() == hashlib.sha256(data).digest()
+
+
+def test_a_connection_by_a_tun_that_takes_more(
+    module_lab: Lab, attic: Machine, family: Family
+) -> None:
+    """The kernel's stack, which knows it by other ends, is told what the router says."""
+    config: dict[str, Any] = module_lab.config({"to": "home"})
+    config["inbound"] = {"tcp": "tun", "udp": "off", "workers": 2}
+    with (
+        running(module_lab, config) as gateway,
+        dial(attic, target(module_lab, family), serve.HTTP_PORT) as sock,
+    ):
+        assert download(sock, SIZE) == http_server.digest(SIZE)
+        assert gateway.counters()["tun_tcp_told"] > 0
 
 
 def test_datagrams(

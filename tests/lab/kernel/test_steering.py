@@ -18,6 +18,8 @@ from gateway.inbound.tun_nat import NUMBERS, numbers_of
 from gateway.kernel import tun_keeper
 from gateway.kernel.tun import FRAME_BYTES, TunSettings
 from gateway.kernel.tun_keeper import TunKeeper
+from gateway.wire.icmp_error import IcmpError
+from gateway.wire.icmp_packet import error_packet
 from gateway.wire.ip import SYN, TCP, ip_packet, udp_packet
 
 from .namespace import Namespace
@@ -26,6 +28,8 @@ SETTINGS = TunSettings(
     "gateway0", 1500, IPv4Interface("172.29.88.1/30"), IPv6Interface("fd00:88::1/126")
 )
 CLIENTS = {4: "192.168.20.2", 6: "fd00:20::2"}
+#: A router between.
+NARROW = {4: "192.168.20.99", 6: "fd00:20::99"}
 REMOTE = {4: ip_address("198.51.100.9").packed, 6: ip_address("2001:db8:9::9").packed}
 
 
@@ -73,6 +77,13 @@ def check(queues: int) -> None:
                 keeper, (udp_packet(client.packed, p, remote, p, b"") for p in range(1000, 1050))
             )
             assert list(one.values()) == [50]
+            # An error about what was sent to a client comes to the flow that it is about.
+            for port in ports[:20]:
+                question = ip_packet(client.packed, remote, TCP, segment(port, 443))
+                answer = ip_packet(remote, client.packed, TCP, segment(443, port))
+                error = error_packet(answer, IcmpError.TOO_BIG, info=1280, source=NARROW[family])
+                assert error is not None
+                assert taken(keeper, [error]) == taken(keeper, [question])
             others = ((client + n).packed for n in range(100))
             assert len(taken(keeper, (udp_packet(c, 9, remote, 9, b"") for c in others))) == queues
             # And answers come to the queue that has the number.

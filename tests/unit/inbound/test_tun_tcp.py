@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from gateway.flow import Endpoint
 from gateway.inbound.tun import TunWriter
+from gateway.inbound.tun_errors import TunErrors
 from gateway.inbound.tun_nat import NUMBERS
 from gateway.inbound.tun_tcp import TunTcp
 from gateway.kernel.tun import FRAME_BYTES, TunDevice
+from gateway.wire.icmp_error import IcmpError
+from gateway.wire.icmp_packet import error_packet, read_error
 from gateway.wire.ip import (
     ACK,
     FIN,
@@ -37,6 +40,7 @@ from gateway.wire.ip import (
     read_tcp,
     read_vnet,
     transport_checksum,
+    udp_packet,
     words,
 )
 
@@ -288,3 +292,110 @@ def test_a_flow_that_is_over_begins_anew(tcp: TunTcp, written: Written) -> None:
 def test_any_frame_is_rewritten_or_left(data: bytes, start: bytes) -> None:
     tcp = Written().translated()
     assert rewritten(tcp, start + data) is None
+
+
+# --- errors that routers tell of flows ----------------------------------------------------------
+
+
+class Others:
+    """Who takes other ICMP."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.calls: list[str] = []
+
+    def take(self, ip: IpPacket, vnet: Vnet, packet: memoryview) -> str:
+        del ip, vnet
+        self.taken.append(bytes(packet))
+        return "another's"
+
+    def expire(self, now: float) -> None:
+        self.calls.append(f"expire {now:g}")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+@pytest.fixture
+def others() -> Others:
+    return Others()
+
+
+@pytest.fixture
+def errors(tcp: TunTcp, written: Written, others: Others) -> TunErrors:
+    return TunErrors(tcp, written, Counter(), others)
+
+
+def handed(errors: TunErrors, data: bytes) -> str | None:
+    ip = read_ip(data)
+    assert isinstance(ip, IpPacket)
+    return errors.take(ip, Vnet(), memoryview(data))
+
+
+def too_big(about: bytes, router: str) -> bytes:
+    told = error_packet(about, IcmpError.TOO_BIG, info=1280, source=router)
+    assert told is not None
+    return told
+
+
+ROUTER = {4: "192.168.1.1", 6: "2001:db8::1"}
+
+
+@FAMILIES
+def test_the_kernel_is_told_by_the_ends_that_it_knows(
+    tcp: TunTcp,
+    written: Written,
+    errors: TunErrors,
+    others: Others,
+    client: str,
+    remote: str,
+    own: str,
+    peer: str,
+) -> None:
+    number = begin(tcp, written, client, remote)
+    sent = rewritten(tcp, packet(own, peer, (PORT, number), ACK, bytes(1400)))
+    assert sent is not None
+    assert handed(errors, too_big(sent, ROUTER[ip_address(client).version])) is None
+    (data,) = written.packets
+    ip = read_ip(data)
+    assert isinstance(ip, IpPacket)
+    assert (str(ip_address(ip.source)), str(ip_address(ip.destination))) == (peer, own)
+    told = read_error(ip, data)
+    assert told is not None, "its checksum is right"
+    assert told.message[:8][-2:] == (1280).to_bytes(2, "big")
+    half = len(ip.source)
+    assert str(ip_address(told.ends[:half])) == own
+    assert str(ip_address(told.ends[half:-4])) == peer
+    assert struct.unpack("!HH", told.ends[-4:]) == (PORT, number)
+    assert told.message[-400:] == bytes(400), "the rest is quoted as it was"
+    assert not others.taken
+
+
+@FAMILIES
+def test_errors_about_what_is_no_flow_of_ours(
+    tcp: TunTcp,
+    written: Written,
+    errors: TunErrors,
+    others: Others,
+    client: str,
+    remote: str,
+    own: str,
+    peer: str,
+) -> None:
+    begin(tcp, written, client, remote)
+    far, near = ip_address(remote).packed, ip_address(client).packed
+    router = ROUTER[ip_address(client).version]
+    given = [
+        too_big(packet(remote, client, (443, 50001), ACK), router),
+        too_big(packet(remote, client, (444, 50000), ACK), router),
+        too_big(udp_packet(far, 443, near, 50000, b"datagram"), router),
+    ]
+    assert [handed(errors, each) for each in given] == ["another's"] * 3
+    assert others.taken == given
+    assert not written.packets
+
+
+def test_the_rest_is_the_others(errors: TunErrors, others: Others) -> None:
+    errors.expire(7)
+    errors.close()
+    assert others.calls == ["expire 7", "close"]

@@ -15,13 +15,15 @@ from gateway.wire.icmp_packet import (
     EchoReplies,
     NoEcho,
     error_packet,
+    icmp_packet,
     next_header_at,
     raw_error_packet,
     read_echo,
+    read_error,
     sent_datagram,
     sent_request,
 )
-from gateway.wire.ip import ICMP, ICMPV6, UDP, IpPacket, ip_packet, read_ip, read_udp
+from gateway.wire.ip import ICMP, ICMPV6, UDP, IpPacket, ip_packet, read_ip, read_udp, udp_packet
 
 V4 = ("192.168.10.2", "203.0.113.5")
 V6 = ("2001:db8:10::2", "2001:db8:113::5")
@@ -199,3 +201,55 @@ def test_where_the_number_of_a_protocol_stands() -> None:
     assert (at, behind[at]) == (48, 47)
     old = ip_packet(*(ip_address(end).packed for end in V4), 47, bytes(8))
     assert next_header_at(packed(old), old) == 9
+
+
+@given(ENDS, st.sampled_from(IcmpError), NUMBERS, NUMBERS, st.binary(max_size=1500))
+def test_an_error_is_read_and_told_of_other_ends(
+    ends: tuple[str, str], error: IcmpError, one: int, other: int, data: bytes
+) -> None:
+    source, destination = (ip_address(end).packed for end in ends)
+    about = udp_packet(source, one, destination, other, data)
+    packet = error_packet(about, error, info=1280, source=ends[1])
+    assert packet is not None
+    read = read_error(packed(packet), packet)
+    assert read is not None
+    ports = struct.pack("!HH", one, other)
+    assert (read.protocol, read.ends) == (UDP, source + destination + ports)
+    swapped = destination + source + ports[2:] + ports[:2]
+    again = icmp_packet(*ends, read.about(swapped))
+    told = read_error(packed(again), again)
+    assert told is not None
+    assert told.ends == swapped
+    assert told.about(read.ends) == read.about(read.ends)
+
+
+@given(ENDS, st.binary(max_size=200), st.sampled_from([2, 3, 4, 5, 11, 12]), st.booleans())
+def test_whatever_icmp_quotes_is_read_as_far_as_it_can_be(
+    ends: tuple[str, str], quoted: bytes, kind: int, plain: bool
+) -> None:
+    first = b"\x60" if ":" in ends[0] else b"\x45"
+    message = bytes([kind]) + bytes(7) + (first if plain else b"") + quoted
+    packet = request(ends, message)
+    read = read_error(packed(packet), packet)
+    if read is not None:
+        assert quoted[:1] == first or plain
+        assert len(read.about(read.ends)) == len(message)
+
+
+@pytest.mark.parametrize(
+    "spoilt", ["checksum", "redirect", "options", "a later fragment", "short", "echo"]
+)
+def test_what_is_no_error_about_a_plain_packet(spoilt: str) -> None:
+    source, destination = (ip_address(end).packed for end in V4)
+    about = bytearray(udp_packet(source, 1, destination, 2, bytes(8)))
+    kind = {"redirect": 5, "echo": 8}.get(spoilt, 3)
+    if spoilt == "options":
+        about[0] = 0x46
+    elif spoilt == "a later fragment":
+        about[7] = 9
+    elif spoilt == "short":
+        del about[27:]
+    packet = bytearray(request(V4, bytes([kind, 4, 0, 0, 0, 0, 5, 0]) + about))
+    if spoilt == "checksum":
+        packet[-1] ^= 1
+    assert read_error(packed(packet), packet) is None
