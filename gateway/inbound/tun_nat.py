@@ -144,9 +144,11 @@ class NatTable:
         )
 
     def listened(self, ends: bytes) -> bytes | None:
-        """The ends of the listener's packet that has left with these; None: it is of no flow."""
+        """The ends of the listener's packet that has left with these; None: there is no such."""
         found = self.known.get(_answering(ends))
-        return None if found is None else _answering(found.ends)
+        if found is None or found.side != CLIENT:
+            return None
+        return _answering(found.ends)
 
     def turn(self, flow: NatFlow, side: int, flags: int) -> bool:
         """Note a packet from ``side`` with FIN, SYN or RST; False: it does not belong here.

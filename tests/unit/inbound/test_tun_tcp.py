@@ -382,15 +382,17 @@ def test_errors_about_what_is_no_flow_of_ours(
     own: str,
     peer: str,
 ) -> None:
-    begin(tcp, written, client, remote)
+    number = begin(tcp, written, client, remote)
     far, near = ip_address(remote).packed, ip_address(client).packed
     router = ROUTER[ip_address(client).version]
     given = [
         too_big(packet(remote, client, (443, 50001), ACK), router),
         too_big(packet(remote, client, (444, 50000), ACK), router),
         too_big(udp_packet(far, 443, near, 50000, b"datagram"), router),
+        # Nobody who is not the kernel knows these.
+        too_big(packet(peer, own, (number, PORT), ACK), router),
     ]
-    assert [handed(errors, each) for each in given] == ["another's"] * 3
+    assert [handed(errors, each) for each in given] == ["another's"] * len(given)
     assert others.taken == given
     assert not written.packets
 
