@@ -79,20 +79,6 @@ def test_a_connection(
         assert hashlib.sha256(read(sock, len(data))).digest() == hashlib.sha256(data).digest()
 
 
-def test_a_connection_by_a_tun_that_takes_more(
-    module_lab: Lab, attic: Machine, family: Family
-) -> None:
-    """The kernel's stack, which knows it by other ends, is told what the router says."""
-    config: dict[str, Any] = module_lab.config({"to": "home"})
-    config["inbound"] = {"tcp": "tun", "udp": "off", "workers": 2}
-    with (
-        running(module_lab, config) as gateway,
-        dial(attic, target(module_lab, family), serve.HTTP_PORT) as sock,
-    ):
-        assert download(sock, SIZE) == http_server.digest(SIZE)
-        assert gateway.counters()["tun_tcp_told"] > 0
-
-
 def test_datagrams(
     module_lab: Lab, attic: Machine, gateway: GatewayProcess, family: Family
 ) -> None:
