@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from traffic import (
@@ -15,6 +14,7 @@ from traffic import (
     address,
     curl,
     flow_of,
+    iperf3,
     peer_seen,
     running,
     target,
@@ -27,12 +27,9 @@ from gateway.flow import Endpoint
 from gateway.lab import http_server, upstreams
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
-from gateway.lab.machine import Machine
-from gateway.lab.process import wait_until
 
 SIZE = 100_000_000
 IPERF_BYTES = 50_000_000
-IPERF_PORT = 5201
 SOCKS_PORT = 2080
 
 #: Each server at an address of its own, and the target whose rule leads to it.
@@ -45,7 +42,7 @@ SERVERS = {
 
 @pytest.fixture(scope="module")
 def servers_lab(module_lab: Lab) -> Lab:
-    """The lab with the three SOCKS servers and iperf3 on the internet."""
+    """The lab with the three SOCKS servers on the internet."""
     for kind, (name, _) in SERVERS.items():
         directory = module_lab.directory / kind
         directory.mkdir()
@@ -53,8 +50,6 @@ def servers_lab(module_lab: Lab) -> Lab:
         if kind == "danted":
             server = replace(server, username=None, password=None)
         upstreams.STARTERS[kind](module_lab.internet, server, directory)
-    iperf = ["iperf3", "-s", "-p", str(IPERF_PORT)]
-    module_lab.internet.start_listening("iperf3", iperf, ("", IPERF_PORT))
     return module_lab
 
 
@@ -134,24 +129,10 @@ def test_iperf3_both_ways(
     servers_lab: Lab, gateway: GatewayProcess, origin: str, family: Family, kind: str
 ) -> None:
     """iperf3's control and data connections pass, in both directions."""
-    machine = servers_lab.machines[origin]
-    host = target(servers_lab, family, SERVERS[kind][1])
-    command = ["iperf3", "-J", "-c", host, "-p", str(IPERF_PORT), "-n", str(IPERF_BYTES)]
+    lab = servers_lab
+    host = target(lab, family, SERVERS[kind][1])
     for way in ([], ["-R"]):
-        result = iperf(machine, [*command, *way])
+        sums = iperf3(lab, lab.machines[origin], host, "-n", str(IPERF_BYTES), *way)
         # The receiver stops counting when the sender is done, with bytes still on their way.
-        assert result["end"]["sum_sent"]["bytes"] >= IPERF_BYTES
-        assert result["end"]["sum_received"]["bytes"] > 0
-
-
-def iperf(machine: Machine, command: list[str]) -> dict[str, Any]:
-    """Its report; the server takes a moment to be free again after each test."""
-    results: list[dict[str, Any]] = []
-
-    def free() -> bool:
-        results.append(json.loads(machine.run(command, check=False).stdout))
-        return "busy" not in results[-1].get("error", "")
-
-    wait_until(free, "the iperf3 server to be free")
-    assert "error" not in results[-1], results[-1]["error"]
-    return results[-1]
+        assert sums["sum_sent"]["bytes"] >= IPERF_BYTES
+        assert sums["sum_received"]["bytes"] > 0

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from test_icmp import passed
 from traffic import (
-    TIMEOUT_S,
     Family,
     address,
     attempt,
     dial,
+    iperf3,
     new_socket,
     peer_seen,
     read,
@@ -109,17 +109,10 @@ def test_what_the_kernel_decides_never_enters(
 def test_iperf3(module_lab: Lab, gateway: GatewayProcess, family: Family) -> None:
     """Four streams each way."""
     del gateway
-    lab = module_lab
-    server = lab.internet.start_listening("iperf3", ["iperf3", "-s"], ("", 5201))
-    try:
-        for options in ((), ("-R",)):
-            done = lab.client("desk").run(
-                ["iperf3", "-c", target(lab, family), "-J", "-n", "20M", "-P", "4", *options],
-                timeout_s=TIMEOUT_S,
-            )
-            assert json.loads(done.stdout)["end"]["sum_received"]["bytes"] > 1_000_000
-    finally:
-        server.stop()
+    desk, host = module_lab.client("desk"), target(module_lab, family)
+    for way in ([], ["-R"]):
+        sums = iperf3(module_lab, desk, host, "-n", "20M", "-P", "4", *way)
+        assert sums["sum_received"]["bytes"] > 1_000_000
 
 
 #: Of a socket: options for each packet that it sends. Two no-operations and an end; padding.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import select
 import socket
 import struct
@@ -25,7 +24,7 @@ from datagrams import (
     talking,
 )
 from quic_peer import body
-from traffic import FAMILIES, Family, running, target, upstream, within
+from traffic import FAMILIES, Family, iperf3, running, target, upstream, within
 
 from gateway.kernel.sockets import family_of
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess
@@ -33,7 +32,7 @@ from gateway.lab.lab import Lab
 from gateway.lab.upstreams import STARTERS
 
 PEER = str(Path(__file__).with_name("quic_peer.py"))
-DNS, NTP, STUN, IPERF = 53, 123, 3478, 5201
+DNS, NTP, STUN = 53, 123, 3478
 HTTP3_BYTES = 50_000_000
 FLOWS = 1000
 
@@ -113,15 +112,9 @@ def test_iperf3(
     lab, desk = module_lab, module_lab.client("desk")
     # It answers from the address that is nearest to its client: of the SOCKS server, its own.
     host = lab.topology.upstreams["spare"].addresses.of(family)
-    server = lab.internet.start_listening("iperf3", ["iperf3", "-s"], ("", IPERF))
-    try:
-        command = ["iperf3", "-u", "-c", host, "-b", "20M", "-n", "2M", "-l", "1200", "-J"]
-        done = json.loads(desk.run([*command, *direction]).stdout)
-        total = done["end"]["sum"]
-        assert total["bytes"] >= 2_000_000
-        assert total["lost_percent"] < 50
-    finally:
-        server.stop()
+    sums = iperf3(lab, desk, host, "-u", "-b", "20M", "-n", "2M", "-l", "1200", *direction)
+    assert sums["sum"]["bytes"] >= 2_000_000
+    assert sums["sum"]["lost_percent"] < 50
 
 
 def test_http3(

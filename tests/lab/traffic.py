@@ -23,6 +23,7 @@ from gateway.lab.topology import FamilyNumber as Family
 
 T = TypeVar("T")
 TIMEOUT_S = 20.0
+IPERF_PORT = 5201
 
 #: curl's exit statuses (curl(1)) that tests look for.
 CURL_REFUSED, CURL_TIMEOUT = 7, 28
@@ -172,7 +173,7 @@ def read(sock: socket.socket, count: int) -> bytes:
     return bytes(data)
 
 
-# --- curl ------------------------------------------------------------------------------------
+# --- programs --------------------------------------------------------------------------------
 
 
 def url(host: str, path: str, port: int = 80) -> str:
@@ -198,6 +199,20 @@ def peer_seen(machine: Machine, host: str, port: int = 80, timeout_s: float = TI
     if done.returncode:
         raise LabError(f"{machine.spec.name} asked {host}: {done.stderr.strip()}")
     return str(json.loads(done.stdout)["peer"])
+
+
+def iperf3(lab: Lab, machine: Machine, host: str, *options: str) -> dict[str, Any]:
+    """The sums of a test from the machine, by a server of its own (iperf3(1), ``--json``).
+
+    A server that goes on to another test refuses its client for a moment between the two.
+    """
+    server = lab.internet.start_listening("iperf3", ["iperf3", "-s"], ("", IPERF_PORT))
+    try:
+        done = machine.run(["iperf3", "-J", "-c", host, *options])
+    finally:
+        server.stop()
+    sums: dict[str, Any] = json.loads(done.stdout)["end"]
+    return sums
 
 
 # --- what the gateway says -------------------------------------------------------------------
