@@ -23,6 +23,8 @@ def microsocks(machine: Machine, upstream: Upstream, _: Path) -> Process:
     return machine.start_listening("microsocks", command, (host, upstream.port))
 
 
+# Dante connects the socket of an association to the first far end, and dissolves that for the
+# second; of an IPv6 socket, Linux (6.18) goes on to drop what others than the first one send.
 _DANTED = """\
 logoutput: stderr
 internal: {ipv4} port = {port}
@@ -30,6 +32,7 @@ internal: {ipv6} port = {port}
 external: {ipv4}
 external: {ipv6}
 external.rotation: none
+udp.connectdst: no
 clientmethod: none
 socksmethod: none
 user.privileged: root

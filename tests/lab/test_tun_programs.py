@@ -12,6 +12,7 @@ from test_udp_programs import (
     test_http3,
     test_iperf3,
     test_ntp_and_stun,
+    test_one_socket_hears_everybody,
 )
 from traffic import running
 
@@ -25,6 +26,7 @@ __all__ = [
     "test_http3",
     "test_iperf3",
     "test_ntp_and_stun",
+    "test_one_socket_hears_everybody",
 ]
 
 

@@ -24,7 +24,7 @@ from datagrams import (
     talking,
 )
 from quic_peer import body
-from traffic import FAMILIES, Family, iperf3, running, target, upstream, within
+from traffic import FAMILIES, Family, iperf3, new_socket, running, target, upstream, within
 
 from gateway.kernel.sockets import family_of
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess
@@ -135,6 +135,18 @@ def test_http3(
         assert done.stdout.strip() == hashlib.sha256(body(HTTP3_BYTES)).hexdigest()
     finally:
         server.stop()
+
+
+def test_one_socket_hears_everybody(
+    module_lab: Lab, servers: Served, gateway: GatewayProcess, family: Family
+) -> None:
+    """Each far end that it asks in turn, through one association."""
+    hosts = [target(module_lab, family, name) for name in ("web", "mirror", "blocked", "web")]
+    with new_socket(module_lab.client("desk"), hosts[0], socket.SOCK_DGRAM) as sock:
+        for host in hosts:
+            sock.sendto(host.encode(), (host, ECHO))
+            data, peer = sock.recvfrom(100)
+            assert (data.decode(), peer[:2]) == (host, (host, ECHO))
 
 
 def test_a_thousand_flows_at_a_time(
