@@ -11,7 +11,18 @@ from functools import cache
 from typing import Any
 
 import pytest
-from traffic import FAMILIES, address, dial, listen, peer_seen, running, target, targets, upstream
+from traffic import (
+    FAMILIES,
+    TIMEOUT_S,
+    address,
+    dial,
+    listen,
+    peer_seen,
+    running,
+    target,
+    targets,
+    upstream,
+)
 
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
@@ -217,19 +228,22 @@ def theirs(machine: Machine) -> dict[str, list[str]]:
     }
 
 
-def check(lab: Lab, program: str) -> None:
+def check(lab: Lab, program: str, timeout_s: float = TIMEOUT_S) -> None:
     """Proxied flows pass, direct ones and published ports too."""
     desk, kid = lab.client("desk"), lab.client("kid")
     for family in FAMILIES:
-        seen = peer_seen(desk, target(lab, family), timeout_s=2)
+        seen = peer_seen(desk, target(lab, family), timeout_s=timeout_s)
         assert seen in upstream(lab, "home")
         if PROGRAMS[program].routes_lan:
-            assert peer_seen(kid, target(lab, family, "mirror"), timeout_s=2) == address(
+            assert peer_seen(kid, target(lab, family, "mirror"), timeout_s=timeout_s) == address(
                 kid, family
             )
     if program.startswith("docker"):
         published = (address(lab.router, 4, "kids"), 8080)
-        with listen(desk, address(desk, 4), 8088) as container, dial(kid, *published, timeout_s=2):
+        with (
+            listen(desk, address(desk, 4), 8088) as container,
+            dial(kid, *published, timeout_s=timeout_s),
+        ):
             container.accept()[0].close()
 
 
@@ -254,7 +268,7 @@ def test_both_work_and_theirs_stays_as_it_is(
 
     def passes() -> bool:
         with suppress(LabError):
-            check(lab, program)
+            check(lab, program, timeout_s=2)
             return True
         return False
 

@@ -58,6 +58,6 @@ def test_flows_pass(
     lab, desk = module_lab, module_lab.client("desk")
     web, mirror = target(lab, 4), target(lab, 4, "mirror")
     for machine in (desk, lab.router):
-        assert peer_seen(machine, web, timeout_s=3) in upstream(lab, "home")
-        assert peer_seen(machine, mirror, timeout_s=3) == address(machine, 4)
-    assert peer_seen(desk, web, PRESERVED_PORT, timeout_s=3) == address(desk, 4)
+        assert peer_seen(machine, web) in upstream(lab, "home")
+        assert peer_seen(machine, mirror) == address(machine, 4)
+    assert peer_seen(desk, web, PRESERVED_PORT) == address(desk, 4)

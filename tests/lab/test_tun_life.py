@@ -104,8 +104,8 @@ def test_strict_checks_of_sources_by_mark(module_lab: Lab, capture: str) -> None
             router.sysctl(key, "1")
         with running(lab, found) as gateway:
             for machine in (lab.client("desk"), router):
-                assert peer_seen(machine, target(lab, 4), timeout_s=3) in upstream(lab, "home")
-                peer_seen(machine, target(lab, 4, "mirror"), timeout_s=3)
+                assert peer_seen(machine, target(lab, 4)) in upstream(lab, "home")
+                peer_seen(machine, target(lab, 4, "mirror"))
             assert gateway.counters()["tun_tcp_flows"] >= 2
     finally:
         for key, value in zip(keys, before, strict=True):
