@@ -75,6 +75,7 @@ class Compiler:
             finally:
                 self._children.discard(child)
                 child.kill()  # which does nothing where it has ended
+                child.wait()  # interrupted, `with` would not wait for long
         if "problems" in answer:
             raise ConfigError(tuple(Problem(**each) for each in answer["problems"]))
         if "error" in answer:
