@@ -27,7 +27,8 @@ from gateway.kernel.iptables_tables import Tables
 from gateway.plan.addresses import Family
 from gateway.plan.xt import TABLES, TableName
 
-_LOCK_WAIT_S = 10.0
+#: Others hold it as long as they compute, and who asks again and again is not always next.
+_LOCK_WAIT_S = 30.0
 
 
 def present_tables(family: Family) -> tuple[TableName, ...]:
