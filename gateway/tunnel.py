@@ -79,10 +79,10 @@ class Tunnel:
             refused=tunnelled.refuse,
             idle_s=IDLE_S,
         )
+        errors = TunErrors(tcp, tunnelled.paths, writer, self._counted, tunnelled.echoes)
+        handlers[ICMP] = handlers[ICMPV6] = errors
         if socks:
             handlers[TCP] = tcp
-            errors = TunErrors(tcp, writer, self._counted, tunnelled.echoes)
-            handlers[ICMP] = handlers[ICMPV6] = errors
             self._listeners = tuple(TcpListener(reactor, sock, tcp, streams) for sock in socks)
         self._reader = TunReader(
             reactor,

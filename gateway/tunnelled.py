@@ -23,6 +23,7 @@ from gateway.wire.fragments import split
 from gateway.wire.icmp_error import IcmpError
 from gateway.wire.icmp_packet import address_text
 from gateway.wire.ip import ICMP, ICMPV6, UDP, Buffer
+from gateway.wire.path_mtu import LEAST, PathMtus
 
 
 class Tunnelled:
@@ -43,7 +44,7 @@ class Tunnelled:
         flow_ids: tuple[int, int],
     ) -> None:
         self._writer = writer
-        self._mtu = settings.mtu
+        self.paths = PathMtus(settings.mtu)
         self._numbers = count()
         self._counters: Counter[str] = Counter()
         hops = {4: str(settings.ipv4.ip + 1), 6: str(settings.ipv6.ip + 1)}
@@ -62,7 +63,7 @@ class Tunnelled:
         )
         self._udp = TunUdp(datagrams, self._is_own, self._errors.expired)
         self._udp.tells_dscp = routing.policy.needs.dscp
-        self.face = Face(TunReplies(writer, settings.mtu, segments=writer.segments), self._errors)
+        self.face = Face(TunReplies(writer, self.paths, segments=writer.segments), self._errors)
         self.handlers: dict[int, PacketHandler] = {
             UDP: self._udp,
             ICMP: self.echoes,
@@ -92,8 +93,8 @@ class Tunnelled:
 
     def _write(self, packet: bytes) -> None:
         """Write a packet that a host would send: as fragments, where it has to be."""
-        if len(packet) <= self._mtu:
+        if packet[0] >> 4 == 4 or len(packet) <= LEAST:
             self._writer.write(packet)
             return
-        for piece in split(packet, self._mtu, next(self._numbers)):
+        for piece in split(packet, self.paths.of(packet[24:40]), next(self._numbers)):
             self._writer.write(piece)

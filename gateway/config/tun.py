@@ -52,9 +52,8 @@ class Tun(Model):
     mtu: Annotated[int, Field(ge=1280, le=65535, strict=True)] = Field(
         default=1500,
         description=(
-            "its MTU; TCP segments are made to fit (MSS), and smaller where a router says so;"
-            " answers by UDP over IPv6 are not, so set it to the smallest between here and the"
-            " LAN's hosts"
+            "its MTU; TCP segments are made to fit (MSS), and what goes to the LAN's hosts is made"
+            " smaller where a router says so"
         ),
     )
     ipv4: Annotated[IPv4Interface, BeforeValidator(_read_v4)] = Field(

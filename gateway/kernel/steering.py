@@ -6,7 +6,7 @@ the ends, so the two directions of a flow would meet different queues. This prog
 goes to ``peer`` by its destination port alone: the number of the flow, which the queue that
 opened it has chosen. Of the rest, TCP is spread by its ends, and all else by its source:
 a client's datagrams have one address outside, and fragments have no ports. An error that a
-router tells of a TCP flow goes where the flow is: it quotes the ends.
+router tells of a flow goes where the flow is: it quotes the ends.
 
 Sources: Documentation/bpf/standardization/instruction-set.rst, bpf(2) (BPF_PROG_LOAD),
 <linux/if_tun.h> (TUNSETSTEERINGEBPF). Packets are read as classic BPF reads them, from the IP
@@ -130,7 +130,7 @@ def _family(name: str, peer: bytes, *, source: int, protocol: int, ports: int) -
 def _quoted(
     name: str, size: int, *, source: int, protocol: int, ports: int, icmp: tuple[int, int, int]
 ) -> list[_Line | str]:
-    """An ICMP error about a TCP packet to a client: as that client's own, whose ends are these.
+    """An ICMP error about a packet to a client: as that client's own, whose ends are these.
 
     ``icmp``: its protocol, where its type stands, and which that is; the rest is of what is quoted.
     """
@@ -140,6 +140,9 @@ def _quoted(
         (_UNLESS_EQUAL, 0, 0, "mix", number),
         _load(_BYTE, at),
         (_UNLESS_EQUAL, 0, 0, "mix", kind),
+        _load(_WORD, source + size),
+        (_MOVE, 7, 0, "", 0),
+        *(line for word in range(4, size, 4) for line in _mixed_in(source + size + word)),
         _load(_BYTE, protocol),
         (_UNLESS_EQUAL, 0, 0, "mix", _TCP),
         _load(_HALF, ports + 2),

@@ -30,6 +30,7 @@ from gateway.wire.ip import (
     udp_packet,
     words,
 )
+from gateway.wire.path_mtu import PathMtus
 
 #: What one super-packet may hold: UDP_MAX_SEGMENTS of <linux/udp.h> before 6.9, and bytes.
 _MOST: Final = 64
@@ -42,6 +43,10 @@ _V6: Final = struct.Struct("!IHBB16s16sHHHH")
 _V4_CHECKED: Final = struct.Struct("!BBHHHBB4s4s")
 
 
+#: A client's address, packed, and port.
+_Ends = tuple[bytes, int]
+
+
 class Frames(Protocol):
     """What writes into the device."""
 
@@ -52,12 +57,12 @@ class Frames(Protocol):
 class TunReplies:
     """Makes replies for far ends. ``segments``: the kernel cuts super-packets of UDP.
 
-    ``mtu``: that of the device, and of the links behind it.
+    ``paths``: what reaches clients whole.
     """
 
-    def __init__(self, frames: Frames, mtu: int, *, segments: bool) -> None:
+    def __init__(self, frames: Frames, paths: PathMtus, *, segments: bool) -> None:
         self.frames = frames
-        self.mtu = mtu
+        self.paths = paths
         self.segments = segments
         self._identification = 0
 
@@ -78,7 +83,7 @@ class TunReplies:
 class TunReply:
     """Speaks to clients as one far end."""
 
-    __slots__ = ("_at_once", "_head", "_port", "_replies", "_source", "_v6")
+    __slots__ = ("_head", "_port", "_replies", "_source", "_v6")
 
     def __init__(self, replies: TunReplies, remote: Endpoint) -> None:
         self._replies = replies
@@ -86,8 +91,6 @@ class TunReply:
         self._port = remote.port
         self._v6 = len(self._source) == 16
         self._head = (V6_HEADER if self._v6 else V4_HEADER) + _UDP_HEADER
-        #: The largest datagram that goes in one piece, and so in a super-packet.
-        self._at_once = replies.mtu - self._head
 
     def forward(self, batch: Batch, first: int, last: int, skip: int, client: Address) -> int:
         """Give the client slots ``first`` up to ``last``, without their first ``skip`` bytes.
@@ -95,6 +98,8 @@ class TunReply:
         The bytes that it was given.
         """
         sent = total = size = 0
+        to = _ends(client.raw)
+        at_once = self._at_once(to)
         run: list[memoryview] = []
         most = _MOST if self._replies.segments else 1
         for slot in range(first, last):
@@ -105,33 +110,38 @@ class TunReply:
                     length > size
                     or not length
                     or len(run[-1]) < size
-                    or size > self._at_once
+                    or size > at_once
                     or len(run) == most
                     or total + length > _MOST_BYTES
                 ):
-                    sent += self._write(run, total, client)
+                    sent += self._write(run, total, to, at_once)
                     run, total = [], 0
                 if not run:
                     size = length
                 run.append(data)
                 total += length
-        return sent + self._write(run, total, client)
+        return sent + self._write(run, total, to, at_once)
 
     def send(self, batch: Batch, data: memoryview, client: Address) -> bool:
         """Give the client one datagram; False: it was dropped, which is counted."""
         del batch
-        return bool(self._write([data], len(data), client)) or not data
+        to = _ends(client.raw)
+        return bool(self._write([data], len(data), to, self._at_once(to))) or not data
 
-    def _write(self, run: list[memoryview], total: int, client: Address) -> int:
+    def _at_once(self, to: _Ends) -> int:
+        """The largest datagram that goes in one piece, and so in a super-packet."""
+        return self._replies.paths.of(to[0]) - self._head
+
+    def _write(self, run: list[memoryview], total: int, to: _Ends, at_once: int) -> int:
         if not run:
             return 0
-        destination, port = _ends(client.raw)
+        destination, port = to
         frames = self._replies.frames
-        if len(run) == 1 and total > self._at_once and self._v6:
+        if len(run) == 1 and total > at_once and self._v6:
             # Nobody on the way may cut it.
             whole = udp_packet(self._source, self._port, destination, port, bytes(run[0]))
             number = self._replies.identify(1)
-            pieces = split(whole, self._replies.mtu, number)
+            pieces = split(whole, at_once + self._head, number)
             return total if all(frames.gather((NO_OFFLOAD, p)) for p in pieces) else 0
         headers = self._headers(destination, port, len(run), len(run[0]), total)
         return total if frames.gather((headers, *run)) else 0
@@ -159,7 +169,7 @@ class TunReply:
         return vnet + _V4.pack(*start, head, source, destination, *udp)
 
 
-def _ends(raw: bytes) -> tuple[bytes, int]:
+def _ends(raw: bytes) -> _Ends:
     """Address and port of a ``sockaddr_in`` or ``sockaddr_in6``."""
     port = int.from_bytes(raw[2:4], "big")
     return (raw[4:8] if len(raw) == 16 else raw[8:24]), port

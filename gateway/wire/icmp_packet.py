@@ -17,6 +17,7 @@ _REPLY: Final = {4: 0, 6: 129}
 #: Types that tell of an error: nobody answers one with another (RFC 1122 section 3.2.2).
 _V4_ERRORS: Final = frozenset({3, 4, 5, 11, 12})
 _V6_INFORMATION: Final = 128
+_TOO_BIG: Final = 2
 _V4_TOLD: Final = frozenset({3, 11, 12})
 #: Before what an error quotes; where in that the ends stand, and how long they are.
 _ERROR_HEADER: Final = 8
@@ -81,6 +82,12 @@ class QuotedError(NamedTuple):
     ends: bytes
     message: bytes
 
+    @property
+    def too_big(self) -> int:
+        """The MTU that an IPv6 router tells of (bytes; RFC 4443 section 3.2); 0: no such error."""
+        told = len(self.ends) == _V6_ENDS_BYTES and self.message[0] == _TOO_BIG
+        return int.from_bytes(self.message[4:8], "big") if told else 0
+
     def about(self, ends: bytes) -> bytes:
         """The same message about a packet with other ends; its checksum is 0.
 
@@ -96,6 +103,8 @@ def read_error(ip: IpPacket, packet: Buffer) -> QuotedError | None:
 
     A redirect (RFC 792) is no error: it is about the sender's own routes.
     """
+    if ip.transport == ip.end or not _is_error(ip.family, packet[ip.transport]):
+        return None
     message = bytes(packet[ip.transport : ip.end])
     if ip.family == 4:
         start, size, protocol_at = _V4_ENDS, _V4_ENDS_BYTES, 9

@@ -21,6 +21,8 @@ from gateway.wire.socks5_udp import decode_header, encode_header, header_size
 Answer = Callable[[bytes, Any], bytes | None]
 
 ECHO = 9999
+#: More than a link of MTU 1280 takes, and less than others do.
+LONG = bytes(1400)
 #: Where servers of a lab are told of their client: ``address port data``.
 TELL = 9998
 
@@ -126,6 +128,15 @@ def ask(sock: socket.socket, data: bytes = b"hello") -> bytes:
     """Send a datagram and wait for the answer."""
     sock.send(data)
     return sock.recv(70_000)
+
+
+def long_echoed(sock: socket.socket) -> bool:
+    """Whether a long datagram comes back, within a moment."""
+    sock.settimeout(0.3)
+    try:
+        return ask(sock, LONG) == LONG
+    except TimeoutError:
+        return False
 
 
 class Relay:

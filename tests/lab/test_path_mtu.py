@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from attic import MTU, add_attic
-from datagrams import ECHO, echo, served, talking
+from attic import add_attic
+from datagrams import ECHO, LONG, echo, long_echoed, served, talking
 from test_tun import download
 from traffic import FAMILIES, Family, dial, read, running, target
 
@@ -19,8 +19,6 @@ from gateway.lab.machine import Machine
 from gateway.lab.process import wait_until
 
 SIZE = 1_000_000
-#: More than the link takes, and less than all others do.
-DATAGRAM = bytes(1400)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +44,11 @@ def ways(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def gateway(module_lab: Lab, attic: Machine, ways: tuple[str, str]) -> Iterator[GatewayProcess]:
-    """UDP by TPROXY beside REDIRECT; datagrams of a TUN have to be told what its hosts take."""
+    """UDP by TPROXY beside REDIRECT."""
     lab, (way, backend) = module_lab, ways
     wan = {"wan": {"type": "direct", "interface": "wan0"}}
     config: dict[str, Any] = lab.config({"to": "wan"}, outbounds=wan)
     config["inbound"] = {"tcp": way, "udp": "tun" if way == "tun" else "tproxy"}
-    if way == "tun":
-        config["tun"] = {"mtu": MTU}
     with served() as servers, running(lab, config, backend=backend) as gateway:
         for host in lab.topology.targets["web"]:
             servers.add(lab.internet, host, ECHO, echo)
@@ -84,20 +80,11 @@ def test_datagrams(
 ) -> None:
     """What comes for it is cut, once it is known that it must be."""
     with talking(attic, target(module_lab, family)) as sock:
-        sock.settimeout(0.3)
-
-        def answered() -> bool:
-            sock.send(DATAGRAM)
-            try:
-                return sock.recv(2000) == DATAGRAM
-            except TimeoutError:
-                return False
-
-        wait_until(answered, "an answer as long as the question")
+        wait_until(lambda: long_echoed(sock), "an answer as long as the question")
 
 
 def test_pings(module_lab: Lab, attic: Machine, gateway: GatewayProcess, family: Family) -> None:
     """Routed past the gateway."""
     host = target(module_lab, family)
-    command = ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "3", "-s", str(len(DATAGRAM)), host]
+    command = ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "3", "-s", str(len(LONG)), host]
     assert " 0 received" not in attic.run(command, check=False).stdout

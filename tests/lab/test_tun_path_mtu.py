@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from attic import add_attic
+from datagrams import ECHO, LONG, echo, long_echoed, served, talking
 from test_tun import download
 from traffic import Family, dial, running, target
 
 from gateway.lab import http_server, serve
+from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
+from gateway.lab.process import wait_until
 
 SIZE = 1_000_000
 
@@ -22,14 +27,46 @@ def attic(module_lab: Lab) -> Machine:
     return add_attic(module_lab)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_connection(module_lab: Lab, attic: Machine, family: Family, workers: int) -> None:
-    """The kernel's stack knows it by other ends, at whichever queue the error comes in."""
-    config: dict[str, Any] = module_lab.config({"to": "home"})
-    config["inbound"] = {"tcp": "tun", "udp": "off", "workers": workers}
-    with (
-        running(module_lab, config) as gateway,
-        dial(attic, target(module_lab, family), serve.HTTP_PORT) as sock,
-    ):
+@pytest.fixture(scope="module", params=[1, 2])
+def gateway(
+    request: pytest.FixtureRequest, module_lab: Lab, attic: Machine
+) -> Iterator[GatewayProcess]:
+    """Of several workers, the one that knows a flow is to be told of it."""
+    lab = module_lab
+    wan = {"wan": {"type": "direct", "interface": "wan0"}}
+    rules = ({"protocol": "tcp", "to": "home"}, {"to": "wan"})
+    config: dict[str, Any] = lab.config(*rules, outbounds={"home": lab.socks("home"), **wan})
+    config["inbound"] = {"tcp": "tun", "udp": "tun", "icmp": "tun", "workers": request.param}
+    with served() as servers, running(lab, config) as gateway:
+        for host in lab.topology.targets["web"]:
+            servers.add(lab.internet, host, ECHO, echo)
+        yield gateway
+
+
+def test_a_connection(
+    module_lab: Lab, attic: Machine, gateway: GatewayProcess, family: Family
+) -> None:
+    """The kernel's stack knows it by other ends."""
+    before = gateway.counters().get("tun_tcp_told", 0)
+    with dial(attic, target(module_lab, family), serve.HTTP_PORT) as sock:
         assert download(sock, SIZE) == http_server.digest(SIZE)
-        assert gateway.counters()["tun_tcp_told"] > 0
+    assert gateway.counters()["tun_tcp_told"] > before
+
+
+def test_datagrams(
+    module_lab: Lab, attic: Machine, gateway: GatewayProcess, family: Family
+) -> None:
+    """Of several sockets; IPv4's are cut by the router itself."""
+    host = target(module_lab, family)
+    for _ in range(4):
+        with talking(attic, host) as sock:
+            wait_until(partial(long_echoed, sock), "an answer as long as the question")
+    if family == 6:
+        assert gateway.counters()["tun_path_told"] == 1
+
+
+def test_pings(module_lab: Lab, attic: Machine, gateway: GatewayProcess, family: Family) -> None:
+    """The first may be what it is known by."""
+    command = ["ping", "-n", "-c", "5", "-i", "0.2", "-W", "3", "-s", str(len(LONG))]
+    said = attic.run([*command, target(module_lab, family)], check=False).stdout
+    assert " 5 received" in said or " 4 received" in said, said

@@ -59,6 +59,13 @@ def drained(keeper: TunKeeper) -> Counter[int]:
     return found
 
 
+def narrow(family: int, packet: bytes) -> bytes:
+    """What a router says of a packet that is too big."""
+    error = error_packet(packet, IcmpError.TOO_BIG, info=1280, source=NARROW[family])
+    assert error is not None
+    return error
+
+
 def check(queues: int) -> None:
     keeper = TunKeeper()
     assert keeper.keep(SETTINGS, queues)
@@ -81,11 +88,13 @@ def check(queues: int) -> None:
             for port in ports[:20]:
                 question = ip_packet(client.packed, remote, TCP, segment(port, 443))
                 answer = ip_packet(remote, client.packed, TCP, segment(443, port))
-                error = error_packet(answer, IcmpError.TOO_BIG, info=1280, source=NARROW[family])
-                assert error is not None
-                assert taken(keeper, [error]) == taken(keeper, [question])
-            others = ((client + n).packed for n in range(100))
-            assert len(taken(keeper, (udp_packet(c, 9, remote, 9, b"") for c in others))) == queues
+                assert taken(keeper, [narrow(family, answer)]) == taken(keeper, [question])
+            others = [(client + n).packed for n in range(100)]
+            questions = [udp_packet(c, 9, remote, 9, b"") for c in others]
+            assert len(taken(keeper, questions)) == queues
+            for other, question in zip(others[:20], questions, strict=False):
+                answer = udp_packet(remote, 9, other, 9, bytes(100))
+                assert taken(keeper, [narrow(family, answer)]) == taken(keeper, [question])
             # And answers come to the queue that has the number.
             for queue in range(queues):
                 numbers = numbers_of(queue, queues)

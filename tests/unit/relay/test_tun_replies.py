@@ -29,6 +29,7 @@ from gateway.wire.ip import (
     transport_checksum,
     words,
 )
+from gateway.wire.path_mtu import PathMtus
 
 ENDS = {
     4: (Endpoint("203.0.113.5", 53), Endpoint("192.168.10.2", 4242)),
@@ -109,7 +110,7 @@ class Slots(Batch):
 def test_the_client_gets_what_came(family: int, slots: list[list[bytes]], segments: bool) -> None:
     far, client = ENDS[family]
     written = Written()
-    reply = TunReplies(written, MTU, segments=segments).lease(far)
+    reply = TunReplies(written, PathMtus(MTU), segments=segments).lease(far)
     sent = reply.forward(Slots(slots), 0, len(slots), 3, Address(sockaddr(client)))
     expected = [data[3:] for slot in slots for data in slot]
     assert written.datagrams(family) == expected
@@ -122,7 +123,7 @@ def test_the_client_gets_what_came(family: int, slots: list[list[bytes]], segmen
 def test_a_train_is_one_frame(family: int) -> None:
     far, client = ENDS[family]
     written = Written()
-    replies = TunReplies(written, MTU, segments=True)
+    replies = TunReplies(written, PathMtus(MTU), segments=True)
     reply = replies.lease(far)
     slots = [[b"a" * 1200] * 30, [b"b" * 1200] * 10 + [b"c" * 7]]
     reply.forward(Slots(slots), 0, 2, 0, Address(sockaddr(client)))
@@ -132,3 +133,20 @@ def test_a_train_is_one_frame(family: int) -> None:
     assert reply.send(Batch(), memoryview(b"later"), Address(sockaddr(client)))
     assert len(written.frames) == 2
     replies.release(reply)
+
+
+def test_nothing_longer_than_its_path_takes_goes_to_a_client() -> None:
+    far, client = ENDS[6]
+    written, paths = Written(), PathMtus(MTU)
+    reply = TunReplies(written, paths, segments=True).lease(far)
+    long, short = [b"a" * 1400] * 3, [b"b" * 1200] * 3
+    reply.forward(Slots([long]), 0, 1, 0, Address(sockaddr(client)))
+    assert len(written.frames) == 1
+    paths.tell(ip_address(client.host).packed, 1280, 0.0)
+    reply.forward(Slots([long, short]), 0, 2, 0, Address(sockaddr(client)))
+    assert len(written.frames) == 1 + 6 + 1  # halves, and what still goes at once
+    assert all(len(frame) - VNET_BYTES <= 1280 for frame in written.frames[1:-1])
+    assert written.datagrams(6) == long + long + short
+    other = Endpoint("2001:db8:10::3", 4242)
+    reply.forward(Slots([long]), 0, 1, 0, Address(sockaddr(other)))
+    assert len(written.frames) == 9

@@ -223,6 +223,19 @@ def test_an_error_is_read_and_told_of_other_ends(
     assert told.about(read.ends) == read.about(read.ends)
 
 
+@given(ENDS, st.integers(0, 0xFFFF_FFFF), st.sampled_from(list(IcmpError)))
+def test_what_is_too_big_is_known_by_its_size(
+    ends: tuple[str, str], mtu: int, kind: IcmpError
+) -> None:
+    source, destination = (ip_address(end).packed for end in ends)
+    packet = error_packet(udp_packet(source, 1, destination, 2, bytes(8)), kind, info=mtu)
+    assert packet is not None
+    read = read_error(packed(packet), packet)
+    assert read is not None
+    # Of IPv4, the sender forbids to cut it; we never do.
+    assert read.too_big == (mtu if kind is IcmpError.TOO_BIG and ":" in ends[0] else 0)
+
+
 @given(ENDS, st.binary(max_size=200), st.sampled_from([2, 3, 4, 5, 11, 12]), st.booleans())
 def test_whatever_icmp_quotes_is_read_as_far_as_it_can_be(
     ends: tuple[str, str], quoted: bytes, kind: int, plain: bool
