@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections import Counter
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from typing import cast
@@ -43,6 +44,7 @@ from gateway.wire.ip import (
     udp_packet,
     words,
 )
+from gateway.wire.path_mtu import MAX_AGE_S, PathMtus
 
 OWN = (IPv4Interface("172.29.88.1/30"), IPv6Interface("fd00:88::1/126"))
 PORT = 7895
@@ -322,8 +324,13 @@ def others() -> Others:
 
 
 @pytest.fixture
-def errors(tcp: TunTcp, written: Written, others: Others) -> TunErrors:
-    return TunErrors(tcp, written, Counter(), others)
+def paths() -> PathMtus:
+    return PathMtus(1500)
+
+
+@pytest.fixture
+def errors(tcp: TunTcp, paths: PathMtus, written: Written, others: Others) -> TunErrors:
+    return TunErrors(tcp, paths, written, Counter(), others)
 
 
 def handed(errors: TunErrors, data: bytes) -> str | None:
@@ -332,10 +339,14 @@ def handed(errors: TunErrors, data: bytes) -> str | None:
     return errors.take(ip, Vnet(), memoryview(data))
 
 
+def told(about: bytes, error: IcmpError, router: str) -> bytes:
+    packet = error_packet(about, error, info=1280, source=router)
+    assert packet is not None
+    return packet
+
+
 def too_big(about: bytes, router: str) -> bytes:
-    told = error_packet(about, IcmpError.TOO_BIG, info=1280, source=router)
-    assert told is not None
-    return told
+    return told(about, IcmpError.TOO_BIG, router)
 
 
 ROUTER = {4: "192.168.1.1", 6: "2001:db8::1"}
@@ -360,14 +371,14 @@ def test_the_kernel_is_told_by_the_ends_that_it_knows(
     ip = read_ip(data)
     assert isinstance(ip, IpPacket)
     assert (str(ip_address(ip.source)), str(ip_address(ip.destination))) == (peer, own)
-    told = read_error(ip, data)
-    assert told is not None, "its checksum is right"
-    assert told.message[:8][-2:] == (1280).to_bytes(2, "big")
+    error = read_error(ip, data)
+    assert error is not None, "its checksum is right"
+    assert error.message[:8][-2:] == (1280).to_bytes(2, "big")
     half = len(ip.source)
-    assert str(ip_address(told.ends[:half])) == own
-    assert str(ip_address(told.ends[half:-4])) == peer
-    assert struct.unpack("!HH", told.ends[-4:]) == (PORT, number)
-    assert told.message[-400:] == bytes(400), "the rest is quoted as it was"
+    assert str(ip_address(error.ends[:half])) == own
+    assert str(ip_address(error.ends[half:-4])) == peer
+    assert struct.unpack("!HH", error.ends[-4:]) == (PORT, number)
+    assert error.message[-400:] == bytes(400), "the rest is quoted as it was"
     assert not others.taken
 
 
@@ -388,13 +399,36 @@ def test_errors_about_what_is_no_flow_of_ours(
     given = [
         too_big(packet(remote, client, (443, 50001), ACK), router),
         too_big(packet(remote, client, (444, 50000), ACK), router),
-        too_big(udp_packet(far, 443, near, 50000, b"datagram"), router),
+        told(udp_packet(far, 443, near, 50000, b"datagram"), IcmpError.PORT_UNREACHABLE, router),
         # Nobody who is not the kernel knows these.
         too_big(packet(peer, own, (number, PORT), ACK), router),
     ]
     assert [handed(errors, each) for each in given] == ["another's"] * len(given)
     assert others.taken == given
     assert not written.packets
+
+
+@FAMILIES
+def test_what_was_too_big_for_a_client_is_kept_in_mind(
+    errors: TunErrors,
+    paths: PathMtus,
+    others: Others,
+    client: str,
+    remote: str,
+    own: str,
+    peer: str,
+) -> None:
+    """Of IPv6; for a while. IPv4's routers cut what is too big, since nobody forbids it."""
+    del own, peer
+    far, near = ip_address(remote).packed, ip_address(client).packed
+    v6 = len(near) == 16
+    data = too_big(udp_packet(far, 443, near, 50000, b"datagram"), ROUTER[6 if v6 else 4])
+    for _ in range(2):
+        assert handed(errors, data) == (None if v6 else "another's")
+    assert paths.of(near) == (1280 if v6 else 1500)
+    assert len(others.taken) == (0 if v6 else 2)
+    errors.expire(time.monotonic() + MAX_AGE_S)
+    assert paths.of(near) == 1500
 
 
 def test_the_rest_is_the_others(errors: TunErrors, others: Others) -> None:
