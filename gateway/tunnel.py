@@ -13,7 +13,7 @@ from gateway.dispatch import Dispatcher
 from gateway.icmp.flow import EchoFlow
 from gateway.inbound.listening import open_all
 from gateway.inbound.tcp import TcpListener
-from gateway.inbound.tun import TunReader, TunWriter
+from gateway.inbound.tun import PacketHandler, TunReader, TunWriter
 from gateway.inbound.tun_errors import TunErrors
 from gateway.inbound.tun_nat import numbers_of
 from gateway.inbound.tun_tcp import TunTcp
@@ -23,7 +23,7 @@ from gateway.kernel.tun import TunDevice, TunSettings
 from gateway.routing import Routing
 from gateway.tunnelled import Tunnelled
 from gateway.udp.dispatcher import Datagrams
-from gateway.wire.ip import ICMP, ICMPV6, TCP
+from gateway.wire.ip import ICMP, ICMPV6, TCP, UDP
 
 #: Translations outlive the flows that they are of: a dispatcher's time-outs come first (s).
 IDLE_S = 2 * 7 * 86400.0
@@ -65,7 +65,6 @@ class Tunnel:
         )
         self.echoes = tunnelled.echoes
         self.face = tunnelled.face
-        handlers = dict(tunnelled.handlers)
         self._listeners: tuple[TcpListener, ...] = ()
         interfaces = (where.tun.ipv4, where.tun.ipv6)
         socks = _open_listeners(where)
@@ -80,7 +79,7 @@ class Tunnel:
             idle_s=IDLE_S,
         )
         errors = TunErrors(tcp, tunnelled.paths, writer, self._counted, tunnelled.echoes)
-        handlers[ICMP] = handlers[ICMPV6] = errors
+        handlers: dict[int, PacketHandler] = {UDP: tunnelled.udp, ICMP: errors, ICMPV6: errors}
         if socks:
             handlers[TCP] = tcp
             self._listeners = tuple(TcpListener(reactor, sock, tcp, streams) for sock in socks)
@@ -91,7 +90,7 @@ class Tunnel:
             tcp,
             self._counted,
             tunnelled.others,
-            tunnelled.flush,
+            tunnelled.udp.flush,
             repeat=tunnelled.echoes.repeat,
         )
 

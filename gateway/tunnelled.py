@@ -22,12 +22,12 @@ from gateway.udp.face import Face
 from gateway.wire.fragments import split
 from gateway.wire.icmp_error import IcmpError
 from gateway.wire.icmp_packet import address_text
-from gateway.wire.ip import ICMP, ICMPV6, UDP, Buffer
+from gateway.wire.ip import Buffer
 from gateway.wire.path_mtu import LEAST, PathMtus
 
 
 class Tunnelled:
-    """The handlers of a device, besides TCP's. ``face``: as what ``datagrams`` speak by it.
+    """Takes what a device gives besides TCP. ``face``: as what ``datagrams`` speak by it.
 
     ``on_closed`` is told of echo flows that end; they are numbered as ``flow_ids`` say.
     """
@@ -61,26 +61,20 @@ class Tunnelled:
             detect_loops=plan.detect_loops,
             flow_ids=flow_ids,
         )
-        self._udp = TunUdp(datagrams, self._is_own, self._errors.expired)
-        self._udp.tells_dscp = routing.policy.needs.dscp
+        self.udp = TunUdp(datagrams, self._is_own, self._errors.expired)
+        self.udp.tells_dscp = routing.policy.needs.dscp
         self.face = Face(TunReplies(writer, self.paths, segments=writer.segments), self._errors)
-        self.handlers: dict[int, PacketHandler] = {
-            UDP: self._udp,
-            ICMP: self.echoes,
-            ICMPV6: self.echoes,
-        }
-        self.flush = self._udp.flush
         self.others: PacketHandler = OtherProtocols(self._errors)
 
     @property
     def counters(self) -> Counter[str]:
         """Totals since the start."""
-        unsent = Counter(udp_dropped_unsent=self._udp.dropped)
+        unsent = Counter(udp_dropped_unsent=self.udp.dropped)
         return self._counters + self.echoes.counters + unsent
 
     def adopt(self, plan: Blueprint, routing: Routing) -> None:
         """Go on by another blueprint; live flows stay as they are."""
-        self._udp.tells_dscp = routing.policy.needs.dscp
+        self.udp.tells_dscp = routing.policy.needs.dscp
         self.echoes.adopt(routing, plan.echo, plan.own)
         self._errors.own = plan.own.addresses
 

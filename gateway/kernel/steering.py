@@ -23,6 +23,8 @@ import struct
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from gateway.wire.ip import ICMP, ICMPV6, TCP
+
 _TUNSETSTEERINGEBPF: Final = 0x8004_54E0
 #: bpf(2) has no wrapper in the C library.
 _SYSCALLS: Final = {"x86_64": 321, "aarch64": 280, "armv7l": 386, "i686": 357, "riscv64": 280}
@@ -39,8 +41,6 @@ _UNLESS_EQUAL, _IF_EQUAL, _JUMP, _EXIT = 0x56, 0x16, 0x05, 0x95
 _MOVE_64: Final = 0xBF
 #: Knuth's: the golden ratio's share of 2^32.
 _MIX: Final = 0x9E37_79B1
-_TCP: Final = 6
-_ICMP, _ICMPV6 = 1, 58
 #: Types of errors: IPv4's "fragmentation needed" is one of the first (RFC 792, RFC 4443).
 _UNREACHABLE, _TOO_BIG = 3, 2
 
@@ -85,10 +85,10 @@ def program(peers: tuple[IPv4Address, IPv6Address], queues: int) -> bytes:
         (_SHIFT, 0, 0, "", 4),
         (_IF_EQUAL, 0, 0, "v6", 6),
         *_family("v4", peers[0].packed, source=12, protocol=9, ports=20),
-        *_quoted("v4", 4, source=40, protocol=37, ports=48, icmp=(_ICMP, 20, _UNREACHABLE)),
+        *_quoted("v4", 4, source=40, protocol=37, ports=48, icmp=(ICMP, 20, _UNREACHABLE)),
         "v6",
         *_family("v6", peers[1].packed, source=8, protocol=6, ports=40),
-        *_quoted("v6", 16, source=56, protocol=54, ports=88, icmp=(_ICMPV6, 40, _TOO_BIG)),
+        *_quoted("v6", 16, source=56, protocol=54, ports=88, icmp=(ICMPV6, 40, _TOO_BIG)),
         "mix",
         *_stirred(16),
         *_stirred(15),
@@ -116,11 +116,9 @@ def _family(name: str, peer: bytes, *, source: int, protocol: int, ports: int) -
         _load(_HALF, ports + 2),
         (_JUMP, 0, 0, "modulo", 0),
         f"{name} other",
-        _load(_WORD, source),
-        (_MOVE, 7, 0, "", 0),
-        *(line for at in words[1:] for line in _mixed_in(source + at)),
+        *_mixed(source, len(peer)),
         _load(_BYTE, protocol),
-        (_UNLESS_EQUAL, 0, 0, f"{name} datagram", _TCP),
+        (_UNLESS_EQUAL, 0, 0, f"{name} datagram", TCP),
         *(line for at in words for line in _mixed_in(destination + at)),
         *_mixed_in(ports),
         (_JUMP, 0, 0, "mix", 0),
@@ -140,11 +138,9 @@ def _quoted(
         (_UNLESS_EQUAL, 0, 0, "mix", number),
         _load(_BYTE, at),
         (_UNLESS_EQUAL, 0, 0, "mix", kind),
-        _load(_WORD, source + size),
-        (_MOVE, 7, 0, "", 0),
-        *(line for word in range(4, size, 4) for line in _mixed_in(source + size + word)),
+        *_mixed(source + size, size),
         _load(_BYTE, protocol),
-        (_UNLESS_EQUAL, 0, 0, "mix", _TCP),
+        (_UNLESS_EQUAL, 0, 0, "mix", TCP),
         _load(_HALF, ports + 2),
         (_MOVE, 7, 0, "", 0),
         (_SHIFT_UP, 7, 0, "", 16),
@@ -169,6 +165,12 @@ def _stirred(shift: int) -> list[_Line]:
 
 def _load(size: int, at: int) -> _Line:
     return (size, 0, 0, "", at)
+
+
+def _mixed(at: int, size: int) -> list[_Line]:
+    """An address, and nothing else so far."""
+    rest = (line for word in range(4, size, 4) for line in _mixed_in(at + word))
+    return [_load(_WORD, at), (_MOVE, 7, 0, "", 0), *rest]
 
 
 def _mixed_in(at: int, size: int = _WORD) -> tuple[_Line, _Line]:

@@ -18,7 +18,8 @@ _REPLY: Final = {4: 0, 6: 129}
 _V4_ERRORS: Final = frozenset({3, 4, 5, 11, 12})
 _V6_INFORMATION: Final = 128
 _TOO_BIG: Final = 2
-_V4_TOLD: Final = frozenset({3, 11, 12})
+#: Of each family, those that tell of a packet; a redirect is about its sender's own routes.
+_TOLD: Final = {4: frozenset({3, 11, 12}), 6: frozenset(range(_V6_INFORMATION))}
 #: Before what an error quotes; where in that the ends stand, and how long they are.
 _ERROR_HEADER: Final = 8
 _V4_ENDS, _V4_ENDS_BYTES = 12, 12
@@ -99,11 +100,8 @@ class QuotedError(NamedTuple):
 
 
 def read_error(ip: IpPacket, packet: Buffer) -> QuotedError | None:
-    """The error that a whole ICMP packet tells; None where it is none, or quotes too little.
-
-    A redirect (RFC 792) is no error: it is about the sender's own routes.
-    """
-    if ip.transport == ip.end or not _is_error(ip.family, packet[ip.transport]):
+    """The error that a whole ICMP packet tells; None where it is none, or quotes too little."""
+    if ip.transport == ip.end or packet[ip.transport] not in _TOLD[ip.family]:
         return None
     message = bytes(packet[ip.transport : ip.end])
     if ip.family == 4:
@@ -116,9 +114,9 @@ def read_error(ip: IpPacket, packet: Buffer) -> QuotedError | None:
     quoted = message[_ERROR_HEADER:]
     if ip.family == 4:
         later = int.from_bytes(quoted[6:8], "big") & 0x1FFF
-        known = message[0] in _V4_TOLD and quoted[0] == PLAIN_V4 and not later
+        known = quoted[0] == PLAIN_V4 and not later
     else:
-        known = message[0] < _V6_INFORMATION and quoted[0] >> 4 == 6
+        known = quoted[0] >> 4 == 6
     if not known or checksum(icmp_pseudo(ip.source, ip.destination, len(message)) + message):
         return None
     return QuotedError(quoted[protocol_at], message[at : at + size], message)

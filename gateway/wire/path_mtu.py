@@ -18,16 +18,16 @@ MOST: Final = 1024
 class PathMtus:
     """Sizes of packets in bytes, by address (packed). ``most``: what paths take by themselves."""
 
-    __slots__ = ("_since", "_told", "most")
+    __slots__ = ("_told", "most")
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._told: dict[bytes, int] = {}
-        self._since: dict[bytes, float] = {}  # the oldest first
+        self._told: dict[bytes, tuple[int, float]] = {}  # and since when, the oldest first
 
     def of(self, host: bytes) -> int:
         """The largest packet that reaches a host whole."""
-        return self._told.get(host, self.most)
+        told = self._told.get(host)
+        return self.most if told is None else told[0]
 
     def tell(self, host: bytes, mtu: int, now: float) -> bool:
         """A router says that it takes no more; whether that is less than it was.
@@ -37,18 +37,15 @@ class PathMtus:
         mtu = max(mtu, LEAST)
         if mtu >= self.of(host):
             return False
-        self._since.pop(host, None)
-        if len(self._since) >= MOST:
-            self._forget(next(iter(self._since)))
-        self._told[host], self._since[host] = mtu, now
+        self._told.pop(host, None)
+        if len(self._told) >= MOST:
+            del self._told[next(iter(self._told))]
+        self._told[host] = mtu, now
         return True
 
     def expire(self, now: float) -> None:
         """Forget what was told long ago."""
-        for host, since in list(self._since.items()):
+        for host, (_, since) in list(self._told.items()):
             if now - since < MAX_AGE_S:
                 return
-            self._forget(host)
-
-    def _forget(self, host: bytes) -> None:
-        del self._since[host], self._told[host]
+            del self._told[host]

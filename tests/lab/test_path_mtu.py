@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attic import add_attic
-from datagrams import ECHO, LONG, echo, long_echoed, served, talking
+from datagrams import ECHO, LONG, answering, echo, long_echoed, talking
 from test_tun import download
 from traffic import FAMILIES, Family, dial, read, running, target
 
@@ -49,9 +49,7 @@ def gateway(module_lab: Lab, attic: Machine, ways: tuple[str, str]) -> Iterator[
     wan = {"wan": {"type": "direct", "interface": "wan0"}}
     config: dict[str, Any] = lab.config({"to": "wan"}, outbounds=wan)
     config["inbound"] = {"tcp": way, "udp": "tun" if way == "tun" else "tproxy"}
-    with served() as servers, running(lab, config, backend=backend) as gateway:
-        for host in lab.topology.targets["web"]:
-            servers.add(lab.internet, host, ECHO, echo)
+    with answering(lab, {ECHO: echo}), running(lab, config, backend=backend) as gateway:
         yield gateway
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attic import add_attic
-from datagrams import ECHO, LONG, echo, long_echoed, served, talking
+from datagrams import ECHO, LONG, answering, echo, long_echoed, talking
 from test_tun import download
 from traffic import Family, dial, running, target
 
@@ -37,9 +37,7 @@ def gateway(
     rules = ({"protocol": "tcp", "to": "home"}, {"to": "wan"})
     config: dict[str, Any] = lab.config(*rules, outbounds={"home": lab.socks("home"), **wan})
     config["inbound"] = {"tcp": "tun", "udp": "tun", "icmp": "tun", "workers": request.param}
-    with served() as servers, running(lab, config) as gateway:
-        for host in lab.topology.targets["web"]:
-            servers.add(lab.internet, host, ECHO, echo)
+    with answering(lab, {ECHO: echo}), running(lab, config) as gateway:
         yield gateway
 
 

@@ -408,18 +408,11 @@ def test_errors_about_what_is_no_flow_of_ours(
     assert not written.packets
 
 
-@FAMILIES
+@pytest.mark.parametrize(("client", "remote"), [V4[:2], V6[:2]])
 def test_what_was_too_big_for_a_client_is_kept_in_mind(
-    errors: TunErrors,
-    paths: PathMtus,
-    others: Others,
-    client: str,
-    remote: str,
-    own: str,
-    peer: str,
+    errors: TunErrors, paths: PathMtus, others: Others, client: str, remote: str
 ) -> None:
     """Of IPv6; for a while. IPv4's routers cut what is too big, since nobody forbids it."""
-    del own, peer
     far, near = ip_address(remote).packed, ip_address(client).packed
     v6 = len(near) == 16
     data = too_big(udp_packet(far, 443, near, 50000, b"datagram"), ROUTER[6 if v6 else 4])
