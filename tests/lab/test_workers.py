@@ -98,6 +98,8 @@ def test_the_death_of_a_worker_under_load(module_lab: Lab, tmp_path: Path) -> No
         assert len(done) == shares[survivors.pop()]
 
         wait_until(lambda: len(worker_pids(gateway)) == WORKERS, "a new worker")
+        # A transfer is whole a moment before its connection is closed at the other end, too.
+        wait_counter(gateway, "closed_done", len(done))
         counters = gateway.counters()
         assert counters["workers_lost"] == 1
         assert counters["flows_lost"] == FLOWS - len(done)
