@@ -14,7 +14,7 @@ from gateway.lab.cells import Cell, cell, serve_socks, socks
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
-from gateway.lab.namespaces import ip
+from gateway.lab.namespaces import added, ip
 from gateway.lab.process import happens
 from gateway.lab.storm import NAIVE, becomes
 from gateway.lab.topology import FAMILIES, FamilyNumber
@@ -213,7 +213,7 @@ class Halves:
     # --- the network and the gateway ----------------------------------------------------------
 
     def _build(self) -> None:
-        hosts = (f"address add {host} dev wan0" for host in self._hosts.values())
+        hosts = (added(host, "wan0") for host in self._hosts.values())
         ip(hosts, self._lab.internet.namespace)
         serve_socks(self._lab, "mirror", "blocked")
         self._make_phys()
@@ -238,7 +238,7 @@ class Halves:
         sides = " type veth peer ".join(f"{cable} netns {end.namespace}" for end in both)
         ip([f"link add {sides}"])
         for side, end in enumerate(both):
-            own = [f"address add {pair[side]} dev {cable}" for pair in _ends(cable)]
+            own = [added(pair[side], cable) for pair in _ends(cable)]
             ip([f"link set {cable} up", *own], end.namespace)
 
     def _config(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, Self
 from gateway.lab import delay, upstreams
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess
 from gateway.lab.machine import Machine
-from gateway.lab.namespaces import FILES, PREFIX, ip, listed, remove, require_root
+from gateway.lab.namespaces import FILES, PREFIX, added, ip, listed, remove, require_root
 from gateway.lab.process import Process
 from gateway.lab.topology import FamilyNumber, Topology
 from gateway.lab.topology import Machine as MachineSpec
@@ -127,10 +127,10 @@ class Lab:
         for link in machine.spec.links:
             yield f"link set {link.name} up"
             for address in link.addresses:
-                yield f"address add {address} dev {link.name}"
+                yield added(address, link.name)
         if machine is self.internet:
             for extra in self.topology.internet_addresses:
-                yield f"address add {extra} dev {machine.spec.link('wan').name}"
+                yield added(extra, machine.spec.link("wan").name)
         for route in machine.spec.routes:
             yield f"route add {route.to} via {route.via}"
 

@@ -44,6 +44,15 @@ def ip(commands: Iterable[str], namespace: str | None = None) -> None:
         raise LabError(f"cannot build the lab: ip: {done.stderr.strip()}")
 
 
+def added(address: object, device: str) -> str:
+    """The command of ``ip`` that gives an address, ``ADDRESS[/LENGTH]``, to a device.
+
+    One of IPv6 can be bound at once by ``nodad`` (``ip-address(8)``) alone: on ``lo`` and with
+    ``accept_dad=0``, too, it is tentative until a worker of the kernel has looked at it.
+    """
+    return f"address add {address} dev {device}{' nodad' if ':' in str(address) else ''}"
+
+
 def listed() -> list[str]:
     """Every named namespace of this machine."""
     done = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)

@@ -13,7 +13,7 @@ from gateway.lab.capture import Tun
 from gateway.lab.cells import Cell, cell, serve_socks, socks
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
-from gateway.lab.namespaces import ip
+from gateway.lab.namespaces import added, ip
 from gateway.lab.process import happens
 from gateway.lab.topology import FAMILIES, FamilyNumber
 from gateway.lab.trials import Asking, Outcome, Seen, settle, try_all
@@ -36,7 +36,7 @@ def replaced_default(lab: Lab) -> Iterator[Cell]:
         for index, name in enumerate(_WAYS)
         for family in FAMILIES
     }
-    ip((f"address add {host} dev wan0" for host in targets.values()), lab.internet.namespace)
+    ip((added(host, "wan0") for host in targets.values()), lab.internet.namespace)
 
     def cells(situation: str, expected: Mapping[str, Outcome], tun: Tun | None) -> Iterator[Cell]:
         asked = {k: v for k, v in targets.items() if k[:-1] in expected}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from gateway.lab.lab import Lab
-from gateway.lab.namespaces import ip
+from gateway.lab.namespaces import added, ip
 from gateway.lab.topology import FAMILIES, FamilyNumber
 
 #: The other router of the WAN, and the address of a renewed lease.
@@ -27,14 +27,14 @@ class Uplink:
         # Otherwise all addresses of a network go with the first.
         self._internet.run(["sysctl", "-qw", "net.ipv4.conf.all.promote_secondaries=1"])
         old, self._via = self._via, _OTHER_ROUTER
-        ip(_addresses("add", self._via), self._internet.namespace)
+        ip(_added(self._via), self._internet.namespace)
         self.default("replace")
-        ip(_addresses("del", old), self._internet.namespace)
+        ip(_removed(old), self._internet.namespace)
 
     def renew(self) -> None:
         """As a DHCP client does it: the old address goes, and the default route with it."""
         old, self.addresses = self.addresses, _RENEWED
-        lines = [*_addresses("del", old), *_addresses("add", self.addresses)]
+        lines = [*_removed(old), *_added(self.addresses)]
         ip(lines, self._router.namespace)
         self.default("replace")
 
@@ -56,10 +56,13 @@ class Uplink:
 
         IPv6 addresses go with a link, and come back by themselves only with a router's help.
         """
-        six = f"address add {self.addresses[6]}/{_LENGTH[6]} dev wan0"
-        ip(["link set wan0 up", six], self._router.namespace)
+        ip(["link set wan0 up", *_added({6: self.addresses[6]})], self._router.namespace)
         self.default("replace")
 
 
-def _addresses(verb: str, of: dict[FamilyNumber, str]) -> list[str]:
-    return [f"address {verb} {each}/{_LENGTH[family]} dev wan0" for family, each in of.items()]
+def _added(addresses: dict[FamilyNumber, str]) -> list[str]:
+    return [added(f"{each}/{_LENGTH[family]}", "wan0") for family, each in addresses.items()]
+
+
+def _removed(addresses: dict[FamilyNumber, str]) -> list[str]:
+    return [f"address del {each}/{_LENGTH[f]} dev wan0" for f, each in addresses.items()]

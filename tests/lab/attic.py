@@ -6,7 +6,7 @@ from traffic import FAMILIES, Family, address
 
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
-from gateway.lab.namespaces import ip
+from gateway.lab.namespaces import added, ip
 from gateway.lab.topology import Machine as MachineSpec
 
 MTU = 1280
@@ -33,7 +33,7 @@ def add_attic(lab: Lab) -> Machine:
     ends = " type veth peer ".join(f"name attic0 netns {m.namespace}" for m in (desk, attic))
     ip([f"link add {ends}"])
     for machine, side in ((desk, 0), (attic, 1)):
-        own = [f"address add {_LINK[f][side]}/{_LENGTH[f]} dev attic0" for f in FAMILIES]
+        own = [added(f"{_LINK[f][side]}/{_LENGTH[f]}", "attic0") for f in FAMILIES]
         ip([f"link set attic0 mtu {MTU} up", "link set lo up", *own], machine.namespace)
     there = [f"route add default via {_LINK[f][0]} advmss {_SEGMENT[f]}" for f in FAMILIES]
     ip(there, name)

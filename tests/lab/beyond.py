@@ -6,7 +6,7 @@ from traffic import Family, address
 
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
-from gateway.lab.namespaces import ip
+from gateway.lab.namespaces import added, ip
 from gateway.lab.topology import Machine as MachineSpec
 
 #: The ends of the link, that of the internet first; an address that nobody there has.
@@ -47,9 +47,7 @@ def add_beyond(lab: Lab) -> Machine:
     ends = " type veth peer ".join(f"name far0 netns {m.namespace}" for m in (internet, beyond))
     ip([f"link add {ends}"])
     for machine, side in ((internet, 0), (beyond, 1)):
-        own = (
-            f"address add {ends[side]}/{24 if f == 4 else 64} dev far0" for f, ends in LINK.items()
-        )
+        own = (added(f"{LINK[f][side]}/{24 if f == 4 else 64}", "far0") for f in LINK)
         ip([f"link set far0 mtu {MTU} up", "link set lo up", *own], machine.namespace)
     ip([f"route add default via {ends[0]}" for ends in LINK.values()], name)
     return beyond

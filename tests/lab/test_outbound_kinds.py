@@ -24,6 +24,7 @@ from traffic import (
 from gateway.lab import http_server
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
+from gateway.lab.namespaces import added, ip
 
 SIZE = 10_000_000
 #: A second address of the router on the WAN, for `source`.
@@ -45,13 +46,19 @@ PORTS = {name: 8001 + number for number, name in enumerate(WAYS)}
 @pytest.fixture(scope="module")
 def gateway(module_lab: Lab, backend: str, mode: str, workers: int) -> Iterator[GatewayProcess]:
     lab = module_lab
-    for prefix in (f"{SECOND[4]}/24", f"{SECOND[6]}/64"):
-        lab.router.run(["ip", "address", "replace", prefix, "dev", "wan0", "preferred_lft", "0"])
     rules = [{"port": PORTS[name], "to": name} for name in WAYS]
     config = lab.config(*rules, {"to": "direct"}, outbounds=WAYS)
     config["lan"]["this_machine"] = True
     with running(lab, config, backend=backend, mode=mode, workers=workers) as gateway:
         yield gateway
+
+
+@pytest.fixture(scope="module", autouse=True)
+def second_addresses(module_lab: Lab) -> None:
+    """Not those that the kernel itself chooses."""
+    prefixes = (f"{SECOND[4]}/24", f"{SECOND[6]}/64")
+    second = (f"{added(prefix, 'wan0')} preferred_lft 0" for prefix in prefixes)
+    ip(second, module_lab.router.namespace)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -28,6 +28,7 @@ from gateway.kernel.error_queue import ask_for_errors, told
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
+from gateway.lab.namespaces import added, ip
 
 __all__ = [
     "test_a_client_socket_has_one_address_for_all",
@@ -45,9 +46,10 @@ UDP_SEGMENT = 103
 
 @pytest.fixture(scope="module")
 def servers(module_lab: Lab) -> Iterator[Served]:
-    """Echo and tell on all targets, and echo two hops away."""
+    """Echo and tell on all targets, and echo two hops away; the forbidden ones are there, too."""
     lab = module_lab
     lab.start_upstream("sing-box")
+    ip((added(host, "lo") for host in FORBIDDEN.values()), lab.internet.namespace)
     beyond = add_beyond(lab)
     with answering(lab, {ECHO: echo, TELL: tell, DEVICE: tell, MARKED: tell}) as servers:
         for family in FAMILIES:

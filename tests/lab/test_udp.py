@@ -14,6 +14,7 @@ from traffic import FAMILIES, Family, address, new_socket, running, target, upst
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
+from gateway.lab.namespaces import added, ip
 from gateway.lab.process import wait_until
 
 #: Ports of the ways out, besides the SOCKS server.
@@ -32,8 +33,9 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def servers(module_lab: Lab) -> Iterator[Served]:
-    """Echo and tell on all targets."""
+    """Echo and tell on all targets; the forbidden ones are the internet's, too."""
     module_lab.start_upstream("sing-box")
+    ip((added(host, "lo") for host in FORBIDDEN.values()), module_lab.internet.namespace)
     ports = dict.fromkeys((TELL, DEVICE, PRESERVED, BUSY, MARKED), tell)
     with answering(module_lab, {ECHO: echo, **ports}) as servers:
         yield servers
@@ -129,7 +131,6 @@ def test_a_stranger_may_speak_and_is_answered(
                 assert stranger.recvfrom(100) == (b"yes?", _like(stranger, outside))
             refused = new_socket(lab.internet, FORBIDDEN[family], socket.SOCK_DGRAM)
             with refused:
-                lab.internet.run(["ip", "address", "replace", FORBIDDEN[family], "dev", "lo"])
                 refused.bind((FORBIDDEN[family], 7777))
                 refused.sendto(b"hello, child", outside)
             stranger.sendto(b"it is only me", outside)
