@@ -17,7 +17,7 @@ from gateway.errors import GatewayError
 from gateway.lab.machine import Machine
 from gateway.lab.process import Process
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 RECENT = 10_000
 
 #: Where a child finds this very package, whether it is installed or a checkout.

@@ -13,7 +13,7 @@ from gateway.errors import GatewayError
 
 POLL_S = 0.02
 START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
 
 
 class LabError(GatewayError):
