@@ -20,6 +20,7 @@ from gateway.inbound.tun_tcp import TunTcp
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.sockets import local_endpoint, open_listener
 from gateway.kernel.tun import TunDevice, TunSettings
+from gateway.kernel.tun_entrance import TunEntrance
 from gateway.routing import Routing
 from gateway.tunnelled import Tunnelled
 from gateway.udp.dispatcher import Datagrams
@@ -92,6 +93,7 @@ class Tunnel:
             tunnelled.others,
             tunnelled.udp.flush,
             repeat=tunnelled.echoes.repeat,
+            entrance=TunEntrance(where.tun.name) if queue.queues > 1 else None,
         )
 
     @property

@@ -21,6 +21,7 @@ from typing import Final, Protocol
 
 from gateway.kernel.reactor import Reactor
 from gateway.kernel.tun import FRAME_BYTES, USO4, TunDevice
+from gateway.kernel.tun_entrance import TunEntrance
 from gateway.wire.fragments import Reassembler
 from gateway.wire.ip import (
     ICMP,
@@ -137,12 +138,14 @@ class TunReader:
         others: PacketHandler | None = None,
         served: Callable[[], None] = _nothing,
         repeat: Repeater = _none_alike,
+        entrance: TunEntrance | None = None,
     ) -> None:
         """``others`` takes the protocols that have no handler.
 
         ``served`` is called when all that has come, or enough of it, has been handed over.
 
-        ``counters``: whose keys begin with ``tun_``; the writer's, too.
+        ``counters``: whose keys begin with ``tun_``; the writer's, too. ``entrance``: where TCP
+        that came in fragments goes, which may be another queue's; None: there is no other.
         """
         self._reactor = reactor
         self._writer = writer
@@ -150,6 +153,7 @@ class TunReader:
         self._counters = counters
         self._others = others
         self._served = served
+        self._entrance = entrance
         self._fragments = Reassembler()
         self._frame = bytearray(FRAME_BYTES)
         self._buffers = (self._frame,)
@@ -230,6 +234,8 @@ class TunReader:
         for handler in set(self._handlers.values()):
             handler.close()
         self._reactor.close(self._writer.device)
+        if self._entrance is not None:
+            self._entrance.close()
 
     def _take(self, size: int) -> None:
         dropped = self._handle(size)
@@ -255,7 +261,18 @@ class TunReader:
             ip = read_ip(packet)
             if isinstance(ip, Malformed):
                 return ip
+            if ip.protocol == TCP and self._entrance is not None:
+                self._send_anew(self._entrance, whole)
+                return None
         handler = self._handlers.get(ip.protocol, self._others)
         if handler is None:
             return "protocol"
         return handler.take(ip, vnet, packet)
+
+    def _send_anew(self, entrance: TunEntrance, packet: bytes) -> None:
+        try:
+            entrance.send(packet)
+        except OSError as error:
+            self._writer.refused(error)
+        else:
+            self._counters["tun_steered_anew"] += 1

@@ -5,7 +5,8 @@ by which queue answers came (``tun_select_queue`` of drivers/net/tun.c). Transla
 the ends, so the two directions of a flow would meet different queues. This program takes what
 goes to ``peer`` by its destination port alone: the number of the flow, which the queue that
 opened it has chosen. Of the rest, TCP is spread by its ends, and all else by its source:
-a client's datagrams have one address outside, and fragments have no ports. An error that a
+a client's datagrams have one address outside, and fragments, TCP's too, have no ports: who
+puts those together sends them in anew (``gateway.kernel.tun_entrance``). An error that a
 router tells of a flow goes where the flow is: it quotes the ends.
 
 Sources: Documentation/bpf/standardization/instruction-set.rst, bpf(2) (BPF_PROG_LOAD),
@@ -37,10 +38,13 @@ _ATTRIBUTES: Final = struct.Struct("=IIQQ")
 # Opcodes: loads from the packet into r0, arithmetic of 32 bits, and jumps.
 _BYTE, _HALF, _WORD = 0x30, 0x28, 0x20
 _MOVE, _XOR, _MULTIPLY, _SHIFT, _SHIFT_UP, _MODULO = 0xBC, 0xAC, 0x24, 0x74, 0x64, 0x94
+_AND: Final = 0x54
 _UNLESS_EQUAL, _IF_EQUAL, _JUMP, _EXIT = 0x56, 0x16, 0x05, 0x95
 _MOVE_64: Final = 0xBF
 #: Knuth's: the golden ratio's share of 2^32.
 _MIX: Final = 0x9E37_79B1
+#: Of an IPv4 packet, where its flags and offset stand; more fragments, or an offset.
+_PART, _FRAGMENT = 6, 0x3FFF
 #: Types of errors: IPv4's "fragmentation needed" is one of the first (RFC 792, RFC 4443).
 _UNREACHABLE, _TOO_BIG = 3, 2
 
@@ -119,6 +123,8 @@ def _family(name: str, peer: bytes, *, source: int, protocol: int, ports: int) -
         *_mixed(source, len(peer)),
         _load(_BYTE, protocol),
         (_UNLESS_EQUAL, 0, 0, f"{name} datagram", TCP),
+        # With IPv6 the protocol of a fragment is that of the header which says so.
+        *(_whole() if len(peer) == 4 else ()),
         *(line for at in words for line in _mixed_in(destination + at)),
         *_mixed_in(ports),
         (_JUMP, 0, 0, "mix", 0),
@@ -148,6 +154,11 @@ def _quoted(
         *(line for word in range(0, 2 * size, 4) for line in _mixed_in(source + word)),
         (_JUMP, 0, 0, "mix", 0),
     ]
+
+
+def _whole() -> list[_Line]:
+    """An IPv4 packet that is not in fragments goes on."""
+    return [_load(_HALF, _PART), (_AND, 0, 0, "", _FRAGMENT), (_UNLESS_EQUAL, 0, 0, "mix", 0)]
 
 
 def _stirred(shift: int) -> list[_Line]:

@@ -60,6 +60,7 @@ OPENS_SOCKETS = {
     "control/": "the control socket is a unix socket",
     "kernel/handover.py": "hands descriptors to our own workers",
     "kernel/netlink.py": "netlink sockets carry no traffic",
+    "kernel/tun_entrance.py": "sends into the device alone",
     "kernel/reactor.py": "has a descriptor of its own of asyncio's epoll instance, by ``fromfd``",
 }
 

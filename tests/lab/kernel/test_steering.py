@@ -66,6 +66,17 @@ def narrow(family: int, packet: bytes) -> bytes:
     return error
 
 
+def in_two(source: bytes, destination: bytes, port: int) -> list[bytes]:
+    """TCP in two fragments; in the second one the ports are data."""
+    body = segment(port, 443) + bytes(4) + port.to_bytes(2, "big") * 8
+    if len(source) == 16:
+        heads = (struct.pack("!BBHI", TCP, 0, mark, port) for mark in (1, 24))
+        pieces = zip(heads, (body[:24], body[24:]), strict=True)
+        return [ip_packet(source, destination, 44, head + piece) for head, piece in pieces]
+    first, second = (ip_packet(source, destination, TCP, p) for p in (body[:24], body[24:]))
+    return [first[:6] + b"\x20\0" + first[8:], second[:6] + b"\0\3" + second[8:]]
+
+
 def check(queues: int) -> None:
     keeper = TunKeeper()
     assert keeper.keep(SETTINGS, queues)
@@ -84,6 +95,9 @@ def check(queues: int) -> None:
                 keeper, (udp_packet(client.packed, p, remote, p, b"") for p in range(1000, 1050))
             )
             assert list(one.values()) == [50]
+            # What is in fragments, of whatever, as datagrams are.
+            parts = (part for port in ports for part in in_two(client.packed, remote, port))
+            assert taken(keeper, parts) == Counter({next(iter(one)): 2 * len(ports)})
             # An error about what was sent to a client comes to the flow that it is about.
             for port in ports[:20]:
                 question = ip_packet(client.packed, remote, TCP, segment(port, 443))
