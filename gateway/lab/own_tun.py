@@ -150,16 +150,17 @@ class OwnTun:
                 self._router.run(["nft", "-f", "-"], stdin=table)
                 for family in FAMILIES:
                     before = accepted(gateway)
-                    seen = self._as_user(self._hosts[family])
+                    seen = self._as_user(self._hosts[family], expected)
                     if accepted(gateway) - before != flows:
                         seen = Seen(Outcome.LOOP, "not the flows there should be")
                     peer = self._uplink.addresses[family]
                     yield cell("mark by netfilter", situation, family, expected, seen, peer)
             self._router.run(["nft", "delete", "table", "inet", "owner"])
 
-    def _as_user(self, host: str) -> Seen:
+    def _as_user(self, host: str, expected: Outcome) -> Seen:
         shown = f"[{host}]" if ":" in host else host
-        curl = ["curl", "-sgm", "2", f"http://{shown}/whoami"]
+        patience = "2" if expected is Outcome.SILENT else "20"
+        curl = ["curl", "-sgm", patience, f"http://{shown}/whoami"]
         done = self._router.run(
             ["setpriv", f"--reuid={_USER}", "--clear-groups", *curl], check=False
         )

@@ -25,10 +25,13 @@ def wait_until(
 ) -> None:
     """Poll until ``condition`` holds. Raises ``LabError`` naming ``what`` after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
+    last = False
     while not condition():
-        if time.monotonic() > deadline:
+        if last:
             raise LabError(f"waited {timeout_s:g} s in vain: {what}")
         time.sleep(POLL_S)
+        # We may have stood still ourselves: what was waited for may be there by now.
+        last = time.monotonic() > deadline
 
 
 def happens(condition: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> bool:

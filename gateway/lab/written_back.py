@@ -30,6 +30,7 @@ def written_back(lab: Lab) -> Iterator[Cell]:
             packet = Unknown(desk, host)
             packet.connect()
             times = 0
+            happens(tun.is_readable)  # the neighbours may have to be found
             while happens(tun.is_readable, _QUIET_S):
                 times += tun.write_back(host)
             packet.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import selectors
 import socket
 import struct
@@ -15,6 +16,7 @@ from traffic import TIMEOUT_S, address, new_socket
 from gateway.flow import Endpoint
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
+from gateway.lab.process import POLL_S
 from gateway.wire.socks5_udp import decode_header, encode_header, header_size
 
 #: Makes what a datagram of a peer is answered with; None: with nothing.
@@ -25,6 +27,9 @@ ECHO = 9999
 LONG = bytes(1400)
 #: Where servers of a lab are told of their client: ``address port data``.
 TELL = 9998
+#: Of clients: below those that kernels choose, each once. A flow by a port that somebody has had
+#: before would be taken for his.
+_PORTS = itertools.count(20_000)
 
 
 def seen_by(answer: bytes) -> tuple[str, int, bytes]:
@@ -120,6 +125,7 @@ def answering(lab: Lab, answers: Mapping[int, Answer]) -> Iterator[Served]:
 def talking(machine: Machine, host: str, port: int = ECHO) -> Iterator[socket.socket]:
     """A connected UDP socket: it hears nobody but ``host``, and of ICMP errors."""
     with new_socket(machine, host, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", next(_PORTS)))
         sock.connect((host, port))
         yield sock
 
@@ -161,21 +167,33 @@ class Relay:
         self._listener.bind((host, port))
         self._listener.listen(64)
         self._socks: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads: list[threading.Thread] = []
+        self._run(self._accept)
 
     def close(self) -> None:
-        """End all."""
+        """End all, what somebody is about to open as well."""
+        while self._threads:
+            for sock in (self._listener, *self.controls, *self._socks):
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            thread = self._threads[-1]
+            thread.join(POLL_S)
+            if not thread.is_alive():
+                self._threads.remove(thread)
         for sock in (self._listener, *self.controls, *self._socks):
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
             sock.close()
+
+    def _run(self, work: Callable[..., None], *given: object) -> None:
+        thread = threading.Thread(target=work, args=given, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 control, _ = self._listener.accept()
                 self.controls.append(control)
-                threading.Thread(target=self._serve, args=(control,), daemon=True).start()
+                self._run(self._serve, control)
 
     def _serve(self, control: socket.socket) -> None:
         with suppress(OSError, IndexError):
@@ -185,12 +203,12 @@ class Relay:
                 control.sendall(bytes.fromhex("05 07 00 01 00000000 0000"))
                 return
             relay = new_socket(self._machine, self.host, socket.SOCK_DGRAM)
+            self._socks.append(relay)
             relay.settimeout(None)
             relay.bind((self.host, 0))
-            self._socks.append(relay)
             bound = self.bound._replace(port=relay.getsockname()[1])
             control.sendall(b"\x05\x00\x00" + encode_header(bound)[3:])
-            threading.Thread(target=self._relay, args=(relay,), daemon=True).start()
+            self._run(self._relay, relay)
             control.recv(1)
             relay.shutdown(socket.SHUT_RDWR)
 
@@ -214,6 +232,8 @@ class Relay:
                 sock = onward[6 if ":" in target.host else 4]
                 sock.sendto(datagram[size:], target)
                 answer, far = sock.recvfrom(70_000)
+                if far is None:  # it was shut down
+                    return
                 for changed in self.change(encode_header(Endpoint(*far[:2])) + answer):
                     relay.sendto(changed, client)
 
