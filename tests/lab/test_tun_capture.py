@@ -107,7 +107,7 @@ def test_datagrams_and_echoes(module_lab: Lab) -> None:
             for machine, host in product((lab.router, lab.client("desk")), targets(lab, "web")):
                 with talking(machine, host) as sock:
                     wait_until(partial(answered, sock), f"an answer of {host}")
-                machine.run(["ping", "-c", "1", "-W", "5", host])
+                machine.run(["ping", "-c", "1", "-W", "20", host])
             before = gateway.counters()
             assert before["udp_flows"] >= 4
             lab.router.run(["ip", "link", "del", "gateway0"])

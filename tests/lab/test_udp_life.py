@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -69,26 +69,32 @@ def udp_flows(gateway: GatewayProcess) -> list[dict[str, Any]]:
 
 
 def test_quiet_flows_end_by_the_class_of_their_port(module_lab: Lab, servers: Served) -> None:
-    """DNS first, then the others; one that moves stays, and the next datagram opens anew."""
+    """Each class by a time-out of its own, and no other; the next datagram opens anew."""
     lab, desk = module_lab, module_lab.client("desk")
-    timeouts = {"udp_dns": 0.3, "udp": 1.5, "udp_stream": 600}
-    with relay(lab), running(lab, through_relay(lab, timeouts=timeouts)) as gateway:
-        host = target(lab, 4)
-        with (
-            talking(desk, host, 53) as dns,
-            talking(desk, host) as other,
-            talking(desk, host, QUIC) as quic,
-        ):
-            for sock in (dns, other, quic):
-                ask(sock)
-            wait_counter(gateway, "udp_closed_idle-timeout", 2)
+    host = target(lab, 4)
+    ports = {"udp_dns": 53, "udp": ECHO, "udp_stream": QUIC}
+    # How often flows are looked at goes by the shortest of all, TCP's as well.
+    patient = dict.fromkeys(ports, 600.0) | {"half_closed": 0.2}
+    with (
+        relay(lab),
+        running(lab, through_relay(lab, timeouts=patient)) as gateway,
+        ExitStack() as open_,
+    ):
+        socks = [open_.enter_context(talking(desk, host, port)) for port in ports.values()]
+        for sock in socks:
+            ask(sock)
+        over = []
+        for name, port in ports.items():
+            gateway.reload(through_relay(lab, timeouts=patient | {name: 0.2}))
+            over.append(f"{host}:{port}")
+            wait_counter(gateway, "udp_closed_idle-timeout", len(over))
             ended = [flow for flow in udp_flows(gateway) if flow["state"] == "closed"]
-            by_end = sorted(ended, key=lambda flow: flow["started"] + flow["duration_s"])
-            assert [flow["destination"] for flow in by_end] == [f"{host}:53", f"{host}:{ECHO}"]
+            assert sorted(flow["destination"] for flow in ended) == sorted(over)
             assert {flow["close_reason"] for flow in ended} == {"idle-timeout"}
-            assert ask(other) == b"hello"
-            live = [flow for flow in udp_flows(gateway) if flow["state"] != "closed"]
-            assert {flow["destination"] for flow in live} >= {f"{host}:{QUIC}"}
+        gateway.reload(through_relay(lab, timeouts=patient))
+        for sock in socks:
+            assert ask(sock).endswith(b"hello")
+        assert gateway.counters()["udp_flows"] == 2 * len(ports)
 
 
 def test_one_device_cannot_take_all_the_room(module_lab: Lab, servers: Served) -> None:
@@ -123,7 +129,7 @@ def test_a_lost_association_is_replaced_beneath_the_flow(module_lab: Lab, server
         talking(desk, target(lab, 4)) as sock,
     ):
         ask(sock)
-        wait_until(lambda: len(server.controls) == 1 + LEAST, "spares, which are to die too")
+        wait_until(lambda: len(server.controls) > LEAST, "spares, which are to die too")
         for control in list(server.controls):
             control.shutdown(socket.SHUT_RDWR)
         wait_counter(gateway, "udp_dropped_association-lost")
@@ -137,7 +143,8 @@ def test_an_association_is_ready_before_it_is_needed(module_lab: Lab, servers: S
     lab, desk = module_lab, module_lab.client("desk")
     with relay(lab) as server, running(lab, through_relay(lab)):
         for taken in range(3):
-            wait_until(lambda n=taken: len(server.controls) == n + LEAST, "spares")  # type: ignore[misc]
+            # There are more where it takes the server long, and flows come soon.
+            wait_until(lambda n=taken: len(server.controls) >= n + LEAST, "spares")  # type: ignore[misc]
             with talking(desk, target(lab, 4)) as sock:
                 ask(sock)
 
@@ -276,6 +283,8 @@ def test_a_way_that_is_lost_is_told(module_lab: Lab, servers: Served, family: Fa
                 ask(sock)
         finally:
             router.run([*route, "add", *default])
+
+        sock.settimeout(1)
 
         def goes_on() -> bool:
             try:

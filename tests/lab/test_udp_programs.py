@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from traffic import FAMILIES, Family, iperf3, new_socket, running, target, upstr
 from gateway.kernel.sockets import family_of
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess
 from gateway.lab.lab import Lab
+from gateway.lab.process import wait_until
 from gateway.lab.upstreams import STARTERS
 
 PEER = str(Path(__file__).with_name("quic_peer.py"))
@@ -83,7 +85,8 @@ def servers(module_lab: Lab) -> Iterator[Served]:
 
 def test_dig(module_lab: Lab, servers: Served, gateway: GatewayProcess, family: Family) -> None:
     desk = module_lab.client("desk")
-    command = ["dig", "+short", "+tries=1", f"@{target(module_lab, family)}", "a.example", "A"]
+    asked = [f"@{target(module_lab, family)}", "a.example", "A"]
+    command = ["dig", "+short", "+tries=1", "+time=20", *asked]
     assert desk.run(command).stdout.strip() == "192.0.2.53"
 
 
@@ -112,9 +115,14 @@ def test_iperf3(
     lab, desk = module_lab, module_lab.client("desk")
     # It answers from the address that is nearest to its client: of the SOCKS server, its own.
     host = lab.topology.upstreams["spare"].addresses.of(family)
-    sums = iperf3(lab, desk, host, "-u", "-b", "20M", "-n", "2M", "-l", "1200", *direction)
-    assert sums["sum"]["bytes"] >= 2_000_000
-    assert sums["sum"]["lost_percent"] < 50
+
+    def arrives() -> bool:
+        """Most of it: whoever has the queue of a few is held up for a moment loses all the rest."""
+        sums = iperf3(lab, desk, host, "-u", "-b", "20M", "-n", "2M", "-l", "1200", *direction)
+        assert sums["sum"]["bytes"] >= 2_000_000
+        return bool(sums["sum"]["lost_percent"] < 50)
+
+    wait_until(arrives, "most of what is sent to arrive")
 
 
 def test_http3(
@@ -127,7 +135,8 @@ def test_http3(
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=web"]
     lab.internet.run([*command, "-out", files[0], "-keyout", files[1]])
     command = [sys.executable, PEER, "serve", host, *files]
-    server = lab.internet.start("http3", command, ENVIRONMENT)
+    # Whose log is its own: that of another one says that it is ready.
+    server = lab.internet.start(f"http3-{socks_server}", command, ENVIRONMENT)
     try:
         server.wait_until(lambda: "ready" in server.log, "the HTTP/3 server")
         fetch = [sys.executable, PEER, "fetch", host, str(HTTP3_BYTES)]
@@ -167,16 +176,19 @@ def test_a_thousand_flows_at_a_time(
             waiting[sock.fileno()] = (sock, b"%d" % number)
         for _ in range(20):
             # What has had no answer is asked again, as a program would.
+            # A server that has not granted a thousand associations in time is an error, once.
             for sock, data in waiting.values():
-                sock.send(data)
+                with suppress(ConnectionRefusedError):
+                    sock.send(data)
             while events := poll.poll(1.0):
                 for fd, _ in events:
                     sock, data = waiting.get(fd, (None, b""))
                     if sock is None:
                         poll.unregister(fd)
                         continue
-                    assert sock.recv(100) == data
-                    del waiting[fd]
+                    with suppress(ConnectionRefusedError):
+                        assert sock.recv(100) == data
+                        del waiting[fd]
             if not waiting:
                 break
         assert not waiting
