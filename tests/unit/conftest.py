@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import resource
+import select
 import socket
 import struct
 import time
@@ -121,6 +122,7 @@ class Plane:
         """Both ends of a TCP connection over loopback, where connect(2) is done at once."""
         server, where = self.server()
         near = self.dial(where)
+        assert select.select([server], [], [], DEADLINE_S)[0]
         far = self.own(server.accept()[0])
         server.close()
         return near, far

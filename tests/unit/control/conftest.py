@@ -195,13 +195,13 @@ def serve(run_dir: Path) -> Iterator[Callable[[FakeRunning], ControlServer]]:
 
         def start(running: FakeRunning) -> ControlServer:
             server = ControlServer(running, run_dir)
-            asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
             servers.append(server)
             return server
 
         yield start
         for server in servers:
-            asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from .conftest import FakeRunning
 def raw_request(run_dir: Path, request: bytes) -> tuple[int, bytes]:
     """Status and body of what the server answers to these bytes."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(str(run_dir / "control.sock"))
         client.sendall(request)
         answer = b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from dataclasses import dataclass, field
@@ -252,18 +253,23 @@ def test_all_that_were_asked_must_have_failed(plane, rig, impatient) -> None:
     assert one.client.answers == [(TIMEOUT, "c: late; a: no; b: late", False)]
 
 
-def test_a_client_that_goes_takes_all_attempts_along(plane, rig, impatient) -> None:
+def test_a_client_that_goes_takes_all_attempts_along(plane, rig, monkeypatch) -> None:
+    timers = []
+
+    def call_later(_delay_s: float, callback) -> asyncio.TimerHandle:
+        timers.append((callback, plane.loop.call_later(1000, callback)))
+        return timers[-1][1]
+
+    monkeypatch.setattr(plane.reactor, "call_later", call_later)
     one = rig()
-
-    async def scenario() -> None:
-        attempt = one.flow()
-        await plane.until(lambda: one.b.legs)
-        attempt.cancel()
-        await plane.turns()
-
-    plane.run(scenario())
+    attempt = one.flow()
+    ((lose_patience, _),) = timers
+    lose_patience()
+    assert len(one.b.legs) == 1
+    attempt.cancel()
     assert one.a.legs[0].cancelled
     assert one.b.legs[0].cancelled
+    assert timers[1][1].cancelled(), "nobody else is tried"
     assert one.client.answers == one.c.legs == []
 
 
@@ -311,8 +317,7 @@ def test_real_connections(plane) -> None:
 
 
 def test_a_refusal_by_the_destination_of_a_direct_member(plane) -> None:
-    server, where = plane.server()
-    server.close()
+    where = plane.closed_port()
     factory = SocketFactory(None)
     members = [DirectOutbound(n, plane.reactor, factory, SocketOptions()) for n in "ab"]
     one = Rig(plane, *members)

@@ -22,6 +22,12 @@ GRANTED = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
 REFUSED = b"\x05\x05\x00\x01\x00\x00\x00\x00\x00\x00"
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """No server is taken for a silent one where a test does not mean it."""
+    monkeypatch.setattr(manners, "PATIENCE_S", 1000.0)
+
+
 @pytest.fixture
 def outbound(plane):
     """Makes an outbound to a server that the test plays."""

@@ -89,12 +89,13 @@ def test_direct_with_the_clients_own_source(plane, requester):
     """An address that is not this machine's own; the port is left to the kernel."""
     _, where = plane.server()
     home = direct(plane, preserve_source=True)
+    source = CLIENT._replace(port=4000)  # none that the kernel would choose by itself
     noted = []
     home.factory.opened = SimpleNamespace(wanted=True, note=lambda *given: noted.append(given))
-    attempt = home.open(facts(where), requester)
+    attempt = home.open(facts(where)._replace(source=source), requester)
     ((_, local, remote),) = noted
-    assert (local.host, remote) == (CLIENT.host, where)
-    assert local.port not in {0, CLIENT.port}
+    assert (local.host, remote) == (source.host, where)
+    assert local.port not in {0, source.port}
     attempt.cancel()
 
 

@@ -11,7 +11,7 @@ import pytest
 from gateway.errors import UpstreamFailure
 from gateway.flow import Endpoint, FlowFacts, Protocol
 from gateway.kernel.sockets import SocketFactory, SocketOptions, endpoint
-from gateway.outbound import demand, pool
+from gateway.outbound import demand, manners, pool
 from gateway.outbound.socks5 import Socks5Outbound
 from gateway.wire.socks5 import Credentials, encode_request
 
@@ -464,7 +464,10 @@ def test_first_bytes_go_behind_the_request_whoever_carries_it(plane, rig, stale)
 
 @pytest.mark.parametrize("handshake", ["auto", "strict"])
 @pytest.mark.usefixtures("size")
-def test_a_ready_connection_takes_no_first_bytes_unless_it_is_written_down(plane, rig, handshake):
+def test_a_ready_connection_takes_no_first_bytes_unless_it_is_written_down(
+    plane, rig, handshake, monkeypatch
+):
+    monkeypatch.setattr(manners, "PATIENCE_S", 1000.0)
     one = rig(handshake=handshake)
 
     async def scenario():

@@ -82,7 +82,7 @@ def test_a_spare_has_all_that_a_datagram_takes(plane):
         assert control.datagrams is not None
         assert endpoint(control.datagrams.getpeername()) == Endpoint(*rig.relay.getsockname())
         control.datagrams.send(b"at once")
-        assert rig.relay.recv(100) == b"at once"
+        assert await plane.loop.sock_recv(rig.relay, 100) == b"at once"
         assert user.ready == [], "who takes one that is ready need not be told"
         await rig.spare()  # another takes its place
         control.close()
