@@ -31,6 +31,7 @@ class Checkout:
             found = shutil.which(tool)
             assert found is not None
             (self.path / tool).symlink_to(found)
+        self.command("sleep", "")
 
     def stub(self, path: Path, body: str) -> None:
         """An executable that notes that it ran, then does ``body``."""
@@ -67,6 +68,11 @@ class Checkout:
     def ran(self) -> list[str]:
         record = self.directory / "ran"
         return record.read_text().splitlines() if record.exists() else []
+
+
+def fails_once(directory: Path, name: str) -> str:
+    """Shell that fails the first time, and never again."""
+    return f'[ -e "{directory}/{name}-tried" ] || {{ : >"{directory}/{name}-tried"; exit 1; }}'
 
 
 @pytest.fixture
@@ -117,10 +123,43 @@ def test_root_installs_only_what_is_missing(checkout: Checkout) -> None:
     assert done.stderr.splitlines() == [
         "gw: installing Debian packages: gcc ipset",
         "gw: this release has no package gcc; going on without",
+        "gw: apt install failed; once more in 5 s",
+        "gw: apt install failed; once more in 20 s",
         "gw: apt-get could not install ipset",
     ]
     installs = [line for line in checkout.ran if line.startswith("apt-get install")]
-    assert [line.split()[-1] for line in installs] == ["ipset"]
+    assert [line.split()[-1] for line in installs] == ["ipset"] * 3
+
+
+def test_without_lists_of_packages_it_ends_and_says_why(checkout: Checkout) -> None:
+    checkout.command("id", "echo 0")
+    checkout.command("dpkg-query", "exit 1")
+    checkout.command("apt-cache", "exit 100")
+    checkout.command("apt-get", "exit 100")
+    done = checkout.run("version")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "gw: no package could be found, as apt-get update failed"
+    )
+    assert not any("install" in line for line in checkout.ran)
+
+
+def test_what_fails_for_a_moment_is_tried_again(checkout: Checkout) -> None:
+    checkout.set_up(*RUNTIME)
+    with (checkout.directory / ".lock/runtime.txt").open("a") as lock:
+        lock.write("# changed\n")
+    checkout.command("id", "echo 0")
+    checkout.command("dpkg-query", '[ "$4" = ipset ] && exit 1; echo installed')
+    checkout.command("apt-cache", "")
+    checkout.command("apt-get", fails_once(checkout.directory, "$1"))
+    checkout.stub(
+        checkout.directory / "python3.11",
+        f'case $* in *"pip install"*) {fails_once(checkout.directory, "pip")} ;; esac',
+    )
+    done = checkout.run("version")
+    assert (done.returncode, done.stderr.count("once more in 5 s")) == (0, 3)
+    assert "once more in 20 s" not in done.stderr
+    assert checkout.run("version").stderr == ""
 
 
 def test_another_system_is_told_what_it_needs(checkout: Checkout) -> None:
