@@ -8,7 +8,7 @@ from typing import Any
 
 from datagrams import talking
 from test_icmp import passed, ping, received, rise
-from traffic import FAMILIES, attempt, running, target
+from traffic import FAMILIES, attempt, running, target, wait_counter
 
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
@@ -57,6 +57,7 @@ def test_what_is_for_the_device_itself_ends_there(lab: Lab) -> None:
                 assert isinstance(end, ConnectionError)
                 with talking(lab.router, host) as sock:
                     sock.send(b"hello")
+        wait_counter(gateway, "udp_closed_loop", 2 * 5)  # the last of them has come back
         read, written = (now - then for now, then in zip(passed(lab), before, strict=True))
         assert 2 * 15 <= read <= 2 * 2 * 15
         assert written <= read
