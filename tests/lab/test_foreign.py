@@ -267,12 +267,12 @@ def test_both_work_and_theirs_stays_as_it_is(
     install(lab.router, program)
 
     def passes() -> bool:
-        with suppress(LabError):
+        with suppress(LabError, OSError):
             check(lab, program, timeout_s=2)
             return True
         return False
 
-    wait_until(passes, "traffic to pass beside rules that came later")
+    wait_until(passes, "traffic to pass beside rules that came later", timeout_s=60)
     assert gateway.stop() == 0
     assert theirs(lab.router) == alone(program)
 

@@ -25,6 +25,7 @@ from gateway.lab import http_server
 from gateway.lab.gateway_process import GatewayProcess
 from gateway.lab.lab import Lab
 from gateway.lab.namespaces import added, ip
+from gateway.lab.process import wait_until
 
 SIZE = 10_000_000
 #: A second address of the router on the WAN, for `source`.
@@ -103,6 +104,7 @@ def test_reject_answers_as_it_was_told(
 ) -> None:
     """A reset, an ICMP error or silence, before any handshake: the listener hears nothing."""
     machine, host = module_lab.machines[origin], target(module_lab, family)
+    wait_until(lambda: not gateway.flows(0), "the flows of earlier tests to end")
     before = gateway.counters()
     _, reset = attempt(machine, host, PORTS["reset"])
     assert isinstance(reset, ConnectionRefusedError)

@@ -84,5 +84,5 @@ def test_datagrams(
 def test_pings(module_lab: Lab, attic: Machine, gateway: GatewayProcess, family: Family) -> None:
     """Routed past the gateway."""
     host = target(module_lab, family)
-    command = ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "3", "-s", str(len(LONG)), host]
+    command = ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "20", "-s", str(len(LONG)), host]
     assert " 0 received" not in attic.run(command, check=False).stdout

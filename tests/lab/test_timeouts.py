@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from traffic import (
     Family,
     dial,
+    flow_of,
     listen,
     read,
     reset_flow,
@@ -47,20 +49,32 @@ def test_an_upstream_that_does_not_answer_is_given_up(
 
 def test_an_idle_flow_is_ended(module_lab: Lab, hasty: GatewayProcess, family: Family) -> None:
     """Bytes moved before do not save it."""
-    host = target(module_lab, family)
-    with dial(module_lab.client("desk"), host, serve.ECHO_PORT) as client:
-        client.sendall(b"still here")
-        assert read(client, 10) == b"still here"
+    desk, host = module_lab.client("desk"), target(module_lab, family)
+    with ExitStack() as clients:
+        for _ in range(20):
+            client = clients.enter_context(dial(desk, host, serve.ECHO_PORT))
+            port = client.getsockname()[1]
+            if has_moved(client):
+                break
         with pytest.raises(ConnectionResetError):
             client.recv(1)
-    (flow,) = [f for f in hasty.flows() if f["bytes_up"] == 10 and host in f["destination"]]
-    assert flow["close_reason"] == "idle-timeout"
+    flow = flow_of(hasty, port)
+    assert (flow["bytes_up"], flow["close_reason"]) == (10, "idle-timeout")
+
+
+def has_moved(client: socket.socket) -> bool:
+    """Whether bytes go there and back; a busy machine may be too slow for the tiny time-outs."""
+    try:
+        client.sendall(b"still here")
+        return read(client, 10) == b"still here"
+    except ConnectionError:
+        return False
 
 
 def test_a_half_closed_flow_is_ended_by_its_own_limit(lab: Lab, family: Family) -> None:
     """With a long idle limit, the short half-closed one counts, from the last byte on."""
     config = lab.config({"to": "home"})
-    config["timeouts"] = {**SHORT, "idle": 1000}
+    config["timeouts"] = {"half_closed": 0.3, "idle": 1000}
     host = target(lab, family)
     with (
         listen(lab.internet, host, 4243) as server,

@@ -57,7 +57,7 @@ def gateway(far_lab: Lab, ways: tuple[str, str]) -> Iterator[GatewayProcess]:
 
 def path(lab: Lab, family: Family, *options: str) -> list[set[str]]:
     """Who answered at each distance; every probe has to be answered."""
-    command = ["traceroute", f"-{family}", "-n", "-q", "2", "-N", "2", "-w", "3", "-m", "6"]
+    command = ["traceroute", f"-{family}", "-n", "-q", "2", "-N", "2", "-w", "15,0,0", "-m", "6"]
     done = lab.client("desk").run([*command, *options, LINK[family][1]], timeout_s=60)
     found = _LINE.findall(done.stdout)
     assert [int(number) for number, _ in found] == list(range(1, len(found) + 1)), done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from traffic import curl, listen, reset_flow, running, target, url
@@ -33,20 +34,28 @@ TROUBLES = {
     "server mute": ({"port": MUTE_PORT}, "connect-timeout"),
     "server speaks another protocol": ({"port": serve.BANNER_PORT}, "upstream-protocol"),
 }
+#: Those that nothing but the time-out ends; all others have the time that they need.
+SILENT = [trouble for trouble, (_, reason) in TROUBLES.items() if reason == "connect-timeout"]
 #: A rule for each sends its port there; nobody serves any of them.
 PORTS = {trouble: 8201 + number for number, trouble in enumerate(TROUBLES)}
 
 
 @pytest.fixture(scope="module")
-def gateway(module_lab: Lab, backend: str, mode: str, workers: int) -> Iterator[GatewayProcess]:
+def config(module_lab: Lab) -> dict[str, Any]:
     lab = module_lab
     names = {trouble: trouble.replace(" ", "-") for trouble in TROUBLES}
     outbounds = {
         names[trouble]: lab.socks("home") | changes for trouble, (changes, _) in TROUBLES.items()
     }
     rules = [{"port": PORTS[trouble], "to": names[trouble]} for trouble in TROUBLES]
-    config = lab.config(*rules, {"to": "direct"}, outbounds=outbounds)
-    config["timeouts"] = {"connect": 0.5}
+    return lab.config(*rules, {"to": "direct"}, outbounds=outbounds)
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    module_lab: Lab, config: dict[str, Any], backend: str, mode: str, workers: int
+) -> Iterator[GatewayProcess]:
+    lab = module_lab
     neighbour = ["lladdr", "02:00:00:00:00:99", "dev", "wan0", "nud", "permanent"]
     lab.router.run(["ip", "neighbour", "replace", NOBODY, *neighbour])
     mute = listen(lab.internet, lab.topology.upstreams["home"].addresses.ipv4, MUTE_PORT)
@@ -54,12 +63,26 @@ def gateway(module_lab: Lab, backend: str, mode: str, workers: int) -> Iterator[
         yield gateway
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.fixture(scope="module")
+def hasty(gateway: GatewayProcess) -> GatewayProcess:
+    """The same, with a time-out that is worth waiting for."""
+    gateway.reload(f"{gateway.config_path.read_text()}timeouts: {{connect: 0.5}}\n")
+    return gateway
+
+
+@pytest.mark.parametrize("trouble", [trouble for trouble in TROUBLES if trouble not in SILENT])
 def test_a_failing_upstream_is_named(
     module_lab: Lab, gateway: GatewayProcess, trouble: str
 ) -> None:
     host = NOWHERE if trouble == "target unreachable" else target(module_lab, 4)
     flow = reset_flow(gateway, module_lab.client("desk"), host, PORTS[trouble])
+    assert flow["close_reason"] == TROUBLES[trouble][1]
+    assert flow["detail"]
+
+
+@pytest.mark.parametrize("trouble", SILENT)
+def test_a_silent_upstream_is_named(module_lab: Lab, hasty: GatewayProcess, trouble: str) -> None:
+    flow = reset_flow(hasty, module_lab.client("desk"), target(module_lab, 4), PORTS[trouble])
     assert flow["close_reason"] == TROUBLES[trouble][1]
     assert flow["detail"]
 
