@@ -27,6 +27,8 @@ class Machine:
         self.namespace = namespace
         self._directory = directory
         self._processes: list[Process] = []
+        # Its tables are its own, so that it need not wait for all others that have iptables(8).
+        self._environment = {"XTABLES_LOCKFILE": str(directory / f"{spec.name}-xtables.lock")}
 
     def inside(self, *command: str) -> list[str]:
         """The command that runs ``command`` in this machine."""
@@ -55,7 +57,7 @@ class Machine:
                 text=True,
                 check=False,
                 timeout=timeout_s,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **self._environment, **(environment or {})},
             )
         except subprocess.TimeoutExpired as error:
             raise LabError(f"{self._named(command)} took longer than {timeout_s:g} s") from error
@@ -69,7 +71,8 @@ class Machine:
     ) -> Process:
         """Start a process that runs until the lab ends; its log is named after it."""
         log = self._directory / f"{self.spec.name}-{name}.log"
-        process = Process(name, self.inside(*command), log, environment)
+        inherited = {**self._environment, **(environment or {})}
+        process = Process(name, self.inside(*command), log, inherited)
         self._processes.append(process)
         return process
 
