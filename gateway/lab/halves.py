@@ -123,6 +123,8 @@ class Halves:
         yield from self._cells("unplugged", unplugged)
         self._plug_in()
         yield from self._cells("plugged in again", works)
+        # A namespace takes its time to go, and its end of the cable with it; both ends go at once.
+        ip(["link del phys0"], self._lab.internet.namespace)
         ip([f"netns del {self._phys.namespace}"])
         yield from self._cells("namespace gone", {"netns": Outcome.REFUSED})
         self._make_phys()
