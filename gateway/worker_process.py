@@ -122,8 +122,9 @@ class Worker:
 
     async def count(self) -> None:
         """Note its counters and live flows. Raises ``WorkerLostError``."""
-        self.counters = Counter(await self.ask("counters"))
+        # In this order: of one without a flow, nothing is missing in what it counts after that.
         self.live = await self.ask("live_count")
+        self.counters = Counter(await self.ask("counters"))
 
     def replace(self) -> None:
         """Another has its place from now on."""

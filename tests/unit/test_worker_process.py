@@ -189,6 +189,28 @@ def test_one_that_cannot_be_replaced_at_once_is_replaced_later_and_counted_once(
     asyncio.run(scenario())
 
 
+def test_a_flow_that_ends_while_all_is_counted_is_alive_or_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        ours, theirs = Handover.pair()
+        theirs.close()
+        worker = Worker(Talk(), ours)
+        flows = {"live_count": 1, "counters": {}}
+
+        async def ask(method: str, *_: object) -> Any:
+            answer = flows[method]
+            flows.update(live_count=0, counters={"closed_done": 1})
+            return answer
+
+        monkeypatch.setattr(worker, "ask", ask)
+        await worker.count()
+        assert worker.live or worker.counters["closed_done"]
+        ours.close()
+
+    asyncio.run(scenario())
+
+
 def test_where_one_cannot_be_started_the_others_are_ended(
     starts: list[Fake | GatewayError],
 ) -> None:
