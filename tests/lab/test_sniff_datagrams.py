@@ -28,11 +28,20 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
+#: As long as may be: a client that is held up on a busy machine is still to be heard.
+PATIENT: dict[str, Any] = {"timeout": 10}
+
+
+def settings(lab: Lab, backend: str, **sniff: Any) -> dict[str, Any]:
+    """The gateway's configuration, with these ``sniff`` settings."""
+    config = lab.config(*RULES, outbounds=WAYS) | {"sniff": PATIENT | sniff}
+    config["inbound"] |= {"udp": "tproxy", "backend": backend}
+    return config
+
+
 @pytest.fixture(scope="module")
 def gateway(module_lab: Lab, backend: str) -> Iterator[GatewayProcess]:
-    config = module_lab.config(*RULES, outbounds=WAYS)
-    config["inbound"]["udp"] = "tproxy"
-    with running(module_lab, config, backend=backend) as it:
+    with running(module_lab, settings(module_lab, backend)) as it:
         yield it
 
 
@@ -83,7 +92,8 @@ def test_the_server_resolves_the_name(module_lab: Lab, family: Family, says: str
         relay.change = lambda answer: [header + answer[header_size(answer) :]]
     way = {"type": "socks5", "server": server.host, "port": server.port}
     rules = ({"destination": targets(lab, "web"), "sniff": False, "to": "relay"}, {"to": "relay"})
-    config = lab.config(*rules, outbounds={"relay": way}) | {"sniff": {"override": "target"}}
+    sniff = PATIENT | {"override": "target"}
+    config = lab.config(*rules, outbounds={"relay": way}) | {"sniff": sniff}
     config["inbound"] |= {"udp": "tproxy", "workers": 1}
 
     def asked_for(host: str, *datagrams: bytes) -> tuple[set[Endpoint], dict[str, Any]]:
@@ -135,15 +145,17 @@ def test_a_protocol_without_names(module_lab: Lab, gateway: GatewayProcess, fami
 
 
 def test_a_hello_that_stays_without_its_end(
-    module_lab: Lab, gateway: GatewayProcess, family: Family
+    module_lab: Lab, gateway: GatewayProcess, backend: str, family: Family
 ) -> None:
     """When the time is over it goes on as it is."""
+    gateway.reload(settings(module_lab, backend, timeout=0.3))
     timeouts = gateway.counters().get("sniff_timeout", 0)
     port, back = echoed(module_lab, family, hello("www.video.example", 150)[1:])
     assert len(back) >= 2
     flow = flow_from(gateway, port)
     assert (flow["name"], flow["sniffed"], flow["outbound"]) == ("", "quic", "rest")
     wait_counter(gateway, "sniff_timeout", timeouts + 1)
+    gateway.reload(settings(module_lab, backend))
 
 
 def test_a_rejected_name_is_unreachable(

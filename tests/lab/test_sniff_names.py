@@ -50,9 +50,21 @@ def diversion(request: pytest.FixtureRequest) -> dict[str, str]:
     return dict(zip(("backend", "mode"), request.param, strict=True))
 
 
+#: As long as may be: a client that is held up on a busy machine is still to be heard.
+PATIENT: dict[str, Any] = {"timeout": 10}
+
+
+def settings(
+    lab: Lab, diversion: dict[str, str], *rules: dict[str, Any], **sniff: Any
+) -> dict[str, Any]:
+    """A configuration with these rules and ``sniff`` settings."""
+    inbound = {"backend": diversion["backend"], "tcp": diversion["mode"], "udp": "off"}
+    return lab.config(*rules) | {"inbound": inbound, "sniff": PATIENT | sniff}
+
+
 @pytest.fixture(scope="module")
 def gateway(module_lab: Lab, diversion: dict[str, str]) -> Iterator[GatewayProcess]:
-    with running(module_lab, module_lab.config(*RULES), **diversion) as it:
+    with running(module_lab, settings(module_lab, diversion, *RULES)) as it:
         yield it
 
 
@@ -178,9 +190,14 @@ def mail(module_lab: Lab) -> int:
 
 
 def test_a_client_that_waits_for_its_server(
-    module_lab: Lab, gateway: GatewayProcess, family: Family, mail: int
+    module_lab: Lab,
+    gateway: GatewayProcess,
+    diversion: dict[str, str],
+    family: Family,
+    mail: int,
 ) -> None:
     """It is decided without a name when the time is over; where that is usual, at once."""
+    gateway.reload(settings(module_lab, diversion, *RULES, timeout=0.3))
     timeouts = gateway.counters().get("sniff_timeout", 0)
     for port, waited in ((mail, 0), (serve.BANNER_PORT, 1)):
         with dial(module_lab.client("desk"), target(module_lab, family), port) as client:
@@ -189,6 +206,7 @@ def test_a_client_that_waits_for_its_server(
         flow = flow_of(gateway, own_port)
         assert (flow["sniffed"], flow["outbound"]) == ("", "home")
         assert gateway.counters().get("sniff_timeout", 0) == timeouts + waited
+    gateway.reload(settings(module_lab, diversion, *RULES))
 
 
 def test_the_server_resolves_the_name(
@@ -200,8 +218,7 @@ def test_the_server_resolves_the_name(
     """
     lab, name = module_lab, f"mirror.{DOMAIN}"
     rules = ({"port": serve.HTTPS_PORT, "sniff": False, "to": "work"}, {"to": "home"})
-    inbound = {"backend": diversion["backend"], "tcp": diversion["mode"], "udp": "off"}
-    gateway.reload(lab.config(*rules) | {"inbound": inbound, "sniff": {"override": "target"}})
+    gateway.reload(settings(lab, diversion, *rules, override="target"))
     for family in FAMILIES:
         status, answer, port = ask(lab, family, "http", name)
         assert status == 0
@@ -216,4 +233,4 @@ def test_the_server_resolves_the_name(
         assert status == 0
         assert lab.socks_records()[-1]["host"] == target(lab, family)
         assert flow_of(gateway, port)["sniffed"] == ""
-    gateway.reload(lab.config(*RULES) | {"inbound": inbound})
+    gateway.reload(settings(lab, diversion, *RULES))
