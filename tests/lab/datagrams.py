@@ -16,7 +16,7 @@ from traffic import TIMEOUT_S, address, new_socket
 from gateway.flow import Endpoint
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
-from gateway.lab.process import POLL_S
+from gateway.lab.process import POLL_S, wait_until
 from gateway.wire.socks5_udp import decode_header, encode_header, header_size
 
 #: Makes what a datagram of a peer is answered with; None: with nothing.
@@ -134,6 +134,25 @@ def ask(sock: socket.socket, data: bytes = b"hello") -> bytes:
     """Send a datagram and wait for the answer."""
     sock.send(data)
     return sock.recv(70_000)
+
+
+def refused(sock: socket.socket) -> None:
+    """Until the sender hears that nobody is there.
+
+    Asked again, as ICMP errors may be lost, and kernels send no more of them than their limits
+    allow (``icmp_ratelimit``, ``icmp_msgs_per_sec``).
+    """
+    sock.settimeout(1.0)
+
+    def told() -> bool:
+        try:
+            raise AssertionError(f"it was answered: {ask(sock)!r}")
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+
+    wait_until(told, "the ICMP error")
 
 
 def long_echoed(sock: socket.socket) -> bool:
