@@ -165,7 +165,7 @@ def test_whose_a_flow_of_this_machine_is(
     module_lab: Lab, family: Family, uid: int, expected: str
 ) -> None:
     address = url(target(module_lab, family), "/whoami", 8110)
-    as_user = ["setpriv", f"--reuid={uid}", "--clear-groups", "curl", "-sSgf", "-m", "10", address]
+    as_user = ["setpriv", f"--reuid={uid}", "--clear-groups", "curl", "-sSgf", "-m", "20", address]
     seen = json.loads(module_lab.router.run(as_user).stdout)["peer"]
     assert seen in upstream(module_lab, expected)
 
