@@ -198,9 +198,10 @@ class Pinging:
 
     def close(self) -> None:
         """End it."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            with self._process:  # collected and closed, where it ended unseen, too
+                pass
 
 
 class Unknown:

@@ -166,7 +166,8 @@ def serve_streams(listener: socket.socket, answered: Any) -> None:
     with suppress(OSError):
         while True:
             sock, peer = listener.accept()
-            with sock:
+            # Who asks may go before the end: a gateway that is stopped, or somebody impatient.
+            with sock, suppress(OSError, AssertionError):
                 said = answered(message(sock), peer)
                 sock.sendall(len(said).to_bytes(2, "big") + said)
 
@@ -188,7 +189,7 @@ class Forwarder:
                 query, peer = self._sock.recvfrom(600)
                 if not query:  # it was shut down
                     return
-                with suppress(OSError):
+                with suppress(OSError, AssertionError):  # the answer may break off
                     self._sock.sendto(self._ask(query), peer)
 
     def _by_datagram(self, query: bytes) -> bytes:
