@@ -183,7 +183,7 @@ class Halves:
             said[:] = [reason, *(flow["detail"] for flow in ended)]
             return any(words in each for each in said)
 
-        happens(is_told, 5.0)
+        happens(is_told)
         return next((each for each in said if words in each), "; ".join(filter(None, said)))
 
     def _plain(self, situation: str, expected: Outcome) -> Iterator[Cell]:

@@ -37,7 +37,8 @@ def server_here(lab: Lab) -> Iterator[Cell]:
             outbounds[outbound] = socks(host, route=route, interface="wan0")
             rules.append({"destination": lab.topology.targets[target].of(family), "to": outbound})
     for family, host in here.items():
-        seen = try_all(router, {"": host}, None, partial(Asking, device="wan0"), 1.0)[""]
+        bound = partial(try_all, router, {"": host}, None, partial(Asking, device="wan0"), 1.0)
+        seen = settle(bound, {"": Outcome.SILENT})[""]
         yield cell("device", "bound, no gateway", family, Outcome.SILENT, seen, "")
     gateway = lab.start_gateway(lab.config(*rules, {"to": "direct"}, outbounds=outbounds))
     for name, target, expected in (

@@ -250,7 +250,7 @@ def _socket(machine: Machine, host: str, kind: int, protocol: int = 0) -> socket
 def settle(
     look: Callable[[], dict[_Name, Seen]],
     expected: Mapping[_Name, Outcome],
-    timeout_s: float = 30.0,
+    timeout_s: float = 60.0,
 ) -> dict[_Name, Seen]:
     """Look again until all is as expected; a loop that is not expected ends it at once."""
     deadline = time.monotonic() + timeout_s
