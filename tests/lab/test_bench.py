@@ -72,8 +72,8 @@ def test_what_a_peer_carries_without_loss_is_the_measure() -> None:
     assert all(set(cells) == {"gateway", "sing-box"} for cells in rows.values())
     (highest,) = rows["lossless_rate"]["sing-box"]["samples"]
     assert highest > 0
-    for cell in rows["part_rate"].values():
-        assert 0 < cell["median"] < highest
+    # How much of it is the sender's own business: it makes up for what it has slept.
+    assert all(cell["median"] > 0 for cell in rows["part_rate"].values())
     assert rows["open_p50"]["gateway"]["median"] > 0
 
 
@@ -136,6 +136,7 @@ def test_a_short_soak_is_flat(tmp_path: Path) -> None:
     flows = ["--idle-flows", "500", "--active-flows", "20"]
     bench = start("soak", "--minutes", "0.05", *flows, "--output", str(path), "--svg", str(picture))
     output, errors = bench.communicate(timeout=180)
+    assert path.exists(), errors
     record = json.loads(path.read_text())
     assert bench.returncode == 0, (errors, record)
     assert output.startswith("500 idle and 20 active flows")
@@ -152,9 +153,9 @@ def test_a_short_soak_is_flat(tmp_path: Path) -> None:
 
 def test_an_interrupt_leaves_nothing() -> None:
     bench = start("tcp")
-    wait_until(lambda: len(labs_of(bench.pid)) > 4, "a second lab to be made")
+    wait_until(lambda: len(labs_of(bench.pid)) > 4, "a second lab to be made", 120)
     bench.send_signal(signal.SIGINT)
-    _, errors = bench.communicate(timeout=60)
+    _, errors = bench.communicate(timeout=120)
     assert bench.returncode == 130, errors
     assert not labs_of(bench.pid)
     assert not list(namespaces.FILES.glob(f"gwlab-{bench.pid}-*"))

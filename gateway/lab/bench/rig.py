@@ -83,12 +83,15 @@ class Clients:
             counts["exchanges"],
         )
 
-    def window(self, seconds: float) -> tuple[Sample, Sample]:
-        """Two samples in full swing, so far apart. Raises ``LabError`` where nothing moves."""
+    def window(self, seconds: float, exchanges: int = 0) -> tuple[Sample, Sample]:
+        """Two samples in full swing, so far apart, and so many exchanges at least.
+
+        Raises ``LabError`` where nothing moves.
+        """
         start = self.sample()
         self._wait_moved(start)
         time.sleep(WARM_UP_S)
-        return self._apart(seconds)
+        return self._apart(seconds, exchanges)
 
     def slice(self, seconds: float) -> tuple[Sample, Sample]:
         """Two samples so far apart, of clients that rest before and after.
@@ -100,7 +103,7 @@ class Clients:
         try:
             time.sleep(SETTLE_S)
             self._wait_moved(start)
-            return self._apart(seconds)
+            return self._apart(seconds, 0)
         finally:
             self.process.signal(signal.SIGSTOP)
 
@@ -109,12 +112,17 @@ class Clients:
             lambda: self.sample().work > start.work, "the first bytes", START_TIMEOUT_S
         )
 
-    def _apart(self, seconds: float) -> tuple[Sample, Sample]:
+    def _apart(self, seconds: float, exchanges: int) -> tuple[Sample, Sample]:
         first = self.sample()
         time.sleep(seconds)
         last = self.sample()
-        if last.work == first.work:
-            raise LabError("nothing moves")
+        deadline_s = last.time_s + START_TIMEOUT_S
+        # On a busy machine somebody may have stood still for as long as that.
+        while last.work == first.work or last.exchanges < first.exchanges + exchanges:
+            if last.time_s > deadline_s:
+                raise LabError("nothing moves")
+            time.sleep(SETTLE_S)
+            last = self.sample()
         return first, last
 
     def wait_established(self, connections: int) -> None:

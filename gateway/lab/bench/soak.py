@@ -19,7 +19,7 @@ from gateway.lab.lab import Lab
 from gateway.lab.process import LabError, Process
 
 SAMPLE_S: Final = 2.0
-#: No steady part has fewer moments.
+#: So many moments a steady part has, and no fewer than half of them where each look takes long.
 _LEAST_MOMENTS: Final = 10
 #: With flows, until whatever any of them needs is there; and without, until it is put away.
 _SETTLE_S: Final = 5.0
@@ -158,7 +158,8 @@ class _Soak:
         def over() -> bool:
             past_s = recorder.moments[-1].time_s - began_s
             self._progress("all flows are there", 0.05 + 0.9 * min(1.0, past_s / seconds))
-            return past_s >= seconds
+            looks = len(recorder.moments) - first
+            return past_s >= seconds and looks >= _LEAST_MOMENTS // 2
 
         recorder.until(over, "the steady part to end", seconds + _TIMEOUT_S)
         return first, len(recorder.moments) - 1

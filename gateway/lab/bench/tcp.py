@@ -36,7 +36,7 @@ def suite(*, redirect: bool) -> Suite:
 
 def _measure(rig: Rig, sizes: Sizes) -> dict[str, float]:
     with rig.clients("exchange", CONCURRENCY) as clients:
-        first, last = clients.window(sizes.seconds)
+        first, last = clients.window(sizes.seconds, exchanges=2)
         times_s = clients.first_bytes_s()[first.exchanges : last.exchanges]
     exchanges = last.exchanges - first.exchanges
     percentiles = statistics.quantiles(times_s, n=100)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ def cpu_s(pid: int) -> float:
 
     Raises ``OSError`` when the process has ended.
     """
-    return sum(map(_ticks, processes(pid))) / _TICKS_PER_S
+    return _sum(pid, _ticks) / _TICKS_PER_S
 
 
 def memory_bytes(pid: int) -> int:
@@ -34,7 +35,7 @@ def memory_bytes(pid: int) -> int:
 
     Raises ``OSError`` when the process has ended.
     """
-    return sum(_rollup_bytes(each, "Pss") for each in processes(pid))
+    return _sum(pid, partial(_rollup_bytes, field="Pss"))
 
 
 def anonymous_bytes(pid: int) -> int:
@@ -42,7 +43,7 @@ def anonymous_bytes(pid: int) -> int:
 
     Raises ``OSError`` when the process has ended.
     """
-    return sum(_rollup_bytes(each, "Pss_Anon") for each in processes(pid))
+    return _sum(pid, partial(_rollup_bytes, field="Pss_Anon"))
 
 
 def resident_bytes(pid: int) -> int:
@@ -50,12 +51,24 @@ def resident_bytes(pid: int) -> int:
 
     Raises ``OSError`` when the process has ended.
     """
-    return sum(_rollup_bytes(each, "Rss") for each in processes(pid))
+    return _sum(pid, partial(_rollup_bytes, field="Rss"))
 
 
 def descriptors(pid: int) -> int:
     """How many descriptors are open. Raises ``OSError`` when the process has ended."""
-    return sum(len(list((_PROC / str(each) / "fd").iterdir())) for each in processes(pid))
+    return _sum(pid, lambda each: len(list((_PROC / str(each) / "fd").iterdir())))
+
+
+def _sum(pid: int, measured: Callable[[int], int]) -> int:
+    """Of all these processes; one below ``pid`` that has just ended uses nothing."""
+    total = 0
+    for each in processes(pid):
+        try:
+            total += measured(each)
+        except OSError:
+            if each == pid:
+                raise
+    return total
 
 
 def _ticks(pid: int) -> int:

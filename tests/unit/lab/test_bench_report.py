@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -246,6 +247,14 @@ def test_cpu_and_memory_are_those_of_the_whole_tree() -> None:
         parent.stdin.close()
     with pytest.raises(OSError, match=str(parent.pid)):
         usage.cpu_s(parent.pid)
+
+
+def test_a_child_that_has_just_ended_uses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    alone = usage.descriptors(os.getpid())
+    monkeypatch.setattr(usage, "processes", lambda pid: iter([pid, gone.pid]))
+    assert usage.descriptors(os.getpid()) == alone
 
 
 def test_counters_are_read_while_they_are_written(tmp_path: Path) -> None:
