@@ -17,7 +17,7 @@ from gateway.lab.lab import Lab
 from gateway.lab.process import wait_until
 from gateway.lab.topology import Topology
 
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 #: Client, host, rule, outbound and what the server saw, by address family.
 ROWS = (
     ("kid", "web", "rules[1] subnet=kids", "home", "home"),
@@ -96,7 +96,7 @@ def test_keep_leaves_a_working_lan_and_remove_ends_it() -> None:
 
 def test_interrupted_it_removes_the_lab_and_says_so_by_its_status() -> None:
     process = start()
-    wait_until(lambda: len(labs_of(process.pid)) == 4, "the demo's lab")
+    wait_until(lambda: len(labs_of(process.pid)) == 4, "the demo's lab", 60)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 130, output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 from collections.abc import Iterator
@@ -32,12 +33,15 @@ from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_com
 from gateway.lab.lab import Lab
 from gateway.lab.process import wait_until
 
+#: None of the ports that the kernel chooses from: another flow may have one of those.
+SOURCE_PORTS = (20000, 20999)
+PORTS = itertools.count(SOURCE_PORTS[0])
 RULES: tuple[dict[str, Any], ...] = (
     {"subnet": "kids", "port": 8001, "to": "reject"},
     {"port": 8002, "domain": "+.video.example", "to": "reject"},
     {"port": 8002, "domain": "www.work.example", "to": "work"},
     {"port": 8002, "to": "home"},
-    {"source_port": "40000-40009", "port": 8003, "to": "work"},
+    {"source_port": "{}-{}".format(*SOURCE_PORTS), "port": 8003, "to": "work"},
     {"interface": "kids0", "port": 8003, "to": "home"},
     {"protocol": "udp", "port": 443, "to": "reject"},
     {"port": 8004, "to": "silent"},
@@ -64,7 +68,7 @@ CASES = (
     Case("kid", 8002, "listener", "work", "www.work.example"),
     Case("desk", 8002, "listener", "home", "www.other.example"),
     Case("desk", 8002, "listener", "home"),
-    Case("desk", 8003, "listener", "work", source_port=40003),
+    Case("desk", 8003, "listener", "work", source_port=SOURCE_PORTS[0]),
     Case("kid", 8003, "listener", "home"),
     Case("desk", 8003, "kernel", "direct"),
     Case("desk", 8005, "kernel", "reject"),
@@ -87,9 +91,10 @@ def gateway(module_lab: Lab, backend: str, mode: str) -> Iterator[GatewayProcess
 def observed(lab: Lab, case: Case, family: Family) -> str:
     """Where the flow really went: the client was refused, or the server saw who came."""
     machine, host = lab.client(case.client), target(lab, family)
+    port = next(PORTS) if case.source_port else 0
     request = f"GET /whoami HTTP/1.0\r\nHost: {case.name or host}\r\n\r\n"
     try:
-        with dial(machine, host, case.port, source_port=case.source_port) as client:
+        with dial(machine, host, case.port, source_port=port) as client:
             client.sendall(request.encode())
             answer = read_all(client)
     except TimeoutError:
@@ -215,9 +220,10 @@ def test_the_running_gateway_tells_and_is_asked_for_another_file(
     def told() -> bool:
         return observed(module_lab, case, FAMILIES[0]) == "home" and not live.alive
 
-    wait_until(told, "a flow to be explained", 30)
+    wait_until(told, "a flow to be explained", 60)
     assert live.wait() == 0
     assert json.loads(live.log[-1])["takes"] == "home"
+    wait_until(lambda: not gateway.flows(0), "those flows to end")
     with dial(machine, host, case.port):
         wait_until(
             lambda: any(flow["state"] == "relaying" for flow in gateway.flows(0)), "a live flow"

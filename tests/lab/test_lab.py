@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,12 @@ def talk(lab: Lab, port: int, send: bytes) -> bytes:
     """What a server answers to a client that sends, ends its direction, then reads to the end."""
     program = (
         "import socket, sys\n"
-        f"s = socket.create_connection(({lab.topology.targets['web'].ipv4!r}, {port}), 10)\n"
+        f"s = socket.create_connection(({lab.topology.targets['web'].ipv4!r}, {port}), 20)\n"
         f"s.sendall({send!r}); s.shutdown(socket.SHUT_WR)\n"
         "while data := s.recv(65536): sys.stdout.buffer.write(data)\n"
     )
     command = lab.client("kid").inside(sys.executable, "-c", program)
-    return subprocess.run(command, capture_output=True, check=True, timeout=30).stdout
+    return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,7 +52,7 @@ def test_forwarded_clients_reach_the_internet_by_their_own_address(
     forward(module_lab)
     machine = module_lab.client(client)
     url = f"http://{target(module_lab, family)}/whoami"
-    seen = json.loads(machine.run(["curl", "-sS", "-m", "5", url]).stdout)
+    seen = json.loads(machine.run(["curl", "-sS", "-m", "20", url]).stdout)
     assert seen["peer"] in {str(a.ip) for a in machine.spec.links[0].addresses}
 
 
@@ -163,7 +164,8 @@ def test_sweep_removes_what_a_killed_owner_left() -> None:
         "import os, signal\n"
         "from gateway.lab.lab import Lab\n"
         "lab = Lab().__enter__()\n"
-        "print(lab.internet.start('sleep', ['sleep', '1000']).pid, flush=True)\n"
+        "pid = lab.internet.start('sleep', ['sleep', '1000']).pid\n"
+        "print(pid, *(m.namespace for m in lab.machines.values()), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     owner = subprocess.Popen(
@@ -172,16 +174,16 @@ def test_sweep_removes_what_a_killed_owner_left() -> None:
         text=True,
         env={**os.environ, **ENVIRONMENT},
     )
-    pid = int(owner.communicate(timeout=30)[0])
-    left = labs_of(owner.pid)
+    pid, *left = owner.communicate(timeout=60)[0].split()
     assert len(left) == 4
     with Lab() as mine:
-        assert set(left) <= set(Lab.sweep())
+        # Whatever else runs on this machine may sweep, too: all that counts is what is left.
+        Lab.sweep()
         assert not {m.namespace for m in mine.machines.values()} - set(namespaces.listed())
-    assert not set(left) & set(namespaces.listed())
+    assert not labs_of(owner.pid)
     # A dead process whose new parent has not collected it yet has no command line.
-    remains = Path(f"/proc/{pid}/cmdline")
-    assert not remains.exists() or not remains.read_bytes()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        assert not Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_a_process_that_ends_early_is_reported_with_its_last_words(bare_lab: Lab) -> None:
