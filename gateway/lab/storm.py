@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.errors import GatewayError
 from gateway.lab.gateway_process import ENVIRONMENT, GatewayProcess, gateway_command
 from gateway.lab.lab import Lab
 from gateway.lab.machine import Machine
@@ -44,9 +46,14 @@ def becomes(
 def storm(gateway: GatewayProcess) -> bool:
     """Whether it has accepted more than a storm's worth: each flow has two descriptors.
 
-    In a storm it has none left to accept on its control socket, so nobody can ask it.
+    In a storm it has none left to accept on its control socket, so that nobody can ask it. One
+    that has run out of them is over within a second, which it tells.
     """
-    return len(list(Path(f"/proc/{gateway.pid}/fd").iterdir())) > 2 * STORM
+    if len(list(Path(f"/proc/{gateway.pid}/fd").iterdir())) > 2 * STORM:
+        return True
+    with suppress(GatewayError):
+        return gateway.counters().get("flows_accepted", 0) > STORM
+    return False
 
 
 def limit_descriptors(machine: Machine, gateway: GatewayProcess) -> None:
