@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 import yaml
+from datagrams import refused, talking
 from traffic import (
     FAMILIES,
     Family,
@@ -148,17 +149,14 @@ def test_what_is_dropped_is_said_to_be(
 def test_datagrams(module_lab: Lab, gateway: GatewayProcess, family: Family) -> None:
     desk, host = module_lab.client("desk"), target(module_lab, family)
     source = address(desk, family)
-    refused, routed = explained(
+    rejected, routed = explained(
         module_lab, gateway, (source, f"[{host}]:443/udp", ""), (source, f"[{host}]:8002/udp", "")
     )
-    assert (refused.by, refused.takes) == ("kernel", "reject")
+    assert (rejected.by, rejected.takes) == ("kernel", "reject")
     assert (routed.by, routed.takes) == ("nobody", "direct")
     assert "no listener takes UDP: it is routed on, not proxied" in routed.notes
-    with new_socket(desk, host, socket.SOCK_DGRAM) as client:
-        client.connect((host, 443))
-        client.send(b"quic?")
-        with pytest.raises(ConnectionRefusedError):
-            client.recv(1)
+    with talking(desk, host, 443) as client:
+        refused(client)
     with (
         new_socket(module_lab.internet, host, socket.SOCK_DGRAM) as server,
         new_socket(desk, host, socket.SOCK_DGRAM) as client,
