@@ -49,8 +49,9 @@ async def get(
     except OSError:
         sock.close()
         raise
+    waiting = [sock]
     try:
-        asking = partial(_ask, sock, url, take, headers)
+        asking = partial(_ask, waiting, url, take, headers)
         return await asyncio.get_running_loop().run_in_executor(executor, asking)
     except asyncio.CancelledError:
         with suppress(OSError):
@@ -58,17 +59,19 @@ async def get(
         raise
     finally:
         ours.close()
+        with suppress(IndexError):
+            waiting.pop().close()  # no thread has come to it
 
 
 def _ask(
-    sock: socket.socket,
+    waiting: list[socket.socket],
     url: SplitResult,
     take: Callable[[HTTPResponse], T],
     headers: Mapping[str, str],
 ) -> T:
-    """Blocks; closes the socket."""
+    """Blocks; closes the socket, which it takes out of ``waiting``."""
     host = url.hostname or ""
-    with sock:
+    with waiting.pop() as sock:
         if url.scheme == "https":
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
         with closing(HTTPConnection(host)) as connection:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -102,3 +104,30 @@ def test_who_stops_waiting_ends_the_connection(
             await server.gone.wait()
 
     against(b"", made if scheme == "https" else None, work)
+
+
+def test_who_stops_waiting_for_a_thread_leaves_no_connection() -> None:
+    busy, opened = threading.Event(), asyncio.Event()
+    socks: list[socket.socket] = []
+
+    async def work(_server: Server, connect) -> None:
+        async def noted(target: Endpoint) -> socket.socket:
+            socks.append(await connect(target))
+            opened.set()
+            return socks[0]
+
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(busy.wait, DEADLINE_S)
+            url = urlsplit("http://a.example/")
+            asking = asyncio.create_task(get(url, noted, lambda a: a.status, {}, executor))
+            try:
+                await opened.wait()
+                await asyncio.sleep(0)
+                asking.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
+                assert socks[0].fileno() == -1
+            finally:
+                busy.set()
+
+    against(b"", None, work)

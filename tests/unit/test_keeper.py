@@ -49,6 +49,8 @@ class Web:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        for _turn in range(10):
+            await asyncio.sleep(0)  # whoever was accepted last is in no task yet
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,10 +63,17 @@ class Web:
         await writer.wait_closed()
 
     async def connect(self, target: Endpoint) -> socket.socket:
-        """Whatever the target is: this server."""
+        """Whatever the target is: this server. Needs no thread, which would not be cancelled."""
         del target
-        where = ("127.0.0.1", self.port)
-        return await asyncio.to_thread(socket.create_connection, where, 10)
+        sock = socket.socket()
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        except BaseException:
+            sock.close()
+            raise
+        sock.settimeout(10)
+        return sock
 
 
 def test_a_probe_asks_for_the_url_and_wants_a_good_answer() -> None:
@@ -84,20 +93,14 @@ def test_a_probe_needs_no_thread_of_the_loop() -> None:
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1) as connecting:
-            async with Web() as web:
-
-                async def connect(_: Endpoint) -> socket.socket:
-                    where = ("127.0.0.1", web.port)
-                    return await loop.run_in_executor(connecting, socket.create_connection, where)
-
-                loop.set_default_executor(ThreadPoolExecutor(1))
-                waiting = loop.run_in_executor(None, busy.wait, 30)
-                try:
-                    await probe("http://a.example/", 10, connect)
-                    assert not waiting.done()
-                finally:
-                    busy.set()
+        async with Web() as web:
+            loop.set_default_executor(ThreadPoolExecutor(1))
+            waiting = loop.run_in_executor(None, busy.wait, 30)
+            try:
+                await probe("http://a.example/", 10, web.connect)
+                assert not waiting.done()
+            finally:
+                busy.set()
 
     asyncio.run(scenario())
 
