@@ -119,13 +119,23 @@ class Plane:
         return sock
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
-        """Both ends of a TCP connection over loopback, where connect(2) is done at once."""
+        """Both ends of a TCP connection over loopback."""
         server, where = self.server()
         near = self.dial(where)
-        assert select.select([server], [], [], DEADLINE_S)[0]
-        far = self.own(server.accept()[0])
+        far = self.own(self.ready(server).accept()[0])
         server.close()
         return near, far
+
+    @staticmethod
+    def ready(sock: socket.socket) -> socket.socket:
+        """The socket, once it has something to accept, to read or to tell.
+
+        Loopback delivers at once, except where there is much else to be delivered.
+        """
+        polling = select.poll()
+        polling.register(sock, select.POLLIN)
+        assert polling.poll(DEADLINE_S * 1000), "nothing came"
+        return sock
 
     @staticmethod
     def reset(sock: socket.socket) -> None:

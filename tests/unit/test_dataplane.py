@@ -90,6 +90,7 @@ def test_flows_come_in_pages_the_latest_that_ended_first() -> None:
             blueprint({"home": partial(reject.refusal, "home", UpstreamFailure.REJECTED, "")})
         )
         listener = open_listener("127.0.0.1", 0, transparent=False)
+        listener.setblocking(True)
         for _ in range(count):
             with socket.create_connection(local_endpoint(listener)):
                 client, source = accept(listener)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 
@@ -42,12 +43,19 @@ def test_what_is_told(family: int, kind: int, code: int, info: int, data: st.Dat
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_the_kernels_own(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as gone:
-        gone.bind((host, 0))
-        where = gone.getsockname()
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+    with (
+        socket.socket(family, socket.SOCK_DGRAM) as taken,
+        socket.socket(family, socket.SOCK_DGRAM) as sock,
+    ):
+        taken.bind((host, 0))
+        # So it is for its peer alone; and nobody else has the port, who would take what comes.
+        taken.connect((host, 9))
+        where = taken.getsockname()
         ask_for_errors(sock)
         sock.sendto(b"anybody?", where)
+        polling = select.poll()
+        polling.register(sock, 0)
+        assert polling.poll(20_000) == [(sock.fileno(), select.POLLERR)]
         _, control, _, remote = sock.recvmsg(0, 512, socket.MSG_ERRQUEUE)
         assert remote[:2] == where[:2]
         unreachable = (6, 1, 4) if family == socket.AF_INET6 else (4, 3, 3)

@@ -134,21 +134,21 @@ def test_each_leg_may_have_its_own_congestion_control(plane):
     listener = plane.own(open_listener("127.0.0.1", 0, transparent=False, congestion="reno"))
     options = SocketOptions(congestion="reno")
     ours = plane.own(SocketFactory(None).connect_tcp(local_endpoint(listener), options))
-    for sock in (ours, plane.own(accept(listener)[0])):
+    for sock in (ours, plane.own(accept(plane.ready(listener))[0])):
         name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         assert name.rstrip(b"\0") == b"reno"
 
 
 def test_a_refusal_is_pending(plane):
     sock = plane.own(SocketFactory(None).connect_tcp(plane.closed_port(), SocketOptions()))
-    assert pending_error(sock) == errno.ECONNREFUSED
+    assert pending_error(plane.ready(sock)) == errno.ECONNREFUSED
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_accepted_sockets(plane, host):
     listener = plane.own(open_listener(host, 0, transparent=False))
     client = plane.dial(local_endpoint(listener))
-    sock, source = accept(listener)
+    sock, source = accept(plane.ready(listener))
     assert not os.get_blocking(sock.fileno())
     plane.own(sock)
     assert source == Endpoint(*client.getsockname()[:2])
@@ -225,7 +225,7 @@ def test_a_flow_that_nat_does_not_know(plane, host):
     """An error, or the socket's own address: ``Diversion`` takes both for a direct dial."""
     listener = plane.own(open_listener(host, 0, transparent=False))
     plane.dial(local_endpoint(listener))
-    sock = plane.own(accept(listener)[0])
+    sock = plane.own(accept(plane.ready(listener))[0])
     try:
         assert nat_destination(sock) == local_endpoint(sock)
     except OSError as error:

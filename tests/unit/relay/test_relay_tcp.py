@@ -51,14 +51,14 @@ class Rig:
         self.mover = mover
         listener = plane.own(open_listener("127.0.0.1", 0, transparent=False), buffer)
         self.client = plane.dial(local_endpoint(listener), buffer=buffer)
-        self._client_leg = plane.own(accept(listener)[0])
+        self._client_leg = plane.own(accept(plane.ready(listener))[0])
         if server_buffer is not None:
             buffer = server_buffer
         server, where = plane.server(buffer=buffer)
         self._upstream_leg = plane.own(
             SocketFactory(None).connect_tcp(where, SocketOptions()), buffer
         )
-        self.server = plane.own(server.accept()[0])
+        self.server = plane.own(plane.ready(server).accept()[0])
         self.reasons: list[CloseReason] = []
         self.relay = Relay(mover, self._client_leg, self._upstream_leg, surplus, self)
         for leg in (self._client_leg, self._upstream_leg):
