@@ -28,8 +28,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-#: Routes learnt from router advertisements count down; ipset makes numbers of its own up.
-_NOISE = re.compile(r" expires -?[0-9]+sec| (?:initval|hashsize) \S+")
+#: Routes learnt from router advertisements count down, and so do elements of an ipset, the last
+#: word of whose lines that is; ipset makes numbers of its own up.
+_NOISE = re.compile(
+    r" expires -?[0-9]+sec| (?:initval|hashsize) \S+|(?<=[0-9]) timeout [0-9]+$", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True)

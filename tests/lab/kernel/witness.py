@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from policies import GID, UIDS
 from gateway.flow import FlowFacts
 from gateway.kernel import libnftables
 from gateway.kernel.sockets import family_of, open_listener
-from gateway.lab.process import wait_until
+from gateway.lab.process import happens, wait_until
 from gateway.marks import DEFAULT_TCP_PORT, Marks
 
 from .namespace import Namespace
@@ -27,6 +27,8 @@ from .packets import frame, packet
 
 #: Frames sent before the router has to have caught up.
 _BURST = 300
+#: How often they are sent, and how long they may take (seconds).
+_TRIES, _TRY_S = 10, 2.0
 _MARKS = Marks()
 #: Outside our bits: what tells packets of the test from others that this machine sends.
 _TEST_MARK = 0x40
@@ -34,7 +36,10 @@ _TEST_MARK = 0x40
 #: Behind the diversion's chains, before those that answer what is refused.
 _TABLE = f"""
 table inet witness {{
-    counter arrived {{
+    set arrived {{
+        typeof @th,64,32
+        size 65535
+        flags dynamic
     }}
     set forwarded {{
         typeof @th,64,32 . meta mark
@@ -53,11 +58,11 @@ table inet witness {{
     }}
     chain early {{
         type filter hook prerouting priority -400
-        ether saddr & ff:ff:ff:ff:ff:00 == 02:00:00:00:00:00 counter name arrived
+        ether saddr & ff:ff:ff:ff:ff:00 == 02:00:00:00:00:00 add @arrived {{ @th,64,32 }}
     }}
     chain own_early {{
         type filter hook output priority -400
-        meta mark & {_TEST_MARK:#x} != 0 counter name arrived
+        meta mark & {_TEST_MARK:#x} != 0 add @arrived {{ @th,64,32 }}
     }}
     chain output {{
         type filter hook output priority -10
@@ -119,7 +124,6 @@ class Router:
             self.ns.call(open_listener, host, DEFAULT_TCP_PORT, transparent=True)
             for host in ("127.0.0.1", "::1")
         ]
-        self._arrived = 0
         self._has_queues = self.ns.call(_QUEUES.exists)
 
     def close(self) -> None:
@@ -129,21 +133,22 @@ class Router:
             opened.close()
         self.ns.close()
 
-    def fates(self, flows: Sequence[FlowFacts]) -> list[str]:
+    def fates(
+        self, flows: Sequence[FlowFacts], answered: Callable[[], object] = lambda: None
+    ) -> list[str]:
         """What becomes of the first packet of each flow.
 
         ``direct``: forwarded or sent without a mark of ours. ``refuse``, ``refuse_icmp``: on its
         way to the rules that answer so. ``divert``: given to a local listener, or, of this
-        machine, on its way there. ``drop``: gone.
+        machine, on its way there. ``drop``: gone. ``answered`` returns when whoever answers packet
+        queues is done with what has been taken out of them.
         """
         for place in _PLACES:
             self._nft(f"flush set inet witness {place}")
         for start in range(0, len(flows), _BURST):
-            for number in range(start, min(start + _BURST, len(flows))):
-                self.send(flows[number], number)
-                self._arrived += 1
-            wait_until(lambda: self._count() >= self._arrived, "the packets to arrive")
+            self._deliver(dict(enumerate(flows[start : start + _BURST], start)))
             wait_until(lambda: not self._queued(), "the packets to be answered")
+            answered()
         places = self._places()
         while (later := self._places()) != places:
             places = later  # the last one may still be on its way
@@ -154,6 +159,24 @@ class Router:
                 assert _FATES[mark] in possible, f"{flows[number]} is {place} with {mark:#x}"
                 fates[number] = _FATES[mark]
         return list(fates.values())
+
+    def _deliver(self, flows: Mapping[int, FlowFacts]) -> None:
+        """Send their packets, again where they are lost: the kernel's backlog is bounded."""
+        self._nft("flush set inet witness arrived")
+        missing = flows
+        for _ in range(_TRIES):
+            for number, flow in missing.items():
+                self.send(flow, number)
+            if happens(lambda: self.arrived() >= flows.keys(), _TRY_S):
+                return
+            arrived = self.arrived()
+            missing = {number: flow for number, flow in flows.items() if number not in arrived}
+        raise AssertionError(f"{len(missing)} packets do not arrive")
+
+    def arrived(self) -> set[int]:
+        """The numbers of the packets that came out of the cable, whatever has become of them."""
+        found = self._query("list set inet witness arrived")[0]["set"]
+        return {number for number in found.get("elem", ()) if number < _OTHERS}
 
     def forwarded(self) -> set[int]:
         """The numbers of the packets that went through without a mark of ours."""
@@ -176,10 +199,6 @@ class Router:
 
     def _places(self) -> dict[str, set[tuple[int, int]]]:
         return {place: set(self._seen(place)) for place in _PLACES}
-
-    def _count(self) -> int:
-        listed = self._query("list counter inet witness arrived")
-        return int(listed[0]["counter"]["packets"])
 
     def _seen(self, name: str) -> list[tuple[int, int]]:
         found = self._query(f"list set inet witness {name}")[0]["set"]
