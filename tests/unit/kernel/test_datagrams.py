@@ -30,7 +30,7 @@ class Path:
         self.inlet.bind((LOOPBACK[family], 0))
         self.inlet.setsockopt(SOL_UDP, UDP_GRO, 1)
         self.receiver.bind((LOOPBACK[family], 0))
-        self.receiver.settimeout(5)
+        self.receiver.settimeout(20)
         self.sender.connect(self.inlet.getsockname())
         self.to = Address(sockaddr(Endpoint(*self.receiver.getsockname()[:2])))
 

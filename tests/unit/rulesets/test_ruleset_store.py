@@ -192,7 +192,11 @@ def test_compiled_sets_that_nobody_opens_are_removed(big: Path) -> None:
     assert used.stat().st_mtime > 1
 
 
-def test_whoever_stops_waits_for_no_list(big: Path) -> None:
+def test_whoever_stops_waits_for_no_list(big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = big / "endless"
+    endless.write_text("#!/bin/sh\nexec sleep 1000\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr("gateway.rulesets.build.sys.executable", str(endless))
     store = open_store(big, FILE)
     store.close()
     with pytest.raises(ConfigError, match="ended with signal 9"):
