@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -41,6 +42,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         help="how many workers gateways of the lab have, where tests would take one or two in turn",
     )
+
+
+def pytest_collection_finish() -> None:
+    """Hypothesis takes constants of modules for examples: from now on, of no others than these.
+
+    Else examples would depend on what tests have imported that happened to run before.
+    """
+    constants = providers._get_local_constants()
+    providers._get_local_constants = lambda: constants
 
 
 @pytest.fixture
