@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from datagrams import Relay, Served, answering, echo, talking
-from traffic import Family, new_socket, running, target, targets, wait_counter
+from traffic import Family, running, target, targets, wait_counter
 
 from gateway.flow import Endpoint
 from gateway.lab.gateway_process import GatewayProcess
@@ -63,9 +62,7 @@ def hello(name: str, protocols: int = 1) -> list[bytes]:
 
 def echoed(lab: Lab, family: Family, datagrams: list[bytes]) -> tuple[int, list[bytes]]:
     """Send these from one socket: its port, and what came back."""
-    host = target(lab, family)
-    with new_socket(lab.client("desk"), host, socket.SOCK_DGRAM) as client:
-        client.connect((host, PORT))
+    with talking(lab.client("desk"), target(lab, family), PORT) as client:
         for datagram in datagrams:
             client.send(datagram)
         return client.getsockname()[1], [client.recv(65535) for _ in datagrams]
@@ -99,8 +96,7 @@ def test_the_server_resolves_the_name(module_lab: Lab, family: Family, says: str
     def asked_for(host: str, *datagrams: bytes) -> tuple[set[Endpoint], dict[str, Any]]:
         """What the server was asked for, and the flow."""
         relay.asked.clear()
-        with new_socket(lab.client("desk"), host, socket.SOCK_DGRAM) as client:
-            client.connect((host, PORT))
+        with talking(lab.client("desk"), host, PORT) as client:
             for datagram in datagrams:
                 client.send(datagram)
                 assert client.recv(65535) == datagram
