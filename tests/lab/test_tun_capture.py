@@ -14,9 +14,9 @@ from traffic import (
     address,
     curl,
     dial,
+    flow_of,
     listen,
     peer_seen,
-    reset_flow,
     running,
     target,
     targets,
@@ -164,15 +164,19 @@ def test_fake_addresses(module_lab: Lab) -> None:
     """By the name that a client says a flow goes on; without one it is refused, and counted."""
     lab, desk = module_lab, module_lab.client("desk")
     config = tun_config(lab, {"destination": list(FAKE.values()), "to": "home"}, capture="fake-ip")
-    config["sniff"] = {"override": "target", "timeout": 0.2}
+    config["sniff"] = {"override": "target", "timeout": 10}
     with running(lab, config) as gateway:
         for family, fake in FAKE.items():
             host = f"[{fake}]" if family == 6 else fake
             told = ["--resolve", f"web.lab.example:80:{host}"]
             done = curl(desk, "http://web.lab.example/whoami", *told)
             assert done.returncode == 0, done.stderr
-            flow = reset_flow(gateway, desk, fake)
-            assert flow["close_reason"] == "fake-address"
+            with dial(desk, fake, 80) as sock:
+                port = sock.getsockname()[1]
+                sock.sendall(bytes(100))  # there is no name in that
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+            assert flow_of(gateway, port)["close_reason"] == "fake-address"
             with talking(desk, fake) as sock, pytest.raises(ConnectionRefusedError):
                 ask(sock)
         counters = gateway.counters()

@@ -65,11 +65,12 @@ def test_datagrams(
 
 def test_pings(module_lab: Lab, attic: Machine, gateway: GatewayProcess, family: Family) -> None:
     """The first may be what it is known by; no other is lost."""
-    command = ["ping", "-n", "-s", str(len(LONG)), target(module_lab, family)]
+    # One at a time: for the last of several ping(8) does not wait as long as it is told to.
+    command = ["ping", "-n", "-c", "1", "-s", str(len(LONG)), target(module_lab, family), "-W"]
 
     def one_is_answered() -> bool:
-        return attic.run([*command, "-c", "1", "-W", "1"], check=False).returncode == 0
+        return attic.run([*command, "1"], check=False).returncode == 0
 
     wait_until(one_is_answered, "an answer as long as the question")
-    said = attic.run([*command, "-c", "4", "-i", "0.2", "-W", "20"], check=False).stdout
-    assert " 4 received" in said, said
+    for _ in range(4):
+        attic.run([*command, "20"])

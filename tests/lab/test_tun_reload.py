@@ -38,6 +38,7 @@ def captured(lab: Lab, tun: dict[str, Any], backend: str = "auto") -> dict[str, 
     )
     found["inbound"]["backend"] = backend
     found["outbounds"]["device"] = {"type": "direct", "interface": "wan0"}
+    found["timeouts"] = {"udp": 600}  # some changes may take long
     return found | {"tun": tun}
 
 
@@ -79,6 +80,8 @@ class Open:
 @contextmanager
 def flows(lab: Lab) -> Iterator[Open]:
     """Those of a test, with who answers datagrams."""
+    # So long, whatever changes take, the kernel is to know whose they are.
+    lab.router.sysctl("net.netfilter.nf_conntrack_udp_timeout", "600")
     found = Open(lab)
     with served() as servers:
         for host in targets(lab, "mirror", "web"):

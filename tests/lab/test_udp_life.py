@@ -100,7 +100,7 @@ def test_quiet_flows_end_by_the_class_of_their_port(module_lab: Lab, servers: Se
 def test_one_device_cannot_take_all_the_room(module_lab: Lab, servers: Served) -> None:
     """Its own oldest quiet flow makes room; the one that is in use does not, nor do others'."""
     lab, desk, kid = module_lab, module_lab.client("desk"), module_lab.client("kid")
-    config = through_relay(lab, udp={"flows_per_device": 16})
+    config = through_relay(lab, udp={"flows_per_device": 16}, timeouts={"udp": 600})
     with relay(lab), running(lab, config) as gateway:
         host = target(lab, 4)
         with talking(kid, host) as other, talking(desk, host) as busy:
