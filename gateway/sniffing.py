@@ -60,6 +60,7 @@ class Sniffing(Generic[T]):
         self._seen = seen
         self._waiting: dict[T, float] = {}  # and until when (time.monotonic), oldest first
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when it fires (time.monotonic)
 
     @property
     def flows(self) -> tuple[T, ...]:
@@ -72,9 +73,17 @@ class Sniffing(Generic[T]):
 
     def begin(self, flow: T, limits: SniffLimits) -> None:
         """Let a flow wait for what its client says."""
-        self._waiting[flow] = time.monotonic() + limits.timeout
+        now = time.monotonic()
+        until = self._waiting[flow] = now + limits.timeout
+        if self._timer is not None and until < self._due:
+            self._timer.cancel()  # it was for flows that may wait for longer, before a reload
+            self._timer = None
         if self._timer is None:
-            self._timer = self._call_later(limits.timeout, self._expire)
+            self._arm(now, until)
+
+    def _arm(self, now: float, until: float) -> None:
+        self._due = until
+        self._timer = self._call_later(until - now, self._expire)
 
     def look(self, flow: T, *, ended: bool) -> None:
         """A client has said more, or (``ended``) will say no more."""
@@ -105,7 +114,9 @@ class Sniffing(Generic[T]):
         now = time.monotonic()
         due = [flow for flow, until in self._waiting.items() if until <= now]
         others = [until for until in self._waiting.values() if until > now]
-        self._timer = self._call_later(min(others) - now, self._expire) if others else None
+        self._timer = None
+        if others:
+            self._arm(now, min(others))
         for flow in due:
             self._counters["sniff_timeout"] += 1
             self.learned(flow, flow.sighting())

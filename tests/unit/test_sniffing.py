@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -240,6 +241,19 @@ def test_what_is_known_in_time_counts(plane, rig):
 
     plane.run(scenario())
     assert one.counted("sniff_timeout") == one.counted("sniffed_tls") == 1
+
+
+def test_a_shorter_time_holds_beside_flows_that_may_wait_for_longer(plane, rig):
+    one = rig(PATIENT)
+
+    async def scenario():
+        await one.flow()
+        one.dispatcher.routing = replace(one.dispatcher.routing, sniff=IMPATIENT)
+        await one.flow()
+        await plane.accept(one.socks)
+
+    plane.run(scenario())
+    assert one.counted("sniff_timeout") == 1
 
 
 def test_several_wait_and_each_has_its_own_time(plane, rig):
