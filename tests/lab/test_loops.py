@@ -63,6 +63,7 @@ def test_the_detector_ends_a_loop_by_itself(module_lab: Lab, backend: str, mode:
         counters = gateway.counters()
         assert (counters["flows_accepted"], counters["closed_loop"]) == (4, 2)
         details = [f["detail"] for f in gateway.flows() if f["close_reason"] == "loop"]
+        assert len(details) == 2
         assert all("diverted" in detail for detail in details)
 
 
