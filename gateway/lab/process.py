@@ -13,6 +13,8 @@ from gateway.errors import GatewayError
 
 POLL_S = 0.02
 START_TIMEOUT_S = 20.0
+#: For what a process has to load and do before it is ready; one that ends is not waited for.
+READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
 
 
@@ -81,7 +83,7 @@ class Process:
         return self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
 
     def wait_until(
-        self, condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S
+        self, condition: Callable[[], bool], what: str, timeout_s: float = READY_TIMEOUT_S
     ) -> None:
         """As ``wait_until``, but raises at once when the process ends, with its last lines."""
         try:

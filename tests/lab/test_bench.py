@@ -38,7 +38,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def report_of(*arguments: str) -> dict[str, Any]:
     """What a run of the bench says, in one short round."""
     bench = start(*arguments, "--quick", "--json")
-    output, errors = bench.communicate(timeout=180)
+    output, errors = bench.communicate(timeout=280)
     assert bench.returncode == 0, errors
     assert not labs_of(bench.pid)
     report: dict[str, Any] = json.loads(output)
@@ -135,7 +135,7 @@ def test_a_short_soak_is_flat(tmp_path: Path) -> None:
     path, picture = tmp_path / "soak.json", tmp_path / "soak.svg"
     flows = ["--idle-flows", "500", "--active-flows", "20"]
     bench = start("soak", "--minutes", "0.05", *flows, "--output", str(path), "--svg", str(picture))
-    output, errors = bench.communicate(timeout=180)
+    output, errors = bench.communicate(timeout=280)
     assert path.exists(), errors
     record = json.loads(path.read_text())
     assert bench.returncode == 0, (errors, record)

@@ -161,7 +161,7 @@ def test_an_impatient_interrupt_leaves_nothing(module_lab: Lab, backend: str) ->
     before = lab.router.snapshot()
     config = proxying_web(lab, "closed")
     gateway = lab.start_gateway(config, backend=backend, workers=2, wait=False)
-    wait_until(lambda: bool(worker_pids(gateway)), "its first child")
+    gateway.process.wait_until(lambda: bool(worker_pids(gateway)), "its first child")
 
     def ended() -> bool:
         with suppress(ProcessLookupError):

@@ -32,7 +32,7 @@ from gateway.lab.process import LabError, Process, wait_until
 WARM_UP_S: Final = 0.25
 #: The same for clients that only rest in between.
 SETTLE_S: Final = 0.03
-START_TIMEOUT_S: Final = 30.0
+START_TIMEOUT_S: Final = 120.0
 #: Tens of thousands of connections, one after the other.
 MANY_TIMEOUT_S: Final = 180.0
 PINGS: Final = 9
