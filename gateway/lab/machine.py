@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -103,18 +102,22 @@ class Machine:
         return self.run(["sysctl", "-n", key]).stdout.strip()
 
     def wait_settled(self) -> None:
-        """Until each link has its link-local address.
+        """Until each link has its link-local address, and each address its route.
 
-        The kernel adds that address and its routes once the carrier is up; a snapshot
-        taken before would differ from one taken after.
+        The kernel adds that address and its routes once the carrier is up, and any route to an
+        address of IPv6 a moment after the address; a snapshot taken before would differ from one
+        taken after.
         """
-        command = ["ip", "-n", self.namespace, "-j", "-6", "address"]
+        command = ["ip", "-n", self.namespace, "-6", "-oneline", "-batch", "-"]
+        asked = "address\nroute show table local\n"
 
         def settled() -> bool:
-            links = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-            addresses = [address for link in links for address in link["addr_info"]]
-            local = [a for a in addresses if a["scope"] == "link" and not a.get("tentative")]
-            return len(local) == len(self.spec.links)
+            done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True)
+            told = done.stdout.splitlines()
+            addresses = [line for line in told if " inet6 " in line]
+            links = sum(" scope link " in line for line in addresses)
+            routes = sum(line.startswith("local ") for line in told)
+            return links == len(self.spec.links) and routes == len(addresses)
 
         wait_until(settled, f"the links of {self.namespace} to come up")
 
