@@ -280,9 +280,10 @@ class Gateway:
     async def _put_in_force(self, fresh: Assembly, found: tuple[Finding, ...]) -> None:
         warn_of_refused(each for each in found if each not in self._found)
         warn_of_lookups(set(fresh.lookups) - set(self._assembly.lookups))
-        self._assembly, self._found = fresh, found
         plan = self._blueprint(fresh, found)
         await self._plane.adopt(plan)
+        # Not before: who is told of it may rely on it.
+        self._assembly, self._found = fresh, found
         if plan.listen_on.tun is None:
             await self._let_device_go()
         await self._keeper.tell(self._plane, fresh.config)
