@@ -252,8 +252,10 @@ def test_cpu_and_memory_are_those_of_the_whole_tree() -> None:
 def test_a_child_that_has_just_ended_uses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["true"]) as gone:
         pass
+    below: list[int] = []
+    monkeypatch.setattr(usage, "processes", lambda pid: iter([pid, *below]))
     alone = usage.descriptors(os.getpid())
-    monkeypatch.setattr(usage, "processes", lambda pid: iter([pid, gone.pid]))
+    below.append(gone.pid)
     assert usage.descriptors(os.getpid()) == alone
 
 
