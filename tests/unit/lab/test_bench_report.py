@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -250,13 +249,15 @@ def test_cpu_and_memory_are_those_of_the_whole_tree() -> None:
 
 
 def test_a_child_that_has_just_ended_uses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with subprocess.Popen(["true"]) as gone:
-        pass
-    below: list[int] = []
-    monkeypatch.setattr(usage, "processes", lambda pid: iter([pid, *below]))
-    alone = usage.descriptors(os.getpid())
-    below.append(gone.pid)
-    assert usage.descriptors(os.getpid()) == alone
+    def measured(pid: int) -> int:
+        if pid == 2:
+            raise ProcessLookupError
+        return 10 * pid
+
+    monkeypatch.setattr(usage, "processes", lambda pid: iter([pid, 2, 3]))
+    assert usage._sum(1, measured) == 10 + 30
+    with pytest.raises(ProcessLookupError):
+        usage._sum(2, measured)
 
 
 def test_counters_are_read_while_they_are_written(tmp_path: Path) -> None:
