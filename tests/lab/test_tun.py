@@ -267,7 +267,12 @@ def test_packets_that_are_none_of_ours_are_counted(
             least = moved[0] + times * len(sent)
             wait_until(lambda n=least: passed(lab)[0] >= n, "all to be read")  # type: ignore[misc]
     wanted = {name: STORM * len(packets) for name, packets in ODD.items()}
-    assert happens(lambda: counted() == wanted), counted()
+    happens(lambda: all(counted()[name] >= times for name, times in wanted.items()))
+    found = counted()
+    # The kernel's own, of a device that is new: reports of groups, from ``::`` (RFC 3810, 5.2.13).
+    reports = found["martian_source"] - wanted["martian_source"]
+    assert reports in range(6)
+    assert found == wanted | {"martian_source": wanted["martian_source"] + reports}
     after = gateway.counters()
     read, written = (now - then for now, then in zip(passed(lab), moved, strict=True))
     told = after.get("icmp_errors_sent", 0) - before.get("icmp_errors_sent", 0)
