@@ -19,16 +19,23 @@ class TunEntrance:
     """Sends packets to a device as the kernel does: each comes to the queue that it is for."""
 
     def __init__(self, name: str) -> None:
-        """Raises ``OSError`` without CAP_NET_RAW."""
+        """Of the device ``name``; it has a socket once there is something to send."""
         self._name = name
-        # Without a protocol: it receives nothing.
-        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._sock: socket.socket | None = None
 
     def send(self, packet: Buffer) -> None:
-        """Send a whole packet, checksums and all. Raises ``OSError``: EMSGSIZE beyond the MTU."""
+        """Send a whole packet, checksums and all.
+
+        Raises ``OSError``: EMSGSIZE beyond the MTU, EPERM without CAP_NET_RAW, EAFNOSUPPORT where
+        the kernel has no packet sockets.
+        """
+        if self._sock is None:
+            # Without a protocol: it receives nothing.
+            self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         kind = _ETH_P_IPV6 if packet[0] >> 4 == 6 else _ETH_P_IP
         self._sock.sendto(packet, (self._name, kind))
 
     def close(self) -> None:
         """Let the socket go."""
-        self._sock.close()
+        if self._sock is not None:
+            self._sock.close()

@@ -17,7 +17,6 @@ from gateway.errors import GatewayError
 from gateway.lab.machine import Machine
 from gateway.lab.process import Process
 
-START_TIMEOUT_S = 120.0
 RECENT = 10_000
 
 #: Where a child finds this very package, whether it is installed or a checkout.
@@ -68,7 +67,7 @@ class GatewayProcess:
 
     def wait_ready(self) -> None:
         """Until it says that it runs. Raises ``LabError`` with its log when it ends instead."""
-        self.process.wait_until(self._running, "the gateway to be ready", START_TIMEOUT_S)
+        self.process.wait_until(self._running, "the gateway to be ready")
 
     def _running(self) -> bool:
         with suppress(GatewayError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 from dataclasses import replace
 
@@ -63,11 +62,6 @@ PLAIN = Policy(
 )
 
 
-def ready(sock: socket.socket) -> bool:
-    """Whether something has arrived: the kernel may take its time, over loopback too."""
-    return bool(select.select([sock], [], [], 0)[0])
-
-
 class Rig:
     """A dispatcher, a web server and a SOCKS server that the test plays."""
 
@@ -96,12 +90,11 @@ class Rig:
         """A client that says this before it is accepted, on its way to the web server."""
         client = self.plane.dial(local_endpoint(self._listener))
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await self.plane.until(lambda: ready(self._listener))
         for piece in said:
             client.send(piece)
-        sock, source = accept(self._listener)
+        sock, source = accept(self.plane.ready(self._listener))
         if said:
-            await self.plane.until(lambda: ready(sock))
+            self.plane.ready(sock)
         self.dispatcher.accepted(self.plane.own(sock), source, to or self.web_at)
         await self.plane.turns()
         return client

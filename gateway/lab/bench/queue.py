@@ -20,13 +20,13 @@ from typing import Any, Final, Literal
 
 from gateway.lab.bench.candidates import TARGET, UPSTREAM, Candidate, forwarding, routed
 from gateway.lab.bench.metric import Metric
-from gateway.lab.bench.rig import START_TIMEOUT_S, WARM_UP_S, Rig
+from gateway.lab.bench.rig import WARM_UP_S, Rig
 from gateway.lab.bench.suite import Scenario, Sizes, Suite
 from gateway.lab.gateway_process import ENVIRONMENT
 from gateway.lab.lab import Lab
 from gateway.lab.load import new_flows
 from gateway.lab.load.counters import Counters
-from gateway.lab.process import Process
+from gateway.lab.process import READY_TIMEOUT_S, Process, happens
 
 #: Rules that lead a flow to ``direct``, and that only a program can judge.
 BY_PACKET: Final = ({"weekday": "mon-sun", "to": "direct"}, {"to": UPSTREAM})
@@ -110,10 +110,9 @@ def _measure(family: Literal[4, 6], rig: Rig, sizes: Sizes) -> dict[str, float]:
         time.sleep(WARM_UP_S)
         first = _Count.of(rig)
         time.sleep(sizes.seconds)
-        last = _Count.of(rig)
         # On a busy machine somebody may have stood still for as long as that.
-        while last.arrived == first.arrived and last.time_s < first.time_s + START_TIMEOUT_S:
-            last = _Count.of(rig)
+        happens(lambda: _Count.of(rig).arrived > first.arrived, READY_TIMEOUT_S)
+        last = _Count.of(rig)
     arrived = last.arrived - first.arrived
     values = {f"flows_ipv{family}_rate": arrived / (last.time_s - first.time_s) / 1e3}
     if rig.process is not None and arrived:
@@ -130,7 +129,7 @@ def _flood(rig: Rig, family: Literal[4, 6]) -> Iterator[None]:
     command = [sys.executable, "-m", "gateway.lab.load.new_flows", str(path)]
     command.append(target.ipv4 if family == 4 else target.ipv6)
     process = lab.client("desk").start(path.stem, command, ENVIRONMENT)
-    process.wait_until(lambda: counters.read()["sent"] > 0, "the first datagram", START_TIMEOUT_S)
+    process.wait_until(lambda: counters.read()["sent"] > 0, "the first datagram")
     try:
         yield
     finally:

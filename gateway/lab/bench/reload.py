@@ -20,7 +20,7 @@ from typing import Final
 from gateway.lab import lists
 from gateway.lab.bench.candidates import TARGET, UPSTREAM, Candidate
 from gateway.lab.bench.metric import Metric
-from gateway.lab.bench.rig import START_TIMEOUT_S, WARM_UP_S, Rig
+from gateway.lab.bench.rig import WARM_UP_S, Rig
 from gateway.lab.bench.suite import Scenario, Sizes, Suite
 from gateway.lab.gateway_process import ENVIRONMENT
 from gateway.lab.lab import Lab
@@ -144,9 +144,7 @@ def _waiting(lab: Lab, target: str) -> Iterator[Counters]:
     command.append(lab.topology.targets[target].ipv4)
     process = lab.client("desk").start(path.stem, command, ENVIRONMENT)
     try:
-        process.wait_until(
-            lambda: counters.read()["answers"] > 0, "the first answer", START_TIMEOUT_S
-        )
+        process.wait_until(lambda: counters.read()["answers"] > 0, "the first answer")
         time.sleep(WARM_UP_S)
         yield counters
     finally:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from gateway.lab.bench.candidates import TARGET
-from gateway.lab.bench.rig import START_TIMEOUT_S, WARM_UP_S, Rig
+from gateway.lab.bench.rig import WARM_UP_S, Rig
 from gateway.lab.gateway_process import ENVIRONMENT
 from gateway.lab.lab import Lab
 from gateway.lab.load import datagrams
 from gateway.lab.load.counters import Counters
-from gateway.lab.process import LabError, Process
+from gateway.lab.process import READY_TIMEOUT_S, LabError, Process
 
 Kind = Literal["plain", "steady", "train", "many", "echo", "open"]
 
@@ -56,7 +56,7 @@ class Sender:
 
     def window(self, seconds: float, warm: int = 1) -> tuple[Count, Count]:
         """Two counts so far apart, once ``warm`` datagrams have arrived. Raises ``LabError``."""
-        until = time.monotonic() + START_TIMEOUT_S
+        until = time.monotonic() + READY_TIMEOUT_S
         while self.count().arrived < warm:
             if time.monotonic() > until:
                 raise LabError(f"fewer than {warm} datagrams arrive")
@@ -99,7 +99,7 @@ def start_relay(lab: Lab) -> None:
     """The far end, as the upstream ``UPSTREAM``."""
     settings = lab.topology.upstreams[UPSTREAM]
     process = _run(lab, "internet", _RELAY, "serve", settings.addresses.ipv4, settings.port)
-    process.wait_until(lambda: datagrams.READY in process.log, "the relay", START_TIMEOUT_S)
+    process.wait_until(lambda: datagrams.READY in process.log, "the relay")
 
 
 def _run(lab: Lab, machine: str, counters: str, kind: str, host: str, number: int) -> Process:

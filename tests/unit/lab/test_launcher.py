@@ -54,6 +54,19 @@ class Checkout:
             copy = "gw-" + name.replace(".", "").replace("/", "-")
             shutil.copy(self.directory / name, site / copy)
 
+    def set_up_before_a_change(self) -> None:
+        """For a list of Python packages that is another one now."""
+        self.set_up(*RUNTIME)
+        with (self.directory / ".lock/runtime.txt").open("a") as lock:
+            lock.write("# changed\n")
+
+    def lacks(self, user: int, *packages: str) -> None:
+        """It is run by this user (a number), on a machine that has all packages but these."""
+        self.command("id", f"echo {user}")
+        self.command(
+            "dpkg-query", f"case $4 in {'|'.join(packages)}) exit 1;; esac; echo installed"
+        )
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(self.directory / "gw"), *arguments],
@@ -104,9 +117,8 @@ def test_test_checks_then_tests_and_passes_arguments_on(checkout: Checkout) -> N
 
 
 def test_without_root_it_names_the_missing_packages_and_the_command(checkout: Checkout) -> None:
-    checkout.command("id", "echo 1000")
+    checkout.lacks(1000, "ipset")
     checkout.command("apt-get", "exit 1")
-    checkout.command("dpkg-query", '[ "$4" = ipset ] && exit 1; echo installed')
     done = checkout.run("version")
     assert done.returncode == 1
     assert done.stderr == "gw: not root; run this with sudo, or: sudo apt-get install ipset\n"
@@ -114,8 +126,7 @@ def test_without_root_it_names_the_missing_packages_and_the_command(checkout: Ch
 
 
 def test_root_installs_only_what_is_missing(checkout: Checkout) -> None:
-    checkout.command("id", "echo 0")
-    checkout.command("dpkg-query", "case $4 in ipset|gcc) exit 1;; esac; echo installed")
+    checkout.lacks(0, "ipset", "gcc")
     checkout.command("apt-cache", '[ "$2" != gcc ]')
     checkout.command("apt-get", '[ "$1" = update ] || exit 100')
     done = checkout.run("version")
@@ -132,8 +143,7 @@ def test_root_installs_only_what_is_missing(checkout: Checkout) -> None:
 
 
 def test_without_lists_of_packages_it_ends_and_says_why(checkout: Checkout) -> None:
-    checkout.command("id", "echo 0")
-    checkout.command("dpkg-query", "exit 1")
+    checkout.lacks(0, "*")
     checkout.command("apt-cache", "exit 100")
     checkout.command("apt-get", "exit 100")
     done = checkout.run("version")
@@ -145,11 +155,8 @@ def test_without_lists_of_packages_it_ends_and_says_why(checkout: Checkout) -> N
 
 
 def test_what_fails_for_a_moment_is_tried_again(checkout: Checkout) -> None:
-    checkout.set_up(*RUNTIME)
-    with (checkout.directory / ".lock/runtime.txt").open("a") as lock:
-        lock.write("# changed\n")
-    checkout.command("id", "echo 0")
-    checkout.command("dpkg-query", '[ "$4" = ipset ] && exit 1; echo installed')
+    checkout.set_up_before_a_change()
+    checkout.lacks(0, "ipset")
     checkout.command("apt-cache", "")
     checkout.command("apt-get", fails_once(checkout.directory, "$1"))
     checkout.stub(
@@ -169,9 +176,7 @@ def test_another_system_is_told_what_it_needs(checkout: Checkout) -> None:
 
 
 def test_a_new_list_is_installed_with_hashes(checkout: Checkout) -> None:
-    checkout.set_up(*RUNTIME)
-    with (checkout.directory / ".lock/runtime.txt").open("a") as lock:
-        lock.write("# changed\n")
+    checkout.set_up_before_a_change()
     checkout.command("dpkg-query", "echo installed")
     checkout.command("apt-get", "exit 1")
     assert checkout.run("version").returncode == 0
